@@ -1,0 +1,44 @@
+"""Gemma2 with a sequence funnel: exported, compiled and proven equal to eager PyTorch.
+
+Importing the package loads neither torch nor a runtime; the names below load what they need when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from funnel_export.bundle import Bundle, load_bundle
+    from funnel_export.config import FunnelSpec
+    from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
+    from funnel_export.pipeline import check, export
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "Bundle": "funnel_export.bundle",
+    "FunnelCache": "funnel_export.funnel",
+    "FunnelSpec": "funnel_export.config",
+    "apply_funnel": "funnel_export.funnel",
+    "check": "funnel_export.pipeline",
+    "export": "funnel_export.pipeline",
+    "load_bundle": "funnel_export.bundle",
+    "remove_funnel": "funnel_export.funnel",
+}
+
+__all__ = [
+    "Bundle",
+    "FunnelCache",
+    "FunnelSpec",
+    "__version__",
+    "apply_funnel",
+    "check",
+    "export",
+    "load_bundle",
+    "remove_funnel",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,18 @@
+"""Gathering columns of a batch, row by row."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def take_columns(
+    x: Float[Tensor, "batch column width"], columns: Int[Tensor, "batch taken"]
+) -> Float[Tensor, "batch taken width"]:
+    """Gather columns of each row, as one gather over all rows: the form that every runtime takes.
+
+    Columns beyond the tensor, which only absent slots name, are clamped.
+    """
+    batch, length, width = x.shape
+    rows = torch.arange(batch, device=x.device)[:, None] * length
+    flat = (rows + columns.clamp(min=0, max=length - 1)).reshape(-1)
+    return x.reshape(batch * length, width).index_select(0, flat).reshape(batch, columns.shape[1], width)

@@ -1,0 +1,245 @@
+"""The funnelled Gemma2: a forward that runs the middle layers on slots, for one pass and for chunks with a cache.
+
+Every step on hidden states is a *part*: a decoder layer, the pooling, the recovery. Parts are called through a
+`Runner`, so that the same forward serves eager PyTorch, an export that traces each part once, and a comparison that
+wants to see the hidden states between the parts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from funnel_export.config import FunnelSpec
+from funnel_export.errors import SpecError
+from funnel_export.funnel.cache import FunnelCache
+from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.masks import attention_bias
+from funnel_export.funnel.pooling import pool
+from funnel_export.funnel.recovery import recover
+from funnel_export.funnel.rows import Rows
+from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
+
+Part = Callable[..., Tensor]
+
+POOL, RECOVER = "funnel.pooled", "funnel.recovered"
+
+
+def layer_name(index: int) -> str:
+    """Name of a decoder layer's output among the boundaries."""
+    return f"layers.{index}"
+
+
+class Runner(Protocol):
+    """Calls a part of the forward, which gives hidden states [batch, length, width] from those in `tensors[0]`."""
+
+    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor: ...
+
+
+def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG001 - a Runner's signature
+    """The plain runner: call the part."""
+    return part(*tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPart:
+    """A decoder layer as a part: (hidden states, attention bias, cos, sin) to hidden states."""
+
+    layer: nn.Module
+    cache: Cache | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        out: Tensor = self.layer(
+            x, attention_mask=bias, position_embeddings=(cos, sin), past_key_values=self.cache, **self.kwargs
+        )
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a patched model runs: its funnel, none for the dense model, and the runner of its parts."""
+
+    spec: FunnelSpec | None
+    run: Runner = call_part
+
+
+@merge_with_config_defaults  # type: ignore[untyped-decorator]
+@capture_outputs  # type: ignore[untyped-decorator]
+def funnel_forward(
+    self: Gemma2Model,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,  # noqa: ARG001 - tokens are numbered by the mask, as `generate` numbers them
+    past_key_values: Cache | None = None,
+    inputs_embeds: Tensor | None = None,
+    use_cache: bool | None = None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPast:
+    """`Gemma2Model.forward` with a funnel.
+
+    Args:
+        input_ids: [batch, length] tokens of this chunk; or `inputs_embeds`, [batch, length, hidden_size].
+        attention_mask: [batch, columns so far], 1 for real tokens; None if there is no padding.
+        position_ids: accepted as Hugging Face's callers pass it; positions follow from the mask.
+        past_key_values: a `FunnelCache`, or an empty cache of another class, which is then replaced.
+        use_cache: whether to return a cache.
+
+    Raises:
+        SpecError: for a mask or a cache that does not fit.
+        ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+    x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    plan = cast(Plan, self.funnel_plan)
+    cache = _cache(plan.spec, past_key_values, bool(use_cache))
+    rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
+    tokens = Resolution(self, plan.run, rows.queries, rows.keys, x.dtype, cache, kwargs)
+    layers = self.config.num_hidden_layers
+    if plan.spec is None:
+        x = tokens.run_layers(x, range(layers))
+    else:
+        x = tokens.run_layers(x, range(plan.spec.pool_layer))
+        x = _through_the_middle(self, plan.spec, plan.run, x, rows, cache, kwargs)
+        x = tokens.run_layers(x, range(plan.spec.recover_layer, layers))
+    if cache is not None:
+        cache.columns = rows.keys.shape[1]
+    return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
+
+
+class Resolution:
+    """Layers that run on the same positions: what they share is made once."""
+
+    def __init__(
+        self,
+        model: Gemma2Model,
+        run: Runner,
+        queries: Tensor,
+        keys: Tensor,
+        dtype: torch.dtype,
+        cache: Cache | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.model, self.run, self.queries, self.keys = model, run, queries, keys
+        self.dtype, self.cache, self.kwargs = dtype, cache, kwargs
+        self._biases: dict[str, Tensor] = {}
+        self._rope: tuple[Tensor, Tensor] | None = None
+
+    def run_layers(self, x: Tensor, layers: range) -> Tensor:
+        """Hidden states [batch, length, width] through the layers of that range."""
+        for index in layers:
+            if self._rope is None:
+                self._rope = self.model.rotary_emb(x, self.queries.clamp(min=0))
+            part = LayerPart(self.model.layers[index], self.cache, self.kwargs)
+            x = self.run(layer_name(index), part, x, self._bias(index), *self._rope, length=x.shape[1])
+        return x
+
+    def _bias(self, index: int) -> Tensor:
+        kind = cast(list[str], self.model.config.layer_types)[index]
+        if kind not in self._biases:
+            window = self.model.config.sliding_window if kind == "sliding_attention" else None
+            self._biases[kind] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=self.dtype)
+        return self._biases[kind]
+
+
+def _through_the_middle(
+    model: Gemma2Model,
+    spec: FunnelSpec,
+    run: Runner,
+    x: Tensor,
+    rows: Rows,
+    cache: FunnelCache | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Pool the newly closed windows, run the middle layers on them, recover the chunk's tokens."""
+    first = rows.first
+    if cache is not None and cache.open is not None:  # the open window's tokens stand left of the chunk's
+        columns = torch.cat([cache.open, x], dim=1)
+        first = first + cache.open.shape[1]
+    else:
+        columns = x
+    closed = closed_slots(rows.before, spec.stride)
+    count = spec.num_slots(x.shape[1])
+    if cache is not None:  # only as many as the batch needs: in most decoding steps none
+        count = int((closed_slots(rows.length, spec.stride) - closed).max())
+    slots = torch.arange(count, device=x.device)[None] + closed
+    pooled = run(POOL, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
+    positions = slot_positions(slots, rows.length, spec)
+    keys = positions
+    if cache is not None and cache.slot_positions is not None:
+        keys = torch.cat([cache.slot_positions, positions], dim=1)
+    middle = pooled
+    if cache is None or count:
+        slots_alone = Resolution(model, run, positions, keys, x.dtype, cache, kwargs)
+        middle = slots_alone.run_layers(pooled, range(spec.pool_layer, spec.recover_layer))
+    reads = read_slots(rows.queries, spec) - closed
+    if cache is not None:
+        if cache.pooled is not None and cache.middle is not None:  # a token may read the slot closed before the chunk
+            pooled = torch.cat([cache.pooled, pooled], dim=1)
+            middle = torch.cat([cache.middle, middle], dim=1)
+            reads = reads + 1
+        _remember(cache, spec, rows, columns, first, pooled, middle, keys)
+    return run(RECOVER, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
+
+
+def _remember(
+    cache: FunnelCache,
+    spec: FunnelSpec,
+    rows: Rows,
+    columns: Tensor,
+    first: Tensor,
+    pooled: Tensor,
+    middle: Tensor,
+    positions: Tensor,
+) -> None:
+    """Keep what the next chunk needs: the tokens of the open window, and the last slot."""
+    tail = rows.length - torch.arange(spec.stride - 1, 0, -1, device=columns.device)
+    cache.open = take_columns(columns, first + tail)
+    carried = 0 if cache.pooled is None else 1
+    newest = closed_slots(rows.length, spec.stride) - closed_slots(rows.before, spec.stride) - 1 + carried
+    cache.pooled, cache.middle = take_columns(pooled, newest), take_columns(middle, newest)
+    cache.slot_positions = positions
+
+
+def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> FunnelCache | None:
+    if spec is not None and spec.lookahead:
+        if given is not None:
+            raise SpecError(
+                "a lookahead funnel takes the whole text at once",
+                got=f"past_key_values of class {type(given).__name__}",
+                wanted="no past_key_values",
+                hint="use_cache=False",
+            )
+        return None
+    if isinstance(given, FunnelCache):
+        return given
+    if given is not None and given.get_seq_length() > 0:
+        raise SpecError(
+            "this cache was filled by another model",
+            got=f"a {type(given).__name__} with {given.get_seq_length()} tokens",
+            wanted="a FunnelCache, an empty cache or none",
+            hint="pass the past_key_values that this model returned",
+        )
+    return FunnelCache() if given is not None or use_cache else None
+
+
+def _real_tokens(attention_mask: Tensor | None, x: Tensor, cache: FunnelCache | None) -> Tensor:
+    columns = x.shape[1] + (cache.columns if cache is not None else 0)
+    if attention_mask is None:
+        return torch.ones(x.shape[0], columns, dtype=torch.bool, device=x.device)
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != (x.shape[0], columns):
+        raise SpecError(
+            "the attention mask does not fit the text",
+            got=tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__,
+            wanted=f"[batch, columns so far] = {(x.shape[0], columns)}",
+        )
+    return attention_mask != 0

@@ -1,0 +1,127 @@
+"""Putting a funnel on a loaded model, and taking it off."""
+
+from types import MethodType
+from typing import Any, TypeVar
+
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.gemma2.modeling_gemma2 import (
+    Gemma2ForCausalLM,
+    Gemma2ForSequenceClassification,
+    Gemma2ForTokenClassification,
+    Gemma2Model,
+)
+
+from funnel_export.config import FunnelSpec, Task
+from funnel_export.errors import CheckpointError, SpecError
+from funnel_export.funnel.model import Plan, Runner, call_part, funnel_forward
+
+TASK_CLASSES: dict[Task, type[PreTrainedModel]] = {
+    Task.FEATURE_EXTRACTION: Gemma2Model,
+    Task.TEXT_GENERATION: Gemma2ForCausalLM,
+    Task.TEXT_CLASSIFICATION: Gemma2ForSequenceClassification,
+    Task.TOKEN_CLASSIFICATION: Gemma2ForTokenClassification,
+}
+
+M = TypeVar("M", bound=PreTrainedModel)
+
+
+def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
+    """Put a funnel on this model, in place; parameters, their names and every other model stay as they are.
+
+    Args:
+        model: a loaded `Gemma2Model`, `Gemma2ForCausalLM`, `Gemma2ForSequenceClassification` or
+            `Gemma2ForTokenClassification` with eager attention.
+        spec: the funnel; by default the one that the model's `config.json` carries under "funnel".
+
+    Returns:
+        The same model. Its config carries the funnel from now on, so that `save_pretrained` writes it.
+
+    Raises:
+        SpecError: if the funnel does not fit the model or its task, or the model has one already.
+        CheckpointError: if the model is not a Gemma2 that can carry a funnel.
+    """
+    if spec is None:
+        stored = getattr(model.config, "funnel", None)
+        if stored is None:
+            raise SpecError(
+                "no funnel was given, and the model's config has none",
+                got=f"a {type(model).__name__} without config.funnel",
+                wanted="a FunnelSpec",
+                hint='apply_funnel(model, FunnelSpec.parse("6:20:2"))',
+            )
+        spec = FunnelSpec.from_dict(stored)
+    spec.validate(model.config.num_hidden_layers)
+    spec.validate_task(_task(model))
+    patch_forward(model, spec)
+    model.config.funnel = spec.to_dict()
+    return model
+
+
+def remove_funnel(model: M) -> M:
+    """Take the funnel off again: the model runs as it did, and its config has no funnel.
+
+    Raises:
+        SpecError: if the model has no funnel.
+    """
+    unpatch_forward(model)
+    if hasattr(model.config, "funnel"):
+        del model.config.funnel
+    return model
+
+
+def patch_forward(model: PreTrainedModel, spec: FunnelSpec | None, run: Runner = call_part) -> None:
+    """Replace the forward of this model's `Gemma2Model`; with no funnel it computes what the dense model computes.
+
+    Raises:
+        SpecError: if it is replaced already.
+        CheckpointError: if the model is not a Gemma2 with eager attention.
+    """
+    _task(model)
+    base = _base(model)
+    if "funnel_plan" in base.__dict__:
+        raise SpecError(
+            "the model has a funnel already",
+            got=f"{base.funnel_plan.spec}",
+            wanted="a model without one",
+            hint="remove_funnel(model) first",
+        )
+    attention = base.config._attn_implementation
+    if attention != "eager":
+        raise CheckpointError(
+            "only eager attention computes Gemma2's softcap in every version of transformers",
+            got=f"attn_implementation={attention!r}",
+            wanted="attn_implementation='eager'",
+            hint=f"{type(model).__name__}.from_pretrained(..., attn_implementation='eager')",
+        )
+    if getattr(base.config, "use_bidirectional_attention", False):
+        raise CheckpointError(
+            "a funnel is defined for causal attention only",
+            got="use_bidirectional_attention=true",
+            wanted="a causal Gemma2",
+        )
+    base.funnel_plan = Plan(spec, run)
+    base.forward = MethodType(funnel_forward, base)
+
+
+def unpatch_forward(model: PreTrainedModel) -> None:
+    """Give the model its own forward back; `SpecError` if it has it."""
+    base = _base(model)
+    if "funnel_plan" not in base.__dict__:
+        raise SpecError("the model has no funnel", got=type(model).__name__, wanted="a model after apply_funnel")
+    del base.funnel_plan
+    del base.forward
+
+
+def _task(model: PreTrainedModel) -> Task:
+    for task, kind in TASK_CLASSES.items():
+        if type(model) is kind:
+            return task
+    raise CheckpointError(
+        "this is not a model that can carry a funnel",
+        got=type(model).__name__,
+        wanted=", ".join(kind.__name__ for kind in TASK_CLASSES.values()),
+    )
+
+
+def _base(model: Any) -> Any:
+    return model if isinstance(model, Gemma2Model) else model.model

@@ -1,0 +1,53 @@
+"""Where the tokens of each row stand in the columns of a batch."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from funnel_export.errors import SpecError
+from funnel_export.funnel.windows import token_numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The rows of a batch: a chunk of columns, and the columns of earlier chunks before it."""
+
+    keys: Int[Tensor, "batch column"]
+    """Token number of every column so far, `ABSENT` for padding."""
+    queries: Int[Tensor, "batch new"]
+    """Token number of the chunk's columns."""
+    length: Int[Tensor, "batch 1"]
+    """Real tokens so far."""
+    before: Int[Tensor, "batch 1"]
+    """Real tokens before this chunk."""
+    first: Int[Tensor, "batch 1"]
+    """Column of the chunk in which token 0 stands; negative where it stands in an earlier chunk."""
+
+    @classmethod
+    def of(cls, real: Bool[Tensor, "batch column"], past: int) -> Self:
+        """Read the rows off the mask of real tokens, of which `past` columns belong to earlier chunks.
+
+        Raises:
+            SpecError: if padding stands between the tokens of a row (not checked while tracing).
+        """
+        if not torch.compiler.is_compiling():
+            _refuse_holes(real)
+        count = real.long().cumsum(-1)
+        length = count[:, -1:]
+        before = count[:, past - 1 : past] if past else torch.zeros_like(length)
+        keys = token_numbers(real)
+        leading = (count[:, past:] == before).sum(-1, keepdim=True)
+        return cls(keys=keys, queries=keys[:, past:], length=length, before=before, first=leading - before)
+
+
+def _refuse_holes(real: Bool[Tensor, "batch column"]) -> None:
+    starts = (real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0].long()
+    if bool((starts > 1).any()):
+        raise SpecError(
+            "padding stands between the tokens of a row",
+            got=f"attention_mask with holes in row {int((starts > 1).nonzero()[0])}",
+            wanted="each row's tokens side by side, with padding left or right of them",
+        )

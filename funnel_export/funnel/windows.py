@@ -1,0 +1,47 @@
+"""Which tokens a slot summarises, where it stands, and which slot a token reads: whole numbers only.
+
+The real tokens of a row are numbered p = 0 .. L-1. Window 0 is {0}; window j >= 1 is {(j-1)S+1 .. jS}. A window has a
+slot once it is closed; with lookahead an unfinished last window has one too. `ABSENT` marks what is not there: the
+number of a padding column, the position of a slot that a row does not have.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from funnel_export.config import FunnelSpec, SlotPositions
+
+ABSENT = -1
+
+
+def token_numbers(real: Bool[Tensor, "batch column"]) -> Int[Tensor, "batch column"]:
+    """Number each row's real tokens from 0; padding, left or right of them, gets `ABSENT`."""
+    return torch.where(real, real.long().cumsum(-1) - 1, ABSENT)
+
+
+def closed_slots(length: Int[Tensor, "batch 1"], stride: int) -> Int[Tensor, "batch 1"]:
+    """How many windows a row of `length` >= 0 tokens has closed: floor((L-1)/S)+1, and none when it is empty."""
+    return (length + (stride - 1)) // stride
+
+
+def window_tokens(slots: Int[Tensor, "rows slot"], stride: int) -> Int[Tensor, "rows slot stride"]:
+    """Token numbers of each slot's window; those of window 0 are 1-S .. 0, and only token 0 is real."""
+    last = (slots * stride)[:, :, None]
+    return last + torch.arange(1 - stride, 1, device=slots.device)
+
+
+def slot_positions(
+    slots: Int[Tensor, "rows slot"], length: Int[Tensor, "batch 1"], spec: FunnelSpec
+) -> Int[Tensor, "batch slot"]:
+    """Position of each slot in RoPE and masks, `ABSENT` for slots that a row of `length` tokens does not have."""
+    last = slots * spec.stride
+    needed = (last - (spec.stride - 1)).clamp(min=0) if spec.lookahead else last
+    original = spec.slot_positions is SlotPositions.ORIGINAL
+    position = torch.minimum(last, length - 1) if original else slots.expand(length.shape[0], -1)
+    return torch.where(needed < length, position, ABSENT)
+
+
+def read_slots(numbers: Int[Tensor, "batch column"], spec: FunnelSpec) -> Int[Tensor, "batch column"]:
+    """The slot that each token reads: floor(p/S), with lookahead ceil(p/S); padding reads slot 0."""
+    ahead = spec.stride - 1 if spec.lookahead else 0
+    return (numbers.clamp(min=0) + ahead) // spec.stride
