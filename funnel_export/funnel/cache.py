@@ -54,7 +54,7 @@ class FunnelCache(Cache):
 
     def reset(self) -> None:
         """Forget the text."""
-        super().reset()  # type: ignore[no-untyped-call]
+        super().reset()
         self.columns, self.open, self.pooled, self.middle, self.slot_positions = 0, None, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:

@@ -22,6 +22,7 @@ def attention_bias(
     if sliding_window is not None:
         visible = visible & (key > query - sliding_window)
     # Half of the lowest number: a score added to the lowest one can round to -inf, and a row of nothing but -inf,
-    # as every padding query has one, becomes NaN in the softmax.
-    hidden = torch.tensor(torch.finfo(dtype).min / 2, dtype=dtype, device=queries.device)
+    # as every padding query has one, becomes NaN in the softmax, which Hugging Face computes in float32.
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min) / 2
+    hidden = torch.tensor(lowest, dtype=dtype, device=queries.device)
     return torch.where(visible, torch.zeros((), dtype=dtype, device=queries.device), hidden)

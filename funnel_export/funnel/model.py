@@ -168,10 +168,11 @@ def _through_the_middle(
     else:
         columns = x
     closed = closed_slots(rows.before, spec.stride)
-    count = spec.num_slots(x.shape[1])
-    if cache is not None:  # only as many as the batch needs: in most decoding steps none
+    if cache is None:
+        count = spec.num_slots(x.shape[1])
+    else:  # only as many as the batch needs: in most decoding steps none
         count = int((closed_slots(rows.length, spec.stride) - closed).max())
-    slots = torch.arange(count, device=x.device)[None] + closed
+    slots = torch.arange(count, device=x.device)[None] + closed  # of one row if that serves all
     pooled = run(POOL, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
     positions = slot_positions(slots, rows.length, spec)
     keys = positions

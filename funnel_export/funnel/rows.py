@@ -21,8 +21,8 @@ class Rows:
     """Token number of the chunk's columns."""
     length: Int[Tensor, "batch 1"]
     """Real tokens so far."""
-    before: Int[Tensor, "batch 1"]
-    """Real tokens before this chunk."""
+    before: Int[Tensor, "batch 1"] | int
+    """Real tokens before this chunk; 0 if it is the first."""
     first: Int[Tensor, "batch 1"]
     """Column of the chunk in which token 0 stands; negative where it stands in an earlier chunk."""
 
@@ -36,11 +36,13 @@ class Rows:
         if not torch.compiler.is_compiling():
             _refuse_holes(real)
         count = real.long().cumsum(-1)
-        length = count[:, -1:]
-        before = count[:, past - 1 : past] if past else torch.zeros_like(length)
-        keys = token_numbers(real)
-        leading = (count[:, past:] == before).sum(-1, keepdim=True)
-        return cls(keys=keys, queries=keys[:, past:], length=length, before=before, first=leading - before)
+        keys = token_numbers(real, count)
+        if past == 0:
+            first = (count == 0).sum(-1, keepdim=True)
+            return cls(keys=keys, queries=keys, length=count[:, -1:], before=0, first=first)
+        before = count[:, past - 1 : past]
+        first = (count[:, past:] == before).sum(-1, keepdim=True) - before
+        return cls(keys=keys, queries=keys[:, past:], length=count[:, -1:], before=before, first=first)
 
 
 def _refuse_holes(real: Bool[Tensor, "batch column"]) -> None:

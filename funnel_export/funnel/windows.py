@@ -5,6 +5,8 @@ slot once it is closed; with lookahead an unfinished last window has one too. `A
 number of a padding column, the position of a slot that a row does not have.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -14,13 +16,18 @@ from funnel_export.config import FunnelSpec, SlotPositions
 ABSENT = -1
 
 
-def token_numbers(real: Bool[Tensor, "batch column"]) -> Int[Tensor, "batch column"]:
-    """Number each row's real tokens from 0; padding, left or right of them, gets `ABSENT`."""
-    return torch.where(real, real.long().cumsum(-1) - 1, ABSENT)
+def token_numbers(
+    real: Bool[Tensor, "batch column"], count: Int[Tensor, "batch column"]
+) -> Int[Tensor, "batch column"]:
+    """Number each row's real tokens from 0, given how many there are up to each column; padding gets `ABSENT`."""
+    return torch.where(real, count - 1, ABSENT)
 
 
-def closed_slots(length: Int[Tensor, "batch 1"], stride: int) -> Int[Tensor, "batch 1"]:
-    """How many windows a row of `length` >= 0 tokens has closed: floor((L-1)/S)+1, and none when it is empty."""
+def closed_slots(length: Int[Tensor, "batch 1"] | int, stride: int) -> Any:
+    """How many windows a row of `length` >= 0 tokens has closed: floor((L-1)/S)+1, and none when it is empty.
+
+    A tensor for a tensor, an int for an int.
+    """
     return (length + (stride - 1)) // stride
 
 

@@ -1,0 +1,189 @@
+"""The bundle: the folder that an export writes and everything else reads, and what proves that it is whole."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from funnel_export.checkpoint import CONFIG, Checkpoint, WeightFile
+from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.errors import BundleError, CheckpointError, SpecError
+
+MANIFEST, GRAPH, REPORTS = "manifest.json", "model.onnx", "reports"
+
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$", min_length=1, max_length=255)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorRecord(_Record):
+    """An input or output of a graph."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+    """Sizes; dynamic axes by name."""
+
+
+class GraphRecord(_Record):
+    """An ONNX graph of the bundle."""
+
+    file: FileName
+    sha256: Digest
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+
+
+class WeightRecord(_Record):
+    """A safetensors file of the bundle; its header's digest identifies it without reading gigabytes."""
+
+    file: FileName
+    size: Annotated[int, Field(ge=0)]
+    header_sha256: Digest
+
+
+class Manifest(_Record):
+    """What a bundle is and what it was made from: `manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    task: Task
+    dtype: Dtype
+    opset: int
+    funnel: dict[str, int | str | bool] | None
+    graphs: Annotated[list[GraphRecord], Field(min_length=1)]
+    weights: Annotated[list[WeightRecord], Field(min_length=1)]
+    source: str
+    """The checkpoint that was exported, as it was named."""
+    versions: dict[str, str]
+    """Versions of the tools that made the bundle."""
+
+    @property
+    def spec(self) -> FunnelSpec | None:
+        """The funnel, None for a dense bundle."""
+        return None if self.funnel is None else FunnelSpec.from_dict(self.funnel)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose files are what its manifest says. Make one with `load_bundle`."""
+
+    path: Path
+    manifest: Manifest
+    config: dict[str, Any]
+    """The model's `config.json`."""
+
+    @property
+    def graph(self) -> Path:
+        """The single-pass graph."""
+        return self.path / self.manifest.graphs[0].file
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and verify it.
+
+    Checked are the manifest, the digest of every graph, size and header of every weight file, and that the graphs refer
+    to nothing but these files. Weights themselves are not read.
+
+    Raises:
+        BundleError: if there is no bundle, or it is not what its manifest says.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    for weight in manifest.weights:
+        _verify_weight(folder, weight)
+    for graph in manifest.graphs:
+        _verify_graph(folder, graph, {weight.file: weight.size for weight in manifest.weights})
+    try:
+        checkpoint = Checkpoint.open(folder)
+        if checkpoint.funnel != manifest.spec:
+            raise SpecError(
+                f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=manifest.spec
+            )
+    except (CheckpointError, SpecError) as err:
+        raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
+    return Bundle(folder, manifest, checkpoint.config)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether this folder is a bundle of ours, whole or not: one that an export may replace."""
+    try:
+        _read_manifest(path)
+    except BundleError:
+        return False
+    return True
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except OSError as err:
+        raise BundleError(
+            "there is no bundle here", got=err, wanted=f"a folder with {MANIFEST}", hint="funnel-export export"
+        ) from err
+    except ValidationError as err:
+        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
+        raise BundleError(
+            f"{MANIFEST} is not a manifest of this version of funnel_export",
+            got=f"{file}: {details}",
+            wanted="schema version 1",
+            hint="export the bundle again",
+        ) from err
+
+
+def _verify_weight(folder: Path, record: WeightRecord) -> None:
+    path = _inside(folder, record.file)
+    try:
+        found = WeightFile.read(path)
+    except CheckpointError as err:
+        raise BundleError(f"a weight file of the bundle is damaged: {err}") from err
+    if (found.size, found.header_sha256) != (record.size, record.header_sha256):
+        raise BundleError(
+            "a weight file is not the one that was exported",
+            got=f"{path}: {found.size} bytes, header {found.header_sha256[:12]}…",
+            wanted=f"{record.size} bytes, header {record.header_sha256[:12]}…",
+            hint="export the bundle again",
+        )
+
+
+def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) -> None:
+    import onnx
+
+    path = _inside(folder, record.file)
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise BundleError("a graph of the bundle is missing", got=err, wanted=path) from err
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise BundleError(
+            "a graph is not the one that was exported",
+            got=f"{path}: sha256 {digest[:12]}…",
+            wanted=f"sha256 {record.sha256[:12]}…",
+            hint="export the bundle again",
+        )
+    for tensor in onnx.load_model_from_string(content).graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        file, end = place.get("location", ""), int(place.get("offset", 0)) + int(place.get("length", 0))
+        if file not in weights or end > weights[file]:
+            raise BundleError(
+                "a graph refers to data outside the bundle's weight files",
+                got=f"{tensor.name}: {file!r} up to byte {end}",
+                wanted=f"one of {sorted(weights)}",
+            )
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """The path of a bundle's file, which must be a real file in the folder and not a link out of it."""
+    path = folder / file
+    if path.is_symlink():
+        raise BundleError("a file of the bundle is a symbolic link", got=path, wanted="a file", hint="--weights copy")
+    return path

@@ -1,0 +1,228 @@
+"""Reading a Gemma2 checkpoint without loading its weights: config, tensor offsets, files."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.errors import CheckpointError
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files that travel with a model as they are: saving a tokenizer again would change what other versions can read."""
+
+ARCHITECTURES = {
+    "Gemma2Model": Task.FEATURE_EXTRACTION,
+    "Gemma2ForCausalLM": Task.TEXT_GENERATION,
+    "Gemma2ForSequenceClassification": Task.TEXT_CLASSIFICATION,
+    "Gemma2ForTokenClassification": Task.TOKEN_CLASSIFICATION,
+}
+
+DTYPE_NAMES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
+DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Dtypes of weights that can be exported, as safetensors names them, with their sizes in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where one weight lies."""
+
+    file: str
+    """Name of the safetensors file."""
+    dtype: str
+    """As safetensors names it: F32, F16, BF16."""
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, counted from the start of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors file: what identifies it without reading its weights."""
+
+    file: str
+    size: int
+    header_sha256: str
+    tensors: dict[str, StoredTensor]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the header of a safetensors file.
+
+        Raises:
+            CheckpointError: if it is not a whole safetensors file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy"):  # the library validates the header: sizes, overlaps, gaps
+                pass
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = stream.read(length)
+                size = os.fstat(stream.fileno()).st_size
+        except (OSError, SafetensorError) as err:
+            raise CheckpointError(
+                "a weight file cannot be read",
+                got=f"{path}: {err}",
+                wanted="a whole safetensors file",
+                hint="download or save the checkpoint again",
+            ) from err
+        tensors = {
+            name: StoredTensor(
+                file=path.name,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                offset=8 + length + entry["data_offsets"][0],
+                nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in json.loads(header).items()
+            if name != "__metadata__"
+        }
+        return cls(path.name, size, hashlib.sha256(header).hexdigest(), tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A Gemma2 checkpoint on disk."""
+
+    path: Path
+    config: dict[str, Any]
+    """`config.json` as it is."""
+    weights: tuple[WeightFile, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a checkpoint folder; reads JSON and safetensors headers only.
+
+        Raises:
+            CheckpointError: if it is not a Gemma2 checkpoint in safetensors.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise CheckpointError("there is no such checkpoint", got=folder, wanted="a folder with config.json")
+        config = read_json(folder / CONFIG)
+        if config.get("model_type") != "gemma2":
+            raise CheckpointError(
+                "this is not a Gemma2 checkpoint",
+                got=f"model_type {config.get('model_type')!r} in {folder / CONFIG}",
+                wanted="model_type 'gemma2'",
+            )
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                "quantized checkpoints cannot be exported",
+                got="quantization_config in config.json",
+                wanted="weights in float32, float16 or bfloat16",
+            )
+        files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder))
+        return cls(folder, config, files)
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every stored tensor by name."""
+        return {name: tensor for file in self.weights for name, tensor in file.tensors.items()}
+
+    @property
+    def funnel(self) -> FunnelSpec | None:
+        """The funnel that `config.json` carries, if any."""
+        stored = self.config.get("funnel")
+        return None if stored is None else FunnelSpec.from_dict(stored)
+
+    @property
+    def task(self) -> Task:
+        """The task that the checkpoint's `architectures` name."""
+        names = self.config.get("architectures") or []
+        for name in names:
+            if name in ARCHITECTURES:
+                return ARCHITECTURES[name]
+        raise CheckpointError(
+            "the checkpoint does not say what it was made for",
+            got=f"architectures {names}",
+            wanted=" | ".join(ARCHITECTURES),
+            hint="name the task, for example --task text-generation",
+        )
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype in which the embedding is stored, which is what `dtype="auto"` means to Hugging Face as well."""
+        return DTYPE_NAMES[self.find("model.embed_tokens.weight").dtype]
+
+    def find(self, parameter: str) -> StoredTensor:
+        """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.
+
+        Raises:
+            CheckpointError: if it is not stored, or not as floating-point numbers that can be exported.
+        """
+        tensors = self.tensors
+        bare = parameter.removeprefix("model.")
+        for name in (parameter, bare, f"model.{bare}"):
+            if name in tensors:
+                return _usable(name, tensors[name])
+        head = parameter.startswith("score.")
+        raise CheckpointError(
+            "the checkpoint lacks a weight",
+            got=f"no {parameter} among {len(tensors)} tensors in {self.path}",
+            wanted="a trained head for this task" if head else "every weight of the model",
+            hint="--task feature-extraction, or a checkpoint with that head" if head else "check the download",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `CheckpointError` if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise CheckpointError(f"there is no readable {path.name}", got=err, wanted=path) from err
+    except ValueError as err:
+        raise CheckpointError(f"{path.name} is not JSON", got=f"{path}: {err}", wanted="a JSON object") from err
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object", got=type(value).__name__, wanted="an object")
+    return value
+
+
+def _weight_file_names(folder: Path) -> list[str]:
+    if (folder / INDEX).is_file():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+            raise CheckpointError(f"{INDEX} has no weight_map", got=folder / INDEX, wanted="tensor names and files")
+        files = sorted(set(names.values()))
+        for file in files:
+            if Path(file).name != file:
+                raise CheckpointError("a weight file lies outside the checkpoint", got=file, wanted="a file name")
+        return files
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    raise CheckpointError(
+        "the checkpoint has no safetensors",
+        got=f"{', '.join(pickles)}: pickle, which can run code and is never read" if pickles else f"no {SINGLE}",
+        wanted=f"{SINGLE} or {INDEX}",
+        hint="load it where you trust it, then model.save_pretrained(folder)",
+    )
+
+
+def _usable(name: str, tensor: StoredTensor) -> StoredTensor:
+    if tensor.dtype not in DTYPE_SIZES or prod(tensor.shape) * DTYPE_SIZES[tensor.dtype] != tensor.nbytes:
+        raise CheckpointError(
+            "a weight has a dtype that cannot be exported",
+            got=f"{name}: {tensor.dtype} {list(tensor.shape)}, {tensor.nbytes} bytes",
+            wanted=" | ".join(DTYPE_SIZES),
+        )
+    return tensor

@@ -1,0 +1,126 @@
+"""Filling the parts into the outline: one flat graph of standard ops, tidied before its layers are repeated."""
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from funnel_export.exporter.outline import DOMAIN, MARKER
+from funnel_export.exporter.trace import Trace
+from funnel_export.funnel.model import POOL, RECOVER
+
+PREFIXES = {POOL: "funnel/pool", RECOVER: "funnel/recover"}
+"""Where the nodes of a part are named; a layer's nodes are named under the layer."""
+
+_PART, _NAMES = "funnel_export.part", "funnel_export.names"
+
+
+def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
+    """One flat graph from a trace, and the values in it that stand for the model's parameters.
+
+    1. The outline and each distinct part are optimized on their own; their weights are inputs, so nothing folds them.
+    2. Each marker node becomes a call of its part, with its weights; then the calls are inlined.
+    3. Nodes and values of a part are named under it, its result is named as the boundary that it is.
+    4. Equal constants become one, and what only tracing needed is dropped: metadata, and the shapes of inner values,
+       whose axes have other names in a part.
+
+    The parameters come back as inputs of the graph, after the model's own inputs.
+    """
+    model = trace.outline
+    weights = _parameters_to_inputs(model)
+    optimizer.optimize(model)
+    functions: dict[int, ir.Function] = {}
+    for part in trace.parts.values():
+        if id(part.body) not in functions:
+            optimizer.optimize(part.body)
+            functions[id(part.body)] = _as_function(part.body, f"Part{len(functions)}")
+    for function in functions.values():
+        model.functions[function.identifier()] = function
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == MARKER:
+            _call(model, node, trace, functions, weights)
+    common.InlinePass()(model)
+    _name_values(model, trace)
+    for cleanup in (
+        common.ClearMetadataAndDocStringPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.TopologicalSortPass(),
+    ):
+        cleanup(model)
+    _finish(model)
+    return model, list(weights.values())
+
+
+def _parameters_to_inputs(model: ir.Model) -> dict[str, ir.Value]:
+    """Turn parameters, which are initializers without values, into inputs; real constants stay."""
+    inputs = {}
+    for name, value in list(model.graph.initializers.items()):
+        if isinstance(getattr(value.const_value, "raw", None), torch.nn.Parameter):
+            inputs[name] = model.graph.initializers.pop(name)
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return inputs
+
+
+def _as_function(body: ir.Model, name: str) -> ir.Function:
+    """A part's graph as a function; its constants become nodes, as functions have no initializers."""
+    graph = body.graph
+    for value in list(graph.initializers.values()):
+        node = ir.node("Constant", [], attributes={"value": value.const_value})
+        node.outputs[0].name = value.name
+        del graph.initializers[str(value.name)]
+        graph.insert_before(graph[0], node)
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    for node in graph:  # inlining adds numbers to names; these are the ones to go back to
+        node.metadata_props[_NAMES] = "\n".join(str(output.name) for output in node.outputs)
+    return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def _call(
+    model: ir.Model, marker: ir.Node, trace: Trace, functions: dict[int, ir.Function], weights: dict[str, ir.Value]
+) -> None:
+    """Replace a marker by a call of its part, with the part's weights as further inputs of the graph."""
+    name = marker.attributes["name"].as_string()
+    part = trace.parts[name]
+    function = functions[id(part.body)]
+    for weight, formal in zip(part.weights, function.inputs[len(marker.inputs) :], strict=True):
+        if weight not in weights:
+            assert formal.dtype is not None  # a type of its own: setting a dtype changes the type in place
+            weights[weight] = ir.Value(name=weight, type=ir.TensorType(formal.dtype), shape=formal.shape)
+            model.graph.inputs.append(weights[weight])
+    inputs = [*marker.inputs, *(weights[weight] for weight in part.weights)]
+    call = ir.Node(DOMAIN, function.name, inputs, name=name, metadata_props={_PART: name})
+    marked, result = marker.outputs[0], call.outputs[0]
+    assert marked.dtype is not None
+    result.dtype = marked.dtype
+    ir.convenience.replace_nodes_and_values(model.graph, marker, [marker], [call], [marked], [result])
+    result.name = name
+
+
+def _name_values(model: ir.Model, trace: Trace) -> None:
+    """Name nodes and values under the part they belong to; the part's own name is its result."""
+    for node in model.graph:
+        part = node.metadata_props.get(_PART)
+        prefix = PREFIXES.get(part, part) if part else "model"
+        names = node.metadata_props.get(_NAMES, "\n".join(str(output.name) for output in node.outputs)).split("\n")
+        node.name = f"{prefix}/{node.op_type}.{names[0]}"
+        for value, name in zip(node.outputs, names, strict=True):
+            if value.name not in trace.parts and not value.is_graph_output():
+                value.name = f"{prefix}/{name}"
+
+
+def _finish(model: ir.Model) -> None:
+    model.producer_name, model.producer_version = "funnel_export", None
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers.pop(name)
+        value.name = name if "." in name else f"const.{name}"
+        model.graph.register_initializer(value)
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None

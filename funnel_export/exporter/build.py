@@ -1,0 +1,22 @@
+"""Building the graph of a bundle: trace, assemble, refer to the weights."""
+
+import onnx_ir as ir
+
+from funnel_export.checkpoint import Checkpoint
+from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.exporter.assemble import assemble
+from funnel_export.exporter.trace import trace
+from funnel_export.exporter.weights import refer_to_weights, refuse_contradicting_head
+
+
+def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> ir.Model:
+    """The ONNX graph of a checkpoint with a funnel, its weights referring to the checkpoint's files.
+
+    Raises:
+        CheckpointError: if the checkpoint is not a whole Gemma2.
+        SpecError: if the funnel does not fit it.
+    """
+    refuse_contradicting_head(checkpoint)
+    model, parameters = assemble(trace(checkpoint.config, task, spec, dtype, opset))
+    refer_to_weights(model, parameters, checkpoint)
+    return model

@@ -1,0 +1,234 @@
+"""From a checkpoint's config to one ONNX graph, without a single weight in memory."""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import Gemma2Config
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
+
+from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.errors import CheckpointError, ExportError
+from funnel_export.exporter.outline import Call, Outline
+from funnel_export.funnel import TASK_CLASSES, patch_forward
+from funnel_export.funnel.model import LayerPart
+
+BATCH, SEQUENCE = "batch_size", "sequence_length"
+INPUTS = ("input_ids", "attention_mask")
+OUTPUTS = {task: "last_hidden_state" if task is Task.FEATURE_EXTRACTION else "logits" for task in Task}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A traced model: the outline with its marker nodes, and the parts to fill in."""
+
+    outline: ir.Model
+    """Inputs and outputs as the bundle has them; parameters are initializers without values, by their model names."""
+    parts: dict[str, "TracedPart"]
+    """By the name that the marker node carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedPart:
+    """A part of the forward as a graph of its own."""
+
+    body: ir.Model
+    """Inputs: the operands, then `weights`; one output. Shared by every part that computes the same."""
+    weights: tuple[str, ...]
+    """Names of the model's parameters that go in after the operands."""
+
+
+def trace(config: dict[str, Any], task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> Trace:
+    """Trace the model that `config` describes.
+
+    Args:
+        config: a Gemma2 `config.json`.
+        task: which of the four classes to build.
+        spec: the funnel, or None for the dense model.
+        dtype: compute dtype.
+        opset: ONNX opset version.
+
+    Raises:
+        CheckpointError: if the config does not describe a Gemma2 that can be exported.
+        SpecError: if the funnel does not fit.
+    """
+    outline = Outline()
+    mode = FakeTensorMode()
+    model = _fake_model(config, task, getattr(torch, dtype), mode)
+    if spec is not None:
+        spec.validate(model.config.num_hidden_layers)
+        spec.validate_task(task)
+    patch_forward(model, spec, outline)
+    base = getattr(model, "model", model)
+    layers = list(base.layers)
+    del base.layers  # a plain list is not lifted into the trace: the outline needs no layer's parameters
+    base.layers = layers
+    with mode:
+        ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
+    axes = {0: BATCH, 1: SEQUENCE}
+    wrapper = _Outputs(model, OUTPUTS[task])
+    graph = _to_onnx(wrapper, (ids, mask), (axes, axes), opset, list(INPUTS), [OUTPUTS[task]])
+    _rename_initializers(graph, wrapper)
+    prefix = "" if base is model else "model."
+    bodies: dict[object, ir.Model] = {}
+    parts = {}
+    for name, call in outline.calls.items():
+        key = call.signature()
+        if key not in bodies:
+            bodies[key] = _trace_part(call, mode, opset)
+        weights = tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call))
+        parts[name] = TracedPart(bodies[key], weights)
+    return Trace(graph, parts)
+
+
+class _Outputs(nn.Module):
+    """The model with plain inputs and its one output."""
+
+    def __init__(self, wrapped: nn.Module, output: str) -> None:
+        super().__init__()
+        self.wrapped, self.output = wrapped, output
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = getattr(
+            self.wrapped(input_ids=input_ids, attention_mask=attention_mask, use_cache=False), self.output
+        )
+        return out
+
+
+class _PartModule(nn.Module):
+    """A part as a module, so that a layer's parameters become inputs of its graph."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+        self.layer = call.part.layer if isinstance(call.part, LayerPart) else None
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.call.part(*tensors)
+
+
+def _fake_model(config: dict[str, Any], task: Task, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
+    """The Hugging Face model with parameters that have shapes only, and buffers that have values."""
+    try:
+        built = Gemma2Config.from_dict(copy.deepcopy(config))
+    except Exception as err:  # strict configs raise errors of several libraries
+        raise CheckpointError("config.json does not describe a Gemma2", got=err, wanted="a Gemma2Config") from err
+    built._attn_implementation = "eager"
+    rope_type = cast(dict[str, Any], built.rope_parameters)["rope_type"]
+    if rope_type in ("dynamic", "longrope"):
+        raise CheckpointError(
+            "this RoPE depends on the length of the text, which no graph can hold",
+            got=f"rope_type {rope_type!r}",
+            wanted="default, linear, llama3 or yarn",
+        )
+    if task is Task.TEXT_CLASSIFICATION and built.pad_token_id is None:
+        raise CheckpointError(
+            "text classification reads the last token that is not padding",
+            got="no pad_token_id in config.json",
+            wanted="a pad_token_id",
+        )
+    with _default_dtype(dtype), mode:
+        model: Any = TASK_CLASSES[task](built)
+        model.eval().requires_grad_(False)
+    base = getattr(model, "model", model)
+    base.rotary_emb = Gemma2RotaryEmbedding(built)
+    base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=dtype)
+    unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
+    if unreal:
+        raise ExportError("a buffer of the model has no value", got=unreal, wanted="a version of transformers >= 5.10")
+    return model
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _trace_part(call: Call, mode: FakeTensorMode, opset: int) -> ir.Model:
+    """Trace one part on its own; every dynamic axis of its operands is dynamic here, by the same expression."""
+    names = {axis: f"n{i}" for i, axis in enumerate(_dynamic_axes(call))}
+    with mode:
+        tensors = tuple(
+            torch.ones([2 + list(names).index(a) if isinstance(a, str) else a for a in o.axes], dtype=o.dtype)
+            for o in call.operands
+        )
+    axes = tuple({i: names[a] for i, a in enumerate(o.axes) if isinstance(a, str)} for o in call.operands)
+    inputs = [f"operand_{i}" for i in range(len(tensors))]
+    model = _to_onnx(_PartModule(call), tensors, (axes,), opset, inputs, ["result"])
+    parameters = [f"layer.{name}" for name in _parameter_names(call)]
+    for name in parameters:  # weights as inputs: whatever optimizes this body cannot fold them
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    return model
+
+
+def _dynamic_axes(call: Call) -> list[str]:
+    return list(dict.fromkeys(a for o in call.operands for a in o.axes if isinstance(a, str)))
+
+
+def _parameter_names(call: Call) -> list[str]:
+    return [name for name, _ in call.part.layer.named_parameters()] if isinstance(call.part, LayerPart) else []
+
+
+def _to_onnx(
+    module: nn.Module, args: tuple[Tensor, ...], axes: Any, opset: int, inputs: list[str], outputs: list[str]
+) -> ir.Model:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            args,
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            custom_translation_table={torch.ops.aten.softmax.int: _softmax},
+        )
+    assert program is not None
+    model: ir.Model = program.model
+    return model
+
+
+def _softmax(x: Any, dim: int, dtype: int = -1) -> Any:
+    """Softmax in the dtype that was asked for; torch's own translation computes in the input's and casts after."""
+    return op.Softmax(cast(Any, op.Cast(x, to=dtype) if dtype != -1 else x), axis=dim)
+
+
+def _rename_initializers(graph: ir.Model, wrapper: nn.Module) -> None:
+    """Name initializers as the model names them; tied parameters by the first of their names."""
+    first = {id(p): name for name, p in wrapper.named_parameters()}
+    names = {name: first[id(p)] for name, p in wrapper.named_parameters(remove_duplicate=False)}
+    for value in list(graph.graph.initializers.values()):
+        name = str(value.name)
+        value.name = names.get(name, name).removeprefix("wrapped.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's notes about torchvision and axis names, which no user can act on, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,127 @@
+"""Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from funnel_export.checkpoint import Checkpoint, StoredTensor
+from funnel_export.config import Dtype
+from funnel_export.errors import CheckpointError
+
+STORED_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+COMPUTE_DTYPES = {
+    Dtype.FLOAT32: ir.DataType.FLOAT,
+    Dtype.FLOAT16: ir.DataType.FLOAT16,
+    Dtype.BFLOAT16: ir.DataType.BFLOAT16,
+}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def refer_to_weights(model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint) -> None:
+    """Turn each parameter, an input of the graph so far, into an initializer that refers to the checkpoint.
+
+    A weight stored in another dtype than the graph computes in is cast in the graph; an embedding is gathered first and
+    cast then, so that no runtime makes a second table of it.
+
+    Raises:
+        CheckpointError: with all weights that are missing or of another shape, at once.
+    """
+    findings, stored = [], {}
+    for value in parameters:
+        try:
+            tensor = checkpoint.find(str(value.name))
+        except CheckpointError as err:
+            findings.append(err)
+            continue
+        wanted = tuple(value.shape.numpy()) if value.shape is not None else ()
+        if tensor.shape != wanted:
+            findings.append(
+                CheckpointError(
+                    "a weight has another shape than config.json says",
+                    got=f"{value.name}: {list(tensor.shape)}",
+                    wanted=list(wanted),
+                )
+            )
+        stored[value] = tensor
+    if findings:
+        raise findings[0] if len(findings) == 1 else CheckpointError("\n".join(str(f) for f in findings))
+    kept = [value for value in model.graph.inputs if value not in stored]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(kept)
+    for value, tensor in stored.items():
+        _refer(model, value, tensor)
+
+
+def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
+    compute, dtype = value.dtype, STORED_DTYPES[tensor.dtype]
+    assert compute is not None
+    value.const_value = ir.ExternalTensor(
+        tensor.file, tensor.offset, tensor.nbytes, dtype, shape=ir.Shape(tensor.shape), name=str(value.name)
+    )
+    value.dtype = dtype
+    model.graph.register_initializer(value)
+    if dtype != compute:
+        _cast_uses(model, value, dtype, compute)
+
+
+def _cast_uses(model: ir.Model, value: ir.Value, stored: ir.DataType, compute: ir.DataType) -> None:
+    """Let every use of `value` see it in the compute dtype."""
+    uses = list(value.uses())
+    gathers = [use.node for use in uses if use.node.op_type == "Gather" and use.idx == 0]
+    for gather in gathers:
+        rows = gather.outputs[0]
+        cast = _cast(rows, compute)
+        ir.convenience.replace_all_uses_with(rows, cast.outputs[0])
+        cast.replace_input_with(0, rows)
+        rows.dtype = stored
+        model.graph.insert_after(gather, cast)
+    rest = [use for use in uses if use.node not in gathers]
+    if rest:
+        cast = _cast(value, compute)
+        for use in rest:
+            use.node.replace_input_with(use.idx, cast.outputs[0])
+        model.graph.insert_before(model.graph[0], cast)
+
+
+def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    name = str(value.name)
+    node = ir.node("Cast", [value], attributes={"to": dtype}, name=f"weights/Cast.{name}")
+    node.outputs[0].name = f"weights/{name}"
+    node.outputs[0].dtype = dtype
+    return node
+
+
+def refuse_contradicting_head(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose config ties the head to the embedding while its files hold two different ones.
+
+    Hugging Face then loads both in some versions and one in others.
+
+    Raises:
+        CheckpointError: if they differ.
+    """
+    tensors = checkpoint.tensors
+    embedding = tensors.get(EMBEDDING)
+    head = tensors.get(HEAD)
+    if not checkpoint.config.get("tie_word_embeddings", True) or embedding is None or head is None:
+        return
+    if (embedding.dtype, embedding.shape) == (head.dtype, head.shape) and _same_bytes(checkpoint, embedding, head):
+        return
+    raise CheckpointError(
+        "config.json ties the head to the embedding, and the files hold two different ones",
+        got=f"{HEAD} differs from {EMBEDDING}",
+        wanted="one of them, or two equal ones",
+        hint='"tie_word_embeddings": false in config.json if the head is meant to be its own',
+    )
+
+
+def _same_bytes(checkpoint: Checkpoint, one: StoredTensor, other: StoredTensor, chunk: int = 1 << 24) -> bool:
+    with (checkpoint.path / one.file).open("rb") as first, (checkpoint.path / other.file).open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        left = one.nbytes
+        while left > 0:
+            size = min(chunk, left)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True

@@ -1,0 +1,116 @@
+"""Writing a bundle: graph, weights, companions, manifest."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
+from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
+from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.errors import ExportError
+
+
+class Placing(StrEnum):
+    """How weight files get into the bundle."""
+
+    LINK = "link"
+    COPY = "copy"
+
+
+TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def write_bundle(
+    folder: Path,
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    *,
+    task: Task,
+    dtype: Dtype,
+    spec: FunnelSpec | None,
+    source: str,
+    placing: Placing,
+) -> None:
+    """Fill an empty folder with a bundle.
+
+    Weight files are hard-linked, or copied where that is asked for or the folder is on another file system.
+    `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied as they are.
+    """
+    graph = folder / GRAPH
+    ir.save(model, graph)
+    used = {
+        v.const_value.location
+        for v in model.graph.initializers.values()
+        if isinstance(v.const_value, ir.ExternalTensor)
+    }
+    weights = [file for file in checkpoint.weights if file.file in used]
+    for file in weights:
+        _place(checkpoint.path / file.file, folder / file.file, placing)
+    _write_config(folder, checkpoint, spec)
+    if (checkpoint.path / INDEX).is_file():
+        _write_index(folder, weights)
+    for name in COMPANIONS:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, folder / name)
+    manifest = Manifest(
+        task=task,
+        dtype=dtype,
+        opset=model.opset_imports[""],
+        funnel=None if spec is None else spec.to_dict(),
+        graphs=[
+            GraphRecord(
+                file=GRAPH,
+                sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+                inputs=[_record(value) for value in model.graph.inputs],
+                outputs=[_record(value) for value in model.graph.outputs],
+            )
+        ],
+        weights=[WeightRecord(file=w.file, size=w.size, header_sha256=w.header_sha256) for w in weights],
+        source=source,
+        versions={tool: version(tool) for tool in TOOLS},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _place(source: Path, target: Path, placing: Placing) -> None:
+    real = source.resolve()  # a Hub cache holds links; the bundle must hold files
+    if placing is Placing.LINK:
+        try:
+            os.link(real, target)
+        except OSError as err:
+            if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+        else:
+            return
+    shutil.copyfile(real, target)
+
+
+def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None) -> None:
+    config = {key: value for key, value in checkpoint.config.items() if key != "funnel"}
+    if spec is not None:
+        config["funnel"] = spec.to_dict()
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_index(folder: Path, weights: list[WeightFile]) -> None:
+    """An index of the files that are in the bundle, so that it is a checkpoint that Hugging Face loads."""
+    sizes = [tensor.nbytes for file in weights for tensor in file.tensors.values()]
+    index = {
+        "metadata": {"total_size": sum(sizes)},
+        "weight_map": {name: file.file for file in weights for name in file.tensors},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(value: ir.Value) -> TensorRecord:
+    if value.dtype is None or value.shape is None:
+        raise ExportError(f"{value.name} has no dtype or shape")
+    shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
+    return TensorRecord(name=str(value.name), dtype=value.dtype.numpy().name, shape=shape)

@@ -1,0 +1,154 @@
+"""The two things that people come for, as functions: `export` and `check`."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from funnel_export.atomic import replace_folder, write_text
+from funnel_export.bundle import REPORTS, Bundle, is_bundle, load_bundle
+from funnel_export.checkpoint import Checkpoint
+from funnel_export.config import Dtype, FunnelSpec, Task, parse_choice
+from funnel_export.errors import SpecError, TargetUnavailableError
+
+if TYPE_CHECKING:
+    from funnel_export.verify.parity import ParityReport
+
+Progress = Callable[[str], None]
+"""Called with the name of each step as it begins."""
+
+
+def no_progress(step: str) -> None:
+    """Report nothing."""
+
+
+OPSETS = range(18, 23)
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    funnel: FunnelSpec | str | None = "auto",
+    task: Task | str = "auto",
+    dtype: Dtype | str = "auto",
+    weights: str = "link",
+    opset: int = 20,
+    progress: Progress = no_progress,
+) -> Bundle:
+    """Export a Gemma2 checkpoint to a bundle, without loading its weights.
+
+    Args:
+        checkpoint: folder with `config.json` and safetensors.
+        out: the bundle's folder; a bundle that is there already is replaced once the new one is whole.
+        funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel that the
+            checkpoint's config carries.
+        task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
+            checkpoint's architectures.
+        dtype: what the graph computes in, whatever the checkpoint stores: `float32`, `float16`, `bfloat16`; `auto` is
+            what the checkpoint stores.
+        weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
+        opset: ONNX opset, 18 to 22.
+        progress: called with the name of each step.
+
+    Returns:
+        The verified bundle.
+
+    Raises:
+        SpecError: for options or a funnel that cannot be.
+        CheckpointError: for a checkpoint that cannot be exported.
+        BundleError: if `out` holds something else or cannot be written.
+        ExportError: if the graph fails its audit.
+    """
+    progress("reading the checkpoint")
+    source = Checkpoint.open(checkpoint)
+    chosen_task = source.task if task == "auto" else parse_choice("task", Task, task)
+    spec = _funnel(source, funnel)
+    compute = source.dtype if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
+    if opset not in OPSETS:
+        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+    if compute is Dtype.FLOAT16:
+        warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
+
+    from funnel_export.exporter import audit, build, write
+
+    placing = parse_choice("weights", write.Placing, weights)
+    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    with replace_folder(target, is_bundle) as folder:
+        progress("tracing")
+        model = build.build_graph(source, chosen_task, spec, compute, opset)
+        progress("auditing the graph")
+        audit.audit(model, source.config, chosen_task, spec, compute)
+        progress("writing the bundle")
+        write.write_bundle(
+            folder,
+            model,
+            source,
+            task=chosen_task,
+            dtype=compute,
+            spec=spec,
+            source=str(checkpoint),
+            placing=placing,
+        )
+        load_bundle(folder)
+    return load_bundle(target)
+
+
+def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec | None:
+    if funnel is None or funnel == "none":
+        return None
+    if funnel == "auto":
+        return source.funnel
+    return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
+
+
+def check(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    targets: Sequence[str] | None = None,
+    lengths: Sequence[int] = (),
+    max_length: int | None = None,
+    factor: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> "ParityReport":
+    """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
+
+    Args:
+        bundle: a bundle or its folder.
+        targets: names of targets; by default every one that can run the bundle here.
+        lengths: sequence lengths to check besides those around the stride and the sliding window.
+        max_length: leave out longer sequences; the report names what was left out.
+        factor: how many times eager PyTorch's own error in the bundle's dtype a target may show.
+        seed: seed of the tokens.
+        progress: called with the name of each step.
+
+    Raises:
+        BundleError: if the bundle is not whole.
+        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+        TargetRefusedError: if a target refuses the graph.
+    """
+    from funnel_export.targets import get_target, require, target_names
+    from funnel_export.verify.inputs import plan_cases
+    from funnel_export.verify.parity import FACTOR, check_parity
+
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    dtype = opened.manifest.dtype
+    chosen = [get_target(name) for name in targets or target_names()]
+    if targets is None:
+        chosen = [t for t in chosen if t.availability().available and t.supports(dtype) is None]
+        if not chosen:
+            raise TargetUnavailableError(
+                f"no target here runs a {dtype} graph",
+                wanted=" or ".join(target_names()),
+                hint="funnel-export doctor; or export with --dtype float32",
+            )
+    for target in chosen:
+        require(target, dtype)
+    plan = plan_cases(opened.manifest.spec, opened.config, lengths, max_length)
+    report = check_parity(
+        opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
+    )
+    write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
+    return report

@@ -1,0 +1,1 @@
+"""Proof that a bundle computes what it should, and measures of what it costs."""

@@ -1,0 +1,76 @@
+"""The shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel_export.config import FunnelSpec, SlotPositions
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A batch: how long its rows are, and on which side they are padded."""
+
+    lengths: tuple[int, ...]
+    padding: str = "right"
+
+    @property
+    def name(self) -> str:
+        """For example `1x17`, `4x17 left 1,3,9,17`."""
+        longest = max(self.lengths)
+        ragged = "" if len(set(self.lengths)) == 1 else f" {self.padding} {','.join(map(str, self.lengths))}"
+        return f"{len(self.lengths)}x{longest}{ragged}"
+
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """[batch, longest]: where the real tokens stand."""
+        column = np.arange(max(self.lengths))[None]
+        length = np.array(self.lengths)[:, None]
+        return column >= column.max() + 1 - length if self.padding == "left" else column < length
+
+    def tokens(self, config: dict[str, Any], seed: int) -> dict[str, NDArray[np.int64]]:
+        """`input_ids` and `attention_mask`, the same for the same seed; padding is the config's pad token."""
+        padding = config.get("pad_token_id") or 0
+        generator = np.random.default_rng([seed, *self.lengths])
+        ids = generator.integers(0, config["vocab_size"] - 1, size=self.real.shape)
+        ids = ids + (ids >= padding)  # every token but the padding
+        mask = self.real.astype(np.int64)
+        return {"input_ids": np.where(self.real, ids, padding).astype(np.int64), "attention_mask": mask}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cases of one check, and the lengths that a limit kept out."""
+
+    cases: tuple[Case, ...]
+    left_out: tuple[int, ...]
+
+
+def plan_cases(
+    spec: FunnelSpec | None, config: dict[str, Any], lengths: Sequence[int] = (), max_length: int | None = None
+) -> Plan:
+    """Where exports go wrong: around the stride, around the sliding window, and with ragged rows padded on both sides.
+
+    Args:
+        spec: the funnel, None for a dense model.
+        config: the model's config.
+        lengths: further lengths.
+        max_length: leave out what is longer.
+    """
+    stride = spec.stride if spec is not None else 1
+    window = config.get("sliding_window") or 0
+    wanted = {1, stride - 1, stride, stride + 1, 2 * stride + 1, *lengths}
+    if window:
+        wanted |= {window, window + 1, window + stride + 1}
+        if spec is not None and spec.slot_positions is SlotPositions.COMPACT:
+            wanted |= {window * stride + stride + 1}  # here the window counts slots
+    wanted.discard(0)
+    kept = sorted(length for length in wanted if max_length is None or length <= max_length)
+    longest = kept[-1]
+    ragged = tuple(sorted({1, min(stride + 1, longest), max(1, longest - stride), longest}))
+    cases = [Case((length,)) for length in kept]
+    cases += [Case((longest,) * 2), Case(ragged, "left"), Case(ragged[::-1], "right")]
+    return Plan(tuple(cases), tuple(sorted(wanted - set(kept))))

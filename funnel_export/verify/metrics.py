@@ -1,0 +1,63 @@
+"""How far two outputs are apart."""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+Array = NDArray[np.float64]
+
+
+class Metrics(BaseModel):
+    """Distance of a candidate from a reference, over real tokens only. Not finite where either is not."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    max_abs: float
+    """Largest absolute difference."""
+    mean_abs: float
+    p999_abs: float
+    """Absolute difference that 99.9 % of the values stay below."""
+    max_rel: float
+    """Largest absolute difference over the reference's largest absolute value."""
+    rms_rel: float
+    """Root mean square of the difference over that of the reference."""
+    cosine: float
+    """Smallest cosine between the vectors of one position."""
+    kl: float | None = None
+    """Largest Kullback-Leibler divergence of one position's distribution, in nats; for logits."""
+    top1: float | None = None
+    """Share of positions with the same highest logit."""
+
+
+def measure(candidate: NDArray[np.floating], reference: NDArray[np.floating], *, logits: bool) -> Metrics:
+    """Compare two arrays [positions, width]; `logits` adds what only distributions have."""
+    c, r = candidate.astype(np.float64), reference.astype(np.float64)
+    difference = np.abs(c - r)
+    norms = np.linalg.norm(c, axis=-1) * np.linalg.norm(r, axis=-1)
+    cosine = np.where(norms > 0, (c * r).sum(-1) / np.where(norms > 0, norms, 1), 1.0)
+    return Metrics(
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        p999_abs=float(np.quantile(difference, 0.999)),
+        max_rel=float(difference.max() / _scale(np.abs(r).max())),
+        rms_rel=float(np.sqrt((difference**2).mean()) / _scale(np.sqrt((r**2).mean()))),
+        cosine=float(cosine.min()),
+        kl=_divergence(c, r) if logits else None,
+        top1=float((c.argmax(-1) == r.argmax(-1)).mean()) if logits else None,
+    )
+
+
+def _scale(value: float) -> float:
+    return float(value) if value > 0 else 1.0
+
+
+def _divergence(candidate: Array, reference: Array) -> float:
+    """max over positions of KL(reference || candidate)."""
+    p, q = _log_softmax(reference), _log_softmax(candidate)
+    return float((np.exp(p) * (p - q)).sum(-1).max())
+
+
+def _log_softmax(x: Array) -> Array:
+    shifted = x - x.max(-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

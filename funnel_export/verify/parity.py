@@ -1,0 +1,234 @@
+"""Parity: does a target compute what eager PyTorch computes?
+
+The reference is eager PyTorch one step more precise than the bundle: float64 for float32, float32 for 16 bits. The
+*noise floor* is what eager PyTorch in the bundle's own dtype loses against it, over all cases of the run. A target
+passes when it loses no more than a small factor of that.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from funnel_export.bundle import Bundle
+from funnel_export.config import Dtype, Task
+from funnel_export.errors import FunnelExportError
+from funnel_export.funnel.model import POOL, RECOVER, layer_name
+from funnel_export.targets import Session, Target
+from funnel_export.verify.eager import Eager
+from funnel_export.verify.inputs import Case, Plan
+from funnel_export.verify.metrics import Metrics, measure
+
+FACTOR = 4.0
+"""How many times the noise floor a target may lose."""
+
+REFERENCE_DTYPES = {
+    Dtype.FLOAT32: torch.float64,
+    Dtype.FLOAT16: torch.float32,
+    Dtype.BFLOAT16: torch.float32,
+}
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class CaseResult(_Report):
+    """One batch on one target."""
+
+    case: str
+    metrics: Metrics
+    passed: bool
+
+
+class Boundary(_Report):
+    """Where a target begins to differ."""
+
+    name: str
+    case: str
+    rms_rel: float
+    limit: float
+
+
+class TargetResult(_Report):
+    """One target on all batches."""
+
+    target: str
+    device: str
+    precision: str
+    passed: bool
+    cases: list[CaseResult]
+    first_difference: Boundary | None = None
+    """The first boundary beyond its limit, if the target did not pass."""
+    error: str | None = None
+    """Why the target could not run, if it could not."""
+
+
+class ParityReport(_Report):
+    """The outcome of `check`."""
+
+    passed: bool
+    dtype: Dtype
+    reference: str
+    factor: float
+    seed: int
+    floor: Metrics
+    """The worst that eager PyTorch in the bundle's dtype shows in any case."""
+    limit_max_rel: float
+    limit_rms_rel: float
+    lengths_left_out: list[int]
+    targets: list[TargetResult]
+
+    def within(self, metrics: Metrics) -> bool:
+        """Whether these errors pass; what is not a number does not."""
+        return metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
+
+
+def check_parity(
+    bundle: Bundle,
+    targets: Sequence[Target],
+    plan: Plan,
+    *,
+    factor: float = FACTOR,
+    seed: int = 0,
+    progress: Callable[[str], None],
+) -> ParityReport:
+    """Compare targets with eager PyTorch on every case of a plan."""
+    inputs = [case.tokens(bundle.config, seed) for case in plan.cases]
+    dtype = bundle.manifest.dtype
+    with torch.no_grad():
+        progress(f"eager {REFERENCE_DTYPES[dtype]}")
+        reference = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs)
+        progress(f"eager {dtype}")
+        eager = _outputs(Eager(bundle, getattr(torch, dtype)), inputs)
+    logits = bundle.manifest.task is Task.TEXT_GENERATION
+    compared = [
+        measure(_real(c, case), _real(r, case), logits=logits)
+        for c, r, case in zip(eager, reference, plan.cases, strict=True)
+    ]
+    floor = _worst(compared)
+    report = ParityReport(
+        passed=False,
+        dtype=dtype,
+        reference=f"eager PyTorch, {REFERENCE_DTYPES[dtype]}",
+        factor=factor,
+        seed=seed,
+        floor=floor,
+        limit_max_rel=factor * floor.max_rel,
+        limit_rms_rel=factor * floor.rms_rel,
+        lengths_left_out=list(plan.left_out),
+        targets=[],
+    )
+    results = []
+    for target in targets:
+        progress(target.name)
+        results.append(_check_target(bundle, target, plan, inputs, reference, report))
+    passed = bool(results) and all(result.passed for result in results)
+    return report.model_copy(update={"targets": results, "passed": passed})
+
+
+def _check_target(
+    bundle: Bundle,
+    target: Target,
+    plan: Plan,
+    inputs: Sequence[dict[str, NDArray[Any]]],
+    reference: Sequence[NDArray[Any]],
+    report: ParityReport,
+) -> TargetResult:
+    session: Session = target.load(bundle)
+    cases, worst = [], 0
+    output = bundle.manifest.graphs[0].outputs[0].name
+    for case, tokens, wanted in zip(plan.cases, inputs, reference, strict=True):
+        got = session.run(tokens)[output]
+        metrics = measure(_real(got, case), _real(wanted, case), logits=report.floor.kl is not None)
+        cases.append(CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics)))
+        if not cases[-1].passed and cases[worst].passed:
+            worst = len(cases) - 1
+    passed = all(case.passed for case in cases)
+    result = TargetResult(
+        target=target.name, device=session.device, precision=session.precision, passed=passed, cases=cases
+    )
+    if passed:
+        return result
+    return result.model_copy(
+        update={"first_difference": locate(bundle, target, plan.cases[worst], inputs[worst], report.factor)}
+    )
+
+
+def boundaries(bundle: Bundle) -> list[str]:
+    """The boundaries of a bundle's graph, in the order in which data passes them."""
+    spec, layers = bundle.manifest.spec, bundle.config["num_hidden_layers"]
+    names = [layer_name(index) for index in range(layers)]
+    if spec is not None:
+        names.insert(spec.recover_layer, RECOVER)
+        names.insert(spec.pool_layer, POOL)
+    return names
+
+
+def locate(
+    bundle: Bundle, target: Target, case: Case, inputs: dict[str, NDArray[Any]], factor: float
+) -> Boundary | None:
+    """The first boundary at which a target loses more than `factor` times what eager PyTorch loses there."""
+    names = boundaries(bundle)
+    try:
+        got = target.load(bundle, outputs=names).run(inputs)
+    except (FunnelExportError, KeyError):  # a graph so broken that it has no such boundaries
+        return None
+    dtype = bundle.manifest.dtype
+    with torch.no_grad():
+        reference = _boundaries(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs, names)
+        eager = _boundaries(Eager(bundle, getattr(torch, dtype)), inputs, names)
+    for name in names:
+        wanted = _at_boundary(reference[name], name, case, bundle)
+        floor = measure(_at_boundary(eager[name], name, case, bundle), wanted, logits=False).rms_rel
+        found = measure(_at_boundary(got[name], name, case, bundle), wanted, logits=False).rms_rel
+        limit = factor * max(floor, float(torch.finfo(getattr(torch, dtype)).eps) / 2)
+        if not found <= limit:
+            return Boundary(name=name, case=case.name, rms_rel=found, limit=limit)
+    return None
+
+
+def _outputs(model: Eager, inputs: Sequence[dict[str, NDArray[Any]]]) -> list[NDArray[Any]]:
+    try:
+        return [_array(model.run(tokens)[model.output]) for tokens in inputs]
+    finally:
+        model.close()
+
+
+def _boundaries(model: Eager, inputs: dict[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    try:
+        return {name: _array(value) for name, value in model.run(inputs, names).items()}
+    finally:
+        model.close()
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
+    """What counts of an output: the real tokens, or each row of a classification."""
+    return output[case.real] if output.ndim == 3 else output
+
+
+def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any]:
+    """What counts at a boundary: the real tokens, or the slots that the rows have."""
+    spec = bundle.manifest.spec
+    if spec is None or name not in boundaries(bundle)[spec.pool_layer : spec.recover_layer + 1]:
+        return value[case.real]
+    slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
+    return value[np.arange(value.shape[1])[None] < slots]
+
+
+def _worst(metrics: Sequence[Metrics]) -> Metrics:
+    """The worst of each measure over all cases; NaN is worse than anything."""
+    worst = {}
+    for name in Metrics.model_fields:
+        values = [getattr(m, name) for m in metrics if getattr(m, name) is not None]
+        if values:  # numpy's min and max hand NaN on
+            worst[name] = float(np.min(values) if name in ("cosine", "top1") else np.max(values))
+    return Metrics(**worst)
