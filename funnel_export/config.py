@@ -98,7 +98,7 @@ class FunnelSpec:
         """The funnel that `P:R:S` names, for example `6:20:2`; `options` are the remaining fields.
 
         Raises:
-            SpecError: if the text or an option is not a funnel's.
+            SpecError: if the text or the value of an option is not a funnel's.
         """
         match = re.fullmatch(r"(\d{1,6}):(\d{1,6}):(\d{1,6})", text.strip(), re.ASCII)
         if match is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from funnel_export.atomic import replace_folder, write_text
 from funnel_export.bundle import REPORTS, Bundle, is_bundle, load_bundle
-from funnel_export.checkpoint import Checkpoint
+from funnel_export.checkpoint import CONFIG, Checkpoint
 from funnel_export.config import Dtype, FunnelSpec, Task, parse_choice
 from funnel_export.errors import SpecError, TargetUnavailableError
 
@@ -99,8 +99,20 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
     if funnel is None or funnel == "none":
         return None
     if funnel == "auto":
+        if source.funnel is None:
+            raise SpecError(
+                "no funnel was named, and the checkpoint carries none",
+                got=f'no "funnel" in {source.path / CONFIG}',
+                wanted="P:R:S, or none for the dense model",
+                hint=_suggestion(source.config.get("num_hidden_layers", 26)),
+            )
         return source.funnel
     return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
+
+
+def _suggestion(layers: int) -> str:
+    """A funnel to begin with: half of the layers, in the middle, at half the length."""
+    return f"--funnel {layers // 4}:{layers // 4 + layers // 2}:2"
 
 
 def check(

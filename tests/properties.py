@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import oracle
 import torch
 from hypothesis import strategies as st
+from models import VOCAB, Batch, Side, main_output, make_batch, tiny_model
 from torch import Tensor
 from transformers import (
     Gemma2ForCausalLM,
@@ -18,11 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-import oracle
 from funnel_export import FunnelSpec
 from funnel_export.config import Pooling, Recovery, SlotPositions
-from funnel_export.funnel import FunnelCache
-from models import VOCAB, Batch, Side, main_output, make_batch
+from funnel_export.funnel import FunnelCache, apply_funnel
 
 Row = list[int]
 Forward = Callable[[Tensor, Tensor | None], Tensor]
@@ -45,6 +45,16 @@ def specs(num_layers: int, lookahead: st.SearchStrategy[bool] | None = None) -> 
     )
 
 
+def funnelled(cls: type[PreTrainedModel], spec: FunnelSpec, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny model with a funnel."""
+    return apply_funnel(tiny_model(cls, seed=seed, **overrides), spec)
+
+
+def lengths_around(stride: int, window: int = 5) -> list[int]:
+    """One token, around the ends of the first windows, and past tiny_config's sliding window."""
+    return sorted({1, max(1, stride - 1), stride, stride + 1, 2 * stride, 2 * stride + 1, window + 2 * stride + 3})
+
+
 def forward_of(model: PreTrainedModel) -> Forward:
     """A model's forward without cache and gradients."""
 
@@ -53,12 +63,6 @@ def forward_of(model: PreTrainedModel) -> Forward:
             return main_output(model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False))
 
     return run
-
-
-def oracle_trace(model: PreTrainedModel, spec: FunnelSpec | None, row: Row) -> oracle.Trace:
-    """The oracle's way through the base of `model`."""
-    funnel = None if spec is None else oracle.Funnel(**spec.to_dict())
-    return oracle.trace(base_weights(model), model.config.to_dict(), funnel, row)
 
 
 def base_weights(model: PreTrainedModel) -> dict[str, Any]:
@@ -133,6 +137,12 @@ def changed_outputs(run: Forward, row: Row) -> list[list[bool]]:
     return table
 
 
+def check_causal(run: Forward, row: Row) -> None:
+    """Changing token t changes no output before t, to the last bit."""
+    for t, changes in enumerate(changed_outputs(run, row)):
+        assert not any(changes[:t]), f"changing token {t} changes {[p for p in range(t) if changes[p]]} before it"
+
+
 def check_horizon(run: Forward, row: Row, later_tokens: int) -> None:
     """A token sees itself and at most `later_tokens` after it, to the last bit, and some token does see as many.
 
@@ -154,10 +164,13 @@ def check_reach(run: Forward, row: Row, sees: Callable[[int, int], bool]) -> Non
 
 
 def check_chunks(
-    model: PreTrainedModel, rows: Sequence[Row], cuts: Sequence[int], side: Side = "left", limit: float = FLOAT64_LIMIT
+    model: PreTrainedModel, rows: Sequence[Row], cuts: Sequence[int], side: Side = "left", extra: int = 0
 ) -> None:
-    """Columns fed in chunks that end at `cuts` give what one full forward gives; rows are at different phases."""
-    batch = make_batch(rows, side)
+    """Columns fed in chunks that end at `cuts` give what one full forward gives; rows are at different phases.
+
+    A batch without padding is fed without a mask.
+    """
+    batch = make_batch(rows, side, extra)
     width = batch.input_ids.shape[1]
     full = forward_of(model)(batch.input_ids, batch.attention_mask)
     ends = sorted({cut for cut in cuts if 0 < cut < width} | {width})
@@ -166,7 +179,7 @@ def check_chunks(
         with torch.no_grad():
             out = model(
                 input_ids=batch.input_ids[:, start:end],
-                attention_mask=batch.attention_mask[:, :end],
+                attention_mask=None if batch.attention_mask.all() else batch.attention_mask[:, :end],
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -176,10 +189,10 @@ def check_chunks(
         start = end
     gots, wants = batch.real(torch.cat(pieces, dim=1)), batch.real(full)
     for got, want in zip(gots, wants, strict=True):
-        assert_close(got, want, limit, f"row of {len(got)} tokens in chunks ending at {ends}")
+        assert_close(got, want, FLOAT64_LIMIT, f"row of {len(got)} tokens in chunks ending at {ends}")
 
 
-def generate(model: PreTrainedModel, batch: Batch, new_tokens: int = 9, **options: Any) -> Tensor:
+def generate(model: PreTrainedModel, batch: Batch, new_tokens: int = 12, **options: Any) -> Tensor:
     """The new tokens that `model.generate` adds to a batch, [batch * returned, new_tokens]."""
     settings = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     out = model.generate(batch.input_ids, attention_mask=batch.attention_mask, **(settings | options))

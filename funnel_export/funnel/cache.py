@@ -1,6 +1,7 @@
 """What a funnelled model keeps between the chunks of a text."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import LongTensor, Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -37,9 +38,9 @@ class FunnelCache(Cache):
             if state is not None:
                 setattr(self, name, change(state))
 
-    def reorder_cache(self, beam_idx: LongTensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take over the rows `beam_idx`, as beam search asks."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(cast(LongTensor, beam_idx))
         self._map_rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -54,9 +55,10 @@ class FunnelCache(Cache):
 
     def reset(self) -> None:
         """Forget the text."""
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
         self.columns, self.open, self.pooled, self.middle, self.slot_positions = 0, None, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: a closed window cannot be opened again, so speculative decoding cannot take tokens back."""
-        raise ValueError(f"a FunnelCache cannot be cropped (asked to remove {tokens_to_remove}): windows stay closed")
+        """Remove nothing: a closed window cannot be opened again, so speculative decoding cannot take tokens back."""
+        if tokens_to_remove:
+            raise ValueError(f"a FunnelCache cannot be cropped (by {tokens_to_remove}): windows stay closed")

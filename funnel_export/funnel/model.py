@@ -8,7 +8,7 @@ wants to see the hidden states between the parts.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+@runtime_checkable  # so that annotations can be checked while testing
 class Runner(Protocol):
     """Calls a part of the forward, which gives hidden states [batch, length, width] from those in `tensors[0]`."""
 
@@ -172,6 +173,8 @@ def _through_the_middle(
         count = spec.num_slots(x.shape[1])
     else:  # only as many as the batch needs: in most decoding steps none
         count = int((closed_slots(rows.length, spec.stride) - closed).max())
+        if cache.pooled is None:  # a first chunk of nothing but padding: an absent slot stands for none
+            count = max(count, 1)
     slots = torch.arange(count, device=x.device)[None] + closed  # of one row if that serves all
     pooled = run(POOL, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
     positions = slot_positions(slots, rows.length, spec)

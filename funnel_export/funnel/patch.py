@@ -99,8 +99,18 @@ def patch_forward(model: PreTrainedModel, spec: FunnelSpec | None, run: Runner =
             got="use_bidirectional_attention=true",
             wanted="a causal Gemma2",
         )
+    if "forward" in base.__dict__:
+        raise CheckpointError(
+            "something else has replaced this model's forward, and the two would undo each other",
+            got=f"{type(model).__name__} with a forward of its own",
+            wanted="the class's forward",
+            hint="load it without device_map and other hooks, then apply the funnel",
+        )
     base.funnel_plan = Plan(spec, run)
     base.forward = MethodType(funnel_forward, base)
+    # The proof that it took: what a call of the model reaches is this forward, with this funnel.
+    if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:
+        raise CheckpointError("the funnel did not take", got=type(base).__name__, wanted="a model loaded as it is")
 
 
 def unpatch_forward(model: PreTrainedModel) -> None:

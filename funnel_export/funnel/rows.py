@@ -1,7 +1,6 @@
 """Where the tokens of each row stand in the columns of a batch."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Int
@@ -27,7 +26,7 @@ class Rows:
     """Column of the chunk in which token 0 stands; negative where it stands in an earlier chunk."""
 
     @classmethod
-    def of(cls, real: Bool[Tensor, "batch column"], past: int) -> Self:
+    def of(cls, real: Bool[Tensor, "batch column"], past: int) -> "Rows":
         """Read the rows off the mask of real tokens, of which `past` columns belong to earlier chunks.
 
         Raises:

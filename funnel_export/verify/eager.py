@@ -5,6 +5,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,7 +27,7 @@ class Eager:
         self.spec = bundle.manifest.spec
         self.dense = self.spec is None
         self.output = "last_hidden_state" if bundle.manifest.task is Task.FEATURE_EXTRACTION else "logits"
-        with _no_progress_bar():
+        with without_progress_bars():
             self.model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
                 bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True
             )
@@ -41,21 +42,29 @@ class Eager:
             self._seen[name] = result
         return result
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, Tensor]:
-        """The output, and the hidden states at the boundaries that are asked for, in the dtype of the model."""
-        ids, mask = (torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask"))
+    def run(self, inputs: Mapping[str, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
+
+        Args:
+            inputs: `input_ids` and `attention_mask`, [batch, length].
+            boundaries: names of the parts whose hidden states are wanted too.
+
+        Returns:
+            The model's output and the boundaries by name, each [positions of all rows, width] in the order of the rows.
+        """
         if self.dense and boundaries:
             patch_forward(self.model, None, self._run)
-        self._seen = dict.fromkeys(boundaries)
+        rows = []
         try:
-            # Rows are numbered from their first real token, as `generate` does it.
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+                self._seen = dict.fromkeys(boundaries)
+                with torch.no_grad():
+                    out = self.model(input_ids=torch.from_numpy(ids[mask != 0])[None], use_cache=False)
+                rows.append({self.output: getattr(out, self.output), **self._seen})
         finally:
             if self.dense and boundaries:
                 unpatch_forward(self.model)
-        seen = {name: value for name, value in self._seen.items() if value is not None}
-        return {self.output: getattr(out, self.output), **seen}
+        return {name: np.concatenate([_array(row[name]) for row in rows]) for name in rows[0]}
 
     def close(self) -> None:
         """Give the weights' memory back."""
@@ -63,9 +72,16 @@ class Eager:
         gc.collect()
 
 
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """[1, positions, width] or [1, width] as [positions, width]."""
+    plain = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    array: NDArray[Any] = plain.reshape(-1, tensor.shape[-1]).numpy()
+    return array
+
+
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hugging Face draws a bar for every load; here a check shows its own progress."""
+def without_progress_bars() -> Iterator[None]:
+    """Keep Hugging Face's bars for loading and saving off the terminal: commands here show their own progress."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

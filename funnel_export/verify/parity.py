@@ -73,6 +73,7 @@ class ParityReport(_Report):
     passed: bool
     dtype: Dtype
     reference: str
+    """Dtype of the eager PyTorch model that everything is compared with."""
     factor: float
     seed: int
     floor: Metrics
@@ -99,21 +100,17 @@ def check_parity(
     """Compare targets with eager PyTorch on every case of a plan."""
     inputs = [case.tokens(bundle.config, seed) for case in plan.cases]
     dtype = bundle.manifest.dtype
-    with torch.no_grad():
-        progress(f"eager {REFERENCE_DTYPES[dtype]}")
-        reference = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs)
-        progress(f"eager {dtype}")
-        eager = _outputs(Eager(bundle, getattr(torch, dtype)), inputs)
+    progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
+    output = bundle.manifest.graphs[0].outputs[0].name
+    reference = [row[output] for row in _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs)]
+    progress(f"eager {dtype}")
+    eager = [row[output] for row in _outputs(Eager(bundle, getattr(torch, dtype)), inputs)]
     logits = bundle.manifest.task is Task.TEXT_GENERATION
-    compared = [
-        measure(_real(c, case), _real(r, case), logits=logits)
-        for c, r, case in zip(eager, reference, plan.cases, strict=True)
-    ]
-    floor = _worst(compared)
+    floor = _worst([measure(e, r, logits=logits) for e, r in zip(eager, reference, strict=True)])
     report = ParityReport(
         passed=False,
         dtype=dtype,
-        reference=f"eager PyTorch, {REFERENCE_DTYPES[dtype]}",
+        reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
         seed=seed,
         floor=floor,
@@ -143,7 +140,7 @@ def _check_target(
     output = bundle.manifest.graphs[0].outputs[0].name
     for case, tokens, wanted in zip(plan.cases, inputs, reference, strict=True):
         got = session.run(tokens)[output]
-        metrics = measure(_real(got, case), _real(wanted, case), logits=report.floor.kl is not None)
+        metrics = measure(_real(got, case), wanted, logits=report.floor.kl is not None)
         cases.append(CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics)))
         if not cases[-1].passed and cases[worst].passed:
             worst = len(cases) - 1
@@ -178,40 +175,28 @@ def locate(
     except (FunnelExportError, KeyError):  # a graph so broken that it has no such boundaries
         return None
     dtype = bundle.manifest.dtype
-    with torch.no_grad():
-        reference = _boundaries(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs, names)
-        eager = _boundaries(Eager(bundle, getattr(torch, dtype)), inputs, names)
+    (reference,) = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), [inputs], names)
+    (eager,) = _outputs(Eager(bundle, getattr(torch, dtype)), [inputs], names)
     for name in names:
-        wanted = _at_boundary(reference[name], name, case, bundle)
-        floor = measure(_at_boundary(eager[name], name, case, bundle), wanted, logits=False).rms_rel
-        found = measure(_at_boundary(got[name], name, case, bundle), wanted, logits=False).rms_rel
+        floor = measure(eager[name], reference[name], logits=False).rms_rel
+        found = measure(_at_boundary(got[name], name, case, bundle), reference[name], logits=False).rms_rel
         limit = factor * max(floor, float(torch.finfo(getattr(torch, dtype)).eps) / 2)
         if not found <= limit:
             return Boundary(name=name, case=case.name, rms_rel=found, limit=limit)
     return None
 
 
-def _outputs(model: Eager, inputs: Sequence[dict[str, NDArray[Any]]]) -> list[NDArray[Any]]:
+def _outputs(
+    model: Eager, inputs: Sequence[dict[str, NDArray[Any]]], names: Sequence[str] = ()
+) -> list[dict[str, NDArray[Any]]]:
     try:
-        return [_array(model.run(tokens)[model.output]) for tokens in inputs]
+        return [model.run(tokens, names) for tokens in inputs]
     finally:
         model.close()
-
-
-def _boundaries(model: Eager, inputs: dict[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    try:
-        return {name: _array(value) for name, value in model.run(inputs, names).items()}
-    finally:
-        model.close()
-
-
-def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return array
 
 
 def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
-    """What counts of an output: the real tokens, or each row of a classification."""
+    """What counts of a target's output: the real tokens, row by row, or each row of a classification."""
     return output[case.real] if output.ndim == 3 else output
 
 

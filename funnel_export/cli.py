@@ -1,0 +1,192 @@
+"""The command line: each command is a thin layer over one call of the library."""
+
+import json
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
+from funnel_export.errors import FunnelExportError, SpecError
+
+app = typer.Typer(
+    help="Export Gemma2 with a sequence funnel, and prove that it computes what PyTorch computes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `export` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except FunnelExportError as err:
+        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        sys.exit(err.exit_code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    json_: Json = False,
+) -> None:
+    """Do it all on a small model that is made here: no download, no GPU."""
+    from funnel_export.demo import describe_demo, run_demo
+
+    with _progress() as progress:
+        report = run_demo(out, progress=progress)
+    _print(report.model_dump_json() if json_ else describe_demo(out, report))
+    if not report.parity.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
+    funnel: Annotated[
+        str, typer.Option(metavar="P:R:S", help="Pool at layer P, recover at R, stride S; `none` for the dense model.")
+    ] = "auto",
+    pooling: Annotated[Pooling | None, typer.Option(help="How a window becomes a slot [default: mean].")] = None,
+    recovery: Annotated[Recovery | None, typer.Option(help="How tokens take a slot up [default: delta].")] = None,
+    slot_positions: Annotated[
+        SlotPositions | None, typer.Option(help="Position of a slot in RoPE and masks [default: original].")
+    ] = None,
+    lookahead: Annotated[
+        bool, typer.Option("--lookahead", help="Give an unfinished last window a slot; not for text generation.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="Task as Optimum names it; `auto` reads the architectures.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; `auto` is what is stored.")] = "auto",
+    weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
+    json_: Json = False,
+) -> None:
+    """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
+    from funnel_export import pipeline
+
+    options = {"pooling": pooling, "recovery": recovery, "slot_positions": slot_positions}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if lookahead:
+        given["lookahead"] = True
+    if given and funnel in ("auto", "none"):
+        raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
+    spec = funnel if funnel in ("auto", "none") else FunnelSpec.parse(funnel, **given)
+    with _progress() as progress:
+        bundle = pipeline.export(
+            checkpoint, out, funnel=spec, task=task, dtype=dtype, weights=weights, opset=opset, progress=progress
+        )
+    _print(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")
+
+
+@app.command()
+def inspect(bundle: BundleFolder, json_: Json = False) -> None:
+    """Show what is in a bundle: its funnel as a picture, and what it is predicted to save."""
+    from funnel_export.bundle import load_bundle
+    from funnel_export.verify.summary import describe_bundle, predictions
+
+    opened = load_bundle(bundle)
+    facts = {"manifest": opened.manifest.model_dump(mode="json"), "predicted": predictions(opened)}
+    _print(json.dumps(facts) if json_ else describe_bundle(opened))
+
+
+@app.command()
+def check(
+    bundle: BundleFolder,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target to check, several times if wanted [default: all that work here].")
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="A further sequence length, several times if wanted.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Leave out longer sequences, as around a window of 4096.")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(min=1.0, help="How many times eager PyTorch's own error may be lost [default: 4].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Compare targets with eager PyTorch; the last line is JSON, and the exit code is 1 if one differs."""
+    from funnel_export import pipeline
+    from funnel_export.verify.summary import describe_parity
+
+    with _progress() as progress:
+        report = pipeline.check(
+            bundle,
+            targets=target or None,
+            lengths=length or (),
+            max_length=max_length,
+            factor=factor,
+            seed=seed,
+            progress=progress,
+        )
+    if not json_:
+        _print(describe_parity(report))
+    _print(report.model_dump_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Show which targets work here, and what is missing for the others."""
+    from tabulate import tabulate
+
+    from funnel_export.targets import get_target, target_names
+
+    targets = {name: get_target(name).availability() for name in target_names()}
+    packages = {name: _version(name) for name in ("funnel-export", "torch", "transformers", "onnx", "onnxscript")}
+    packages = {"python": platform.python_version(), **packages}
+    if json_:
+        facts = {
+            name: {"available": t.available, "version": t.version, "detail": t.detail, "hint": t.hint}
+            for name, t in targets.items()
+        }
+        _print(json.dumps({"packages": packages, "targets": facts}))
+        return
+    rows = [
+        (name, "yes" if t.available else "no", t.version or "-", t.detail + (f"; {t.hint}" if t.hint else ""))
+        for name, t in targets.items()
+    ]
+    _print(tabulate(packages.items(), tablefmt="plain", disable_numparse=True))
+    _print("\n" + tabulate(rows, ("target", "works", "version", ""), disable_numparse=True))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A line that says what is going on, on a terminal; nothing in a pipe."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: None  # noqa: ARG005
+        return
+    with console.status("starting") as status:
+        yield lambda step: status.update(step)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,65 @@
+"""Counting operations: what a funnel saves if time were in proportion to multiplications."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from funnel_export.config import FunnelSpec, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Floating-point operations of one forward of one row; a multiplication with its addition counts as two."""
+
+    layers: int
+    """Projections of attention and MLP."""
+    attention: int
+    """Scores and weighted values: the whole square, as a decomposed graph computes it, masked or not."""
+    head: int
+    """Logits or classes; the final norm, pooling and recovery cost next to nothing and are not counted."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.attention + self.head
+
+
+def count_operations(config: dict[str, Any], task: Task, spec: FunnelSpec | None, length: int) -> Operations:
+    """Operations for a row of `length` tokens.
+
+    Per token, a layer's projections have hidden*(2*heads + 2*kv_heads)*head_dim + 3*hidden*intermediate weights; per
+    pair of positions, attention multiplies 2*heads*head_dim numbers.
+    """
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    weights = hidden * 2 * (heads + kv_heads) * head_dim + 3 * hidden * width
+    lengths = layer_lengths(config["num_hidden_layers"], spec, length)
+    outputs = {
+        Task.FEATURE_EXTRACTION: 0,
+        Task.TEXT_GENERATION: config["vocab_size"],
+        Task.TEXT_CLASSIFICATION: num_labels(config),
+        Task.TOKEN_CLASSIFICATION: num_labels(config),
+    }[task]
+    return Operations(
+        layers=sum(2 * weights * n for n in lengths),
+        attention=sum(4 * heads * head_dim * n * n for n in lengths),
+        head=2 * hidden * outputs * length,
+    )
+
+
+def layer_lengths(num_layers: int, spec: FunnelSpec | None, length: int) -> list[int]:
+    """How many positions each layer runs on, for a row of `length` tokens."""
+    if spec is None:
+        return [length] * num_layers
+    middle = range(spec.pool_layer, spec.recover_layer)
+    return [spec.num_slots(length) if index in middle else length for index in range(num_layers)]
+
+
+def num_labels(config: dict[str, Any]) -> int:
+    """Classes of a classification head, as Hugging Face's config counts them."""
+    return len(config["id2label"]) if config.get("id2label") else 2
+
+
+def predicted_ratio(config: dict[str, Any], task: Task, spec: FunnelSpec | None, length: int) -> float:
+    """Operations of the funnelled model over those of the dense one."""
+    dense = count_operations(config, task, None, length).total
+    return count_operations(config, task, spec, length).total / dense

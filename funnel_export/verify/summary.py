@@ -1,0 +1,91 @@
+"""Tables for people: what a bundle is, what a check found."""
+
+from tabulate import tabulate
+
+from funnel_export.bundle import Bundle
+from funnel_export.verify.operations import count_operations, predicted_ratio
+from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.picture import draw_funnel
+
+LENGTHS = (128, 512, 2048, 8192)
+"""Lengths for which the saving is predicted."""
+
+
+def predictions(bundle: Bundle) -> list[dict[str, float]]:
+    """What the funnel saves at each length, in operations of one row."""
+    manifest, config = bundle.manifest, bundle.config
+    return [
+        {
+            "length": length,
+            "dense_gflop": count_operations(config, manifest.task, None, length).total / 1e9,
+            "funnel_gflop": count_operations(config, manifest.task, manifest.spec, length).total / 1e9,
+            "ratio": predicted_ratio(config, manifest.task, manifest.spec, length),
+        }
+        for length in LENGTHS
+    ]
+
+
+def describe_bundle(bundle: Bundle) -> str:
+    """A bundle for a person to read: facts, picture, predicted saving."""
+    manifest = bundle.manifest
+    graph = manifest.graphs[0]
+    size = sum(weight.size for weight in manifest.weights)
+    facts = [
+        ("bundle", bundle.path),
+        ("made from", manifest.source),
+        ("task", manifest.task),
+        ("funnel", manifest.spec or "none (dense)"),
+        ("computes in", manifest.dtype),
+        ("graph", f"{graph.file}, opset {manifest.opset}, {bundle.graph.stat().st_size / 1e6:.1f} MB"),
+        ("weights", f"{len(manifest.weights)} file{'s' * (len(manifest.weights) > 1)}, {size / 1e6:.1f} MB"),
+        *(("input", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.inputs),
+        *(("output", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.outputs),
+    ]
+    parts = [
+        tabulate(facts, tablefmt="plain"),
+        draw_funnel(bundle.config["num_hidden_layers"], manifest.spec),
+    ]
+    if manifest.spec is not None:
+        rows = [
+            (p["length"], f"{p['dense_gflop']:.3g}", f"{p['funnel_gflop']:.3g}", f"{100 * (1 - p['ratio']):.0f} %")
+            for p in predictions(bundle)
+        ]
+        headers = ("length", "dense GFLOP", "funnel GFLOP", "saved")
+        parts.append(
+            "predicted for one row\n" + tabulate(rows, headers, disable_numparse=True, colalign=("right",) * 4)
+        )
+    return "\n\n".join(parts)
+
+
+def describe_parity(report: ParityReport) -> str:
+    """A parity report for a person to read: one line per target and case."""
+    rows = [
+        (
+            target.target,
+            target.precision,
+            case.case,
+            f"{case.metrics.max_rel:.1e}",
+            f"{case.metrics.rms_rel:.1e}",
+            "" if case.metrics.top1 is None else f"{100 * case.metrics.top1:.0f} %",
+            "ok" if case.passed else "FAILED",
+        )
+        for target in report.targets
+        for case in target.cases
+    ]
+    table = tabulate(
+        rows, ("target", "precision", "batch", "max error", "rms error", "top-1", ""), disable_numparse=True
+    )
+    limit = (
+        f"limits: max {report.limit_max_rel:.1e}, rms {report.limit_rms_rel:.1e} = {report.factor:g} x what eager "
+        f"PyTorch loses in {report.dtype} against {report.reference}"
+    )
+    lines = [table, "", limit]
+    if report.lengths_left_out:
+        lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
+    for target in report.targets:
+        place = target.first_difference
+        if place is not None:
+            lines.append(f"{target.target} first differs at {place.name} ({place.rms_rel:.1e} > {place.limit:.1e})")
+        elif not target.passed:
+            lines.append(f"{target.target} differs at the output, and at no boundary before it")
+    return "\n".join(lines)

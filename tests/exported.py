@@ -1,0 +1,90 @@
+"""Bundles for tests: tiny checkpoints exported once per session, and their graphs as forwards."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from models import save_tiny_checkpoint
+from torch import Tensor
+from transformers import (
+    Gemma2ForCausalLM,
+    Gemma2ForSequenceClassification,
+    Gemma2ForTokenClassification,
+    Gemma2Model,
+    PreTrainedModel,
+)
+
+from funnel_export import Bundle, FunnelSpec, export
+from funnel_export.config import Task
+from funnel_export.targets import get_target
+
+Forward = Callable[[Tensor, Tensor | None], Tensor]
+
+CLASSES: dict[Task, type[PreTrainedModel]] = {
+    Task.FEATURE_EXTRACTION: Gemma2Model,
+    Task.TEXT_GENERATION: Gemma2ForCausalLM,
+    Task.TEXT_CLASSIFICATION: Gemma2ForSequenceClassification,
+    Task.TOKEN_CLASSIFICATION: Gemma2ForTokenClassification,
+}
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="funnel-export-tests-")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to export: hashable, so that equal recipes share one bundle."""
+
+    task: Task = Task.TEXT_GENERATION
+    funnel: FunnelSpec | None = field(default_factory=lambda: FunnelSpec.parse("1:3:2"))
+    stored: torch.dtype = torch.float32
+    dtype: str = "float32"
+    opset: int = 20
+    shards: str | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    def checkpoint(self) -> Path:
+        """Folder of the tiny checkpoint."""
+        return tiny_checkpoint(self.task, self.stored, self.shards, self.overrides)
+
+    def bundle(self) -> Bundle:
+        """The exported bundle."""
+        return _exported(self)
+
+    def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+        """The checkpoint as Hugging Face loads it, without a funnel."""
+        return CLASSES[self.task].from_pretrained(self.checkpoint(), dtype=dtype, attn_implementation="eager").eval()
+
+
+@functools.cache
+def tiny_checkpoint(
+    task: Task, stored: torch.dtype, shards: str | None = None, overrides: tuple[tuple[str, Any], ...] = ()
+) -> Path:
+    """A tiny checkpoint, written once per session; do not change its files."""
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=_FOLDER.name))
+    return save_tiny_checkpoint(folder, CLASSES[task], stored, max_shard_size=shards, **dict(overrides))
+
+
+@functools.cache
+def _exported(recipe: Recipe) -> Bundle:
+    out = Path(tempfile.mkdtemp(prefix="bundle-", dir=_FOLDER.name))
+    return export(
+        recipe.checkpoint(), out, funnel=recipe.funnel, task=recipe.task, dtype=recipe.dtype, opset=recipe.opset
+    )
+
+
+def forward_of_bundle(bundle: Bundle, target: str = "onnxruntime") -> Forward:
+    """A bundle's graph as a forward: (input_ids, attention_mask) -> output."""
+    session = get_target(target).load(bundle)
+    output = bundle.manifest.graphs[0].outputs[0].name
+
+    def run(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        inputs = {"input_ids": input_ids.numpy(), "attention_mask": mask.numpy()}
+        return torch.from_numpy(np.asarray(session.run(inputs)[output]))
+
+    return run

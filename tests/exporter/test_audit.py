@@ -1,0 +1,147 @@
+"""The audit refuses a graph that no longer says what the checkpoint and the funnel say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from exported import Recipe
+
+from funnel_export.config import Dtype, Task
+from funnel_export.errors import ExportError
+from funnel_export.exporter.audit import audit
+from funnel_export.funnel.model import POOL
+
+
+def loaded(recipe: Recipe) -> ir.Model:
+    return ir.load(recipe.bundle().graph)
+
+
+def run_audit(model: ir.Model, recipe: Recipe) -> None:
+    audit(model, recipe.bundle().config, recipe.task, recipe.funnel, Dtype(recipe.dtype))
+
+
+def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: float) -> None:
+    """Give the constant operands of some nodes another value, as constants of their own."""
+    for node in list(model.graph):
+        if node.op_type != op_type or not str(node.name).startswith(prefix):
+            continue
+        for index, value in enumerate(node.inputs):
+            array = value.const_value.numpy() if value is not None and value.const_value is not None else None
+            if array is not None and array.size == 1 and array.item() == pytest.approx(old):
+                constant = ir.Value(name=f"changed.{node.name}", const_value=ir.tensor(np.full_like(array, new)))
+                model.graph.register_initializer(constant)
+                node.replace_input_with(index, constant)
+
+
+def another_cap(model: ir.Model) -> None:
+    set_constants(model, "Div", "layers.2/", 2.5, 1.5)
+    set_constants(model, "Mul", "layers.2/", 2.5, 1.5)
+
+
+def no_cap(model: ir.Model) -> None:
+    tanh = next(n for n in model.graph if n.op_type == "Tanh" and str(n.name).startswith("layers.1/"))
+    ir.convenience.replace_all_uses_with(tanh.outputs[0], tanh.inputs[0])
+    model.graph.remove(tanh, safe=True)
+
+
+def lopsided_cap(model: ir.Model) -> None:
+    set_constants(model, "Mul", "model/", 3.0, 4.0)
+
+
+def another_window(model: ir.Model) -> None:
+    set_constants(model, "Sub", "model/", 5, 6)
+
+
+def swapped_masks(model: ir.Model) -> None:
+    adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
+    first, last = adds[0], adds[3]  # layers 0 and 3: sliding and full, both on tokens
+    one, other = first.inputs[1], last.inputs[1]
+    first.replace_input_with(1, other)
+    last.replace_input_with(1, one)
+
+
+def token_mask_on_slots(model: ir.Model) -> None:
+    adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
+    adds[2].replace_input_with(1, adds[0].inputs[1])  # layer 2 slides as layer 0 does, but on slots
+
+
+def fixed_axis(model: ir.Model) -> None:
+    model.graph.inputs[0].shape = ir.Shape(["batch_size", 7])
+
+
+def control_flow(model: ir.Model) -> None:
+    model.graph.append(ir.node("NonZero", [model.graph.inputs[0]], name="model/NonZero"))
+
+
+def foreign_op(model: ir.Model) -> None:
+    next(n for n in model.graph if n.op_type == "Gelu").domain = "com.microsoft"
+
+
+def no_pooling(model: ir.Model) -> None:
+    next(v for n in model.graph for v in n.outputs if v.name == POOL).name = "something"
+
+
+def weight_in_the_graph(model: ir.Model) -> None:
+    value = model.graph.initializers["model.embed_tokens.weight"]
+    value.const_value = ir.tensor(np.zeros((61, 400), np.float32), name=value.name)
+
+
+def half_softmax(model: ir.Model) -> None:
+    softmax = next(n for n in model.graph if n.op_type == "Softmax")
+    softmax.inputs[0].dtype = ir.DataType.FLOAT16
+
+
+def lost_output_axis(model: ir.Model) -> None:
+    model.graph.outputs[0].shape = ir.Shape([1, "sequence_length", 61])
+
+
+BREAKS: dict[Callable[[ir.Model], None], str] = {
+    another_cap: r"layers\.2: softcaps \[1\.5\], and config\.json says 2\.5",
+    no_cap: r"layers\.1: softcaps \[\]",
+    lopsided_cap: r"model: softcaps \[None\]",
+    another_window: r"its mask slides by 6, and sliding_attention means 5",
+    swapped_masks: r"layers\.0: its mask slides by None.*\n.*layers\.3: its mask slides by 5",
+    token_mask_on_slots: "one mask for tokens and slots",
+    fixed_axis: "input input_ids is",
+    control_flow: "NonZero makes shapes depend on data",
+    foreign_op: "com.microsoft::Gelu is not a standard op",
+    no_pooling: r"funnel\.pooled and nodes under funnel/pool/",
+    weight_in_the_graph: "puts 97600 bytes into the graph",
+    half_softmax: "Softmax of",
+    lost_output_axis: "not dynamic in",
+}
+
+
+@pytest.mark.parametrize("break_", BREAKS, ids=lambda f: f.__name__)
+def test_refuses_a_broken_graph(break_: Callable[[ir.Model], None]) -> None:
+    recipe = Recipe()
+    model = loaded(recipe)
+    break_(model)
+    with pytest.raises(ExportError, match=BREAKS[break_]):
+        run_audit(model, recipe)
+
+
+def test_names_all_findings_at_once() -> None:
+    model = loaded(Recipe())
+    for break_ in (another_cap, fixed_axis, control_flow):
+        break_(model)
+    with pytest.raises(ExportError) as caught:
+        run_audit(model, Recipe())
+    assert all(part in str(caught.value) for part in ("layers.2: softcaps", "input input_ids", "NonZero"))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(), Recipe(funnel=None), Recipe(task=Task.TEXT_CLASSIFICATION, funnel=None)],
+    ids=lambda r: str(r.task),
+)
+def test_accepts_what_was_exported(recipe: Recipe) -> None:
+    run_audit(loaded(recipe), recipe)
+
+
+def test_a_dense_graph_is_no_funnel_and_the_reverse() -> None:
+    with pytest.raises(ExportError, match=r"funnel\.recovered"):
+        audit(loaded(Recipe()), Recipe().bundle().config, Task.TEXT_GENERATION, None, Dtype.FLOAT32)
+    with pytest.raises(ExportError, match=r"funnel\.recovered"):
+        run_audit(loaded(Recipe(funnel=None)), Recipe())

@@ -1,0 +1,77 @@
+"""The properties of a funnel, held by exported graphs in ONNX Runtime and OpenVINO, against the oracle."""
+
+import pytest
+import torch
+from exported import Forward, Recipe, forward_of_bundle
+from models import main_output, random_rows
+from properties import check_causal, check_padding, check_rows, lengths_around, oracle_of
+
+from funnel_export import FunnelSpec
+from funnel_export.config import Task
+
+RELATIVE = 2e-5
+"""Largest error in float32, over the largest output."""
+
+RECIPES = {
+    "dense": Recipe(funnel=None),
+    "S=1 delta": Recipe(funnel=FunnelSpec.parse("1:3:1")),
+    "S=1 replace, all layers": Recipe(funnel=FunnelSpec.parse("0:4:1", recovery="replace")),
+    "S=2 mean delta": Recipe(),
+    "S=3 max add compact": Recipe(
+        funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
+        overrides=(("tie_word_embeddings", False),),
+    ),
+    "S=4 first average": Recipe(funnel=FunnelSpec.parse("1:4:4", pooling="first", recovery="average")),
+    "features S=2 last replace": Recipe(
+        task=Task.FEATURE_EXTRACTION,
+        funnel=FunnelSpec.parse("2:3:2", pooling="last", recovery="replace"),
+        overrides=(("attn_logit_softcapping", None),),
+    ),
+    "tagging S=3 mean lookahead": Recipe(
+        task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)
+    ),
+    "classes S=2 max lookahead": Recipe(
+        task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:4:2", pooling="max", lookahead=True)
+    ),
+}
+
+
+def stride(recipe: Recipe) -> int:
+    return recipe.funnel.stride if recipe.funnel else 2
+
+
+def limit(run: Forward, rows: list[list[int]]) -> float:
+    """The allowed difference on these rows."""
+    return RELATIVE * max(float(run(torch.tensor([row]), None).abs().max()) for row in rows)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_equals_the_oracle(name: str, target: str) -> None:
+    recipe = RECIPES[name]
+    run = forward_of_bundle(recipe.bundle(), target)
+    rows = random_rows(lengths_around(stride(recipe)))
+    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, limit(run, rows))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_padding_and_company_change_nothing(name: str, target: str) -> None:
+    recipe = RECIPES[name]
+    run = forward_of_bundle(recipe.bundle(), target)
+    rows = random_rows([stride(recipe) + 1, 1, 14, 7], seed=1)
+    check_padding(run, rows, limit(run, rows))
+
+
+@pytest.mark.parametrize("name", ["dense", "S=2 mean delta", "S=3 max add compact", "features S=2 last replace"])
+def test_causal(name: str) -> None:
+    check_causal(forward_of_bundle(RECIPES[name].bundle()), random_rows([13], seed=2)[0])
+
+
+@pytest.mark.parametrize("name", ["dense", "S=1 delta", "S=1 replace, all layers"])
+def test_without_a_shorter_sequence_equals_hugging_face(name: str) -> None:
+    recipe = RECIPES[name]
+    run, model = forward_of_bundle(recipe.bundle()), recipe.model(torch.float32)
+    rows = random_rows(lengths_around(3), seed=3)
+    with torch.no_grad():
+        check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, limit(run, rows))

@@ -1,0 +1,183 @@
+"""A bundle is whole or refused, and an export that fails leaves what was there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from exported import Recipe
+from models import save_tiny_checkpoint
+
+from funnel_export import FunnelSpec, export, load_bundle
+from funnel_export.atomic import replace_folder
+from funnel_export.config import Task
+from funnel_export.errors import BundleError, CheckpointError, ExportError, FunnelExportError, SpecError
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle of its own for a test to spoil."""
+    return shutil.copytree(Recipe().bundle().path, tmp_path / "bundle")
+
+
+def rewrite_json(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def point_outside(folder: Path) -> None:
+    """Let the graph refer to a file outside, and the manifest agree with the graph."""
+    import hashlib
+
+    graph = folder / "model.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+    tensor.external_data[0].value = "../secret"
+    graph.write_bytes(model.SerializeToString())
+    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    rewrite_json(folder / "manifest.json", lambda m: m["graphs"][0].update(sha256=digest))
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def link_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder.parent / "elsewhere")
+    weights.symlink_to(folder.parent / "elsewhere")
+
+
+def append_to_graph(folder: Path) -> None:
+    with (folder / "model.onnx").open("ab") as stream:
+        stream.write(b"\x00")
+
+
+def other_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    save_tiny_checkpoint(folder.parent / "other", vocab_size=62)
+    shutil.copyfile(folder.parent / "other" / "model.safetensors", folder / "model.safetensors")
+
+
+SPOILS: dict[Callable[[Path], object], str] = {
+    append_to_graph: "a graph is not the one that was exported",
+    lambda f: (f / "model.onnx").unlink(): "a graph of the bundle is missing",
+    truncate: "a weight file of the bundle is damaged",
+    other_weights: "a weight file is not the one that was exported",
+    link_weights: "a file of the bundle is a symbolic link",
+    point_outside: "refers to data outside the bundle",
+    lambda f: (f / "manifest.json").unlink(): "there is no bundle here",
+    lambda f: (f / "manifest.json").write_text("{"): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=2)): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(more=1)): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["graphs"][0].update(file="../x")): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "name different funnels",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride is at least 1",
+    lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "name different funnels",
+    lambda f: rewrite_json(f / "config.json", lambda c: c.update(model_type="llama")): "not a Gemma2 checkpoint",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS, ids=[message.replace(" ", "-") for message in SPOILS.values()])
+def test_a_spoiled_bundle_is_refused(spoil: Callable[[Path], object], bundle: Path) -> None:
+    load_bundle(bundle)
+    spoil(bundle)
+    with pytest.raises(BundleError, match=SPOILS[spoil]):
+        load_bundle(bundle)
+
+
+def test_a_bundle_is_a_checkpoint_with_a_funnel(tmp_path: Path) -> None:
+    again = export(Recipe().bundle().path, tmp_path / "again")
+    assert again.manifest.spec == Recipe().funnel
+    assert again.graph.read_bytes() == Recipe().bundle().graph.read_bytes()
+
+
+def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+    (checkpoint / "tokenizer.json").write_bytes(b'{"not": "touched" }\r\n')
+    (checkpoint / "train.py").write_text("print('not taken along')")
+    made = export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    assert (made.path / "tokenizer.json").read_bytes() == b'{"not": "touched" }\r\n'
+    assert not (made.path / "train.py").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"funnel": "1:9:2"}, SpecError),
+        ({"funnel": "3:1:2"}, SpecError),
+        ({"funnel": "1:3:2", "dtype": "int8"}, SpecError),
+        ({"funnel": "1:3:2", "opset": 23}, SpecError),
+        ({"funnel": "1:3:2", "task": "translation"}, SpecError),
+        ({"funnel": "1:3:2", "weights": "move"}, SpecError),
+        ({"funnel": "auto"}, SpecError),
+        ({"funnel": FunnelSpec.parse("1:3:2", lookahead=True)}, SpecError),
+        ({"funnel": "1:3:2", "task": Task.TOKEN_CLASSIFICATION}, CheckpointError),
+    ],
+    ids=str,
+)
+def test_a_failed_export_leaves_the_earlier_bundle(
+    options: dict[str, Any], error: type[FunnelExportError], bundle: Path
+) -> None:
+    before = contents(bundle)
+    with pytest.raises(error):
+        export(Recipe().checkpoint(), bundle, **options)
+    assert contents(bundle) == before
+    assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_graph_that_fails_its_audit_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.exporter.audit.LARGEST_CONSTANT", 3)
+    with pytest.raises(ExportError, match="failed its audit"):
+        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    with replace_folder(target, lambda _: False) as fresh:
+        (fresh / "one").write_text("1")
+    with replace_folder(target, lambda folder: (folder / "one").exists()) as fresh:
+        (fresh / "two").write_text("2")
+    assert contents(target) == {"two": b"2"}
+    with pytest.raises(BundleError, match="holds something else"), replace_folder(target, lambda _: False):
+        pass
+    assert contents(target) == {"two": b"2"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_replacing_without_an_atomic_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.atomic._exchange", lambda one, other: False)
+    test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path)
+
+
+def half_write(folder: Path) -> None:
+    (folder / "two").write_text("2")
+    raise KeyError
+
+
+def test_an_error_inside_leaves_the_target(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with replace_folder(target, lambda _: False) as fresh:
+        (fresh / "one").write_text("1")
+    with pytest.raises(KeyError), replace_folder(target, lambda _: True) as fresh:
+        half_write(fresh)
+    assert contents(target) == {"one": b"1"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: p.symlink_to(p.parent)], ids=["file", "link"])
+def test_an_output_that_is_no_folder_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(BundleError, match="is not a folder"):
+        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")

@@ -1,0 +1,154 @@
+"""The parity gate passes what was exported, refuses what differs, and names the place."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from exported import Recipe
+
+from funnel_export import Bundle, FunnelSpec, check
+from funnel_export.errors import SpecError, TargetUnavailableError
+from funnel_export.verify.parity import ParityReport
+
+
+def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
+    """A bundle whose graph was changed, as if the export had made it so; load_bundle would refuse it."""
+    for file in bundle.path.iterdir():
+        if file.is_file():
+            (folder / file.name).hardlink_to(file)
+    model = ir.load(bundle.graph)
+    change(model)
+    (folder / bundle.graph.name).unlink()
+    ir.save(model, folder / bundle.graph.name)
+    return replace(bundle, path=folder)
+
+
+def node(model: ir.Model, name: str, op_type: str) -> ir.Node:
+    return next(n for n in model.graph if str(n.name).startswith(name) and n.op_type == op_type)
+
+
+def scaled(model: ir.Model, owner: ir.Node, index: int, change: float, *, add: bool = False) -> None:
+    """Multiply an operand by a constant, or add it."""
+    value = owner.inputs[index]
+    assert value is not None
+    kind = np.int64 if value.dtype == ir.DataType.INT64 else np.float32
+    constant = ir.Value(name="changed", const_value=ir.tensor(np.array(change, kind)))
+    model.graph.register_initializer(constant)
+    changed = ir.node("Add" if add else "Mul", [value, constant], name="changed")
+    model.graph.insert_before(owner, changed)
+    owner.replace_input_with(index, changed.outputs[0])
+
+
+def another_softcap(model: ir.Model) -> None:
+    scaled(model, node(model, "layers.2/", "Tanh"), 0, 0.8)
+
+
+def shifted_read_out(model: ir.Model) -> None:
+    scaled(model, node(model, "funnel/recover/", "Gather"), 1, -1, add=True)
+
+
+def shifted_window(model: ir.Model) -> None:
+    scaled(model, node(model, "funnel/pool/", "Gather"), 1, -1, add=True)
+
+
+def swapped_masks(model: ir.Model) -> None:
+    adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
+    one, other = adds[0].inputs[1], adds[3].inputs[1]
+    adds[0].replace_input_with(1, other)
+    adds[3].replace_input_with(1, one)
+
+
+def swapped_weights(model: ir.Model) -> None:
+    one, other = (model.graph.initializers[f"model.layers.3.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    one.const_value, other.const_value = other.const_value, one.const_value
+
+
+def no_final_softcap(model: ir.Model) -> None:
+    scaled(model, node(model, "model/", "Tanh"), 0, 1.1)
+
+
+def not_a_number(model: ir.Model) -> None:
+    scaled(model, node(model, "layers.1/", "Tanh"), 0, float("nan"))
+
+
+BREAKS: dict[Callable[[ir.Model], None], str | None] = {
+    swapped_masks: "layers.0",
+    shifted_window: "funnel.pooled",
+    not_a_number: "layers.1",
+    another_softcap: "layers.2",
+    shifted_read_out: "funnel.recovered",
+    swapped_weights: "layers.3",
+    no_final_softcap: None,
+}
+
+
+@pytest.mark.parametrize("break_", BREAKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_refuses_a_broken_graph_and_names_the_place(
+    break_: Callable[[ir.Model], None], target: str, tmp_path: Path
+) -> None:
+    report = check(broken(Recipe().bundle(), tmp_path, break_), targets=[target])
+    assert not report.passed
+    (result,) = report.targets
+    assert not result.passed
+    assert (result.first_difference.name if result.first_difference else None) == BREAKS[break_]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(funnel=None),
+        Recipe(dtype="bfloat16"),
+        Recipe(funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
+               overrides=(("tie_word_embeddings", False),)),
+    ],
+    ids=["funnel", "dense", "bfloat16", "compact"],
+)  # fmt: skip
+def test_passes_what_was_exported(recipe: Recipe) -> None:
+    bundle = recipe.bundle()
+    report = check(bundle, lengths=[20])
+    assert report.passed, report.model_dump_json(indent=1)
+    assert [t.target for t in report.targets] == (
+        ["openvino"] if recipe.dtype == "bfloat16" else ["onnxruntime", "openvino"]
+    )
+    assert not report.lengths_left_out
+    stored = json.loads((bundle.path / "reports" / "parity.json").read_text())
+    assert ParityReport.model_validate(stored).targets == report.targets
+
+
+def test_the_limit_is_derived_from_the_dtype() -> None:
+    narrow, wide = check(Recipe().bundle()), check(Recipe(dtype="bfloat16").bundle())
+    assert narrow.reference == "float64"
+    assert wide.reference == "float32"
+    assert narrow.limit_rms_rel < 1e-5 < 1e-3 < wide.limit_rms_rel < 0.2
+
+
+def test_reports_what_was_left_out() -> None:
+    report = check(Recipe().bundle(), targets=["onnxruntime"], max_length=4)
+    assert report.lengths_left_out == [5, 6, 8]
+    assert {case.case.split("x")[1].split()[0] for case in report.targets[0].cases} == {"1", "2", "3"}
+
+
+def test_the_same_seed_gives_the_same_errors() -> None:
+    one, two, other = (check(Recipe().bundle(), targets=["onnxruntime"], seed=seed).floor for seed in (1, 1, 2))
+    assert one == two != other
+
+
+def test_unknown_and_unable_targets_are_refused() -> None:
+    with pytest.raises(SpecError, match="unknown target"):
+        check(Recipe().bundle(), targets=["nonesuch"])
+    with pytest.raises(TargetUnavailableError, match="cannot run a bfloat16 graph here"):
+        check(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
+
+
+def test_the_reference_is_hugging_face_itself_for_a_dense_bundle() -> None:
+    from funnel_export.verify.eager import Eager
+
+    eager = Eager(Recipe(funnel=None).bundle(), torch.float32)
+    assert "forward" not in eager.model.model.__dict__
