@@ -7,16 +7,16 @@ INSTALLED := $(VENV)/installed
 .PHONY: demo test check format clean
 
 demo: $(INSTALLED)
-	$(BIN)/funnel-export demo demo-bundle
+	$(BIN)/funnel-export demo demo-out
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -28,4 +28,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-bundle build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,7 +25,7 @@ from funnel_export.verify.summary import describe_bundle, describe_parity
 
 MARK = "demo.json"
 FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
-LENGTHS = (256, 1024)
+LENGTHS = (256, 512, 1024)
 
 
 class Row(BaseModel):
@@ -104,7 +104,7 @@ def make_checkpoint(folder: Path) -> None:
     """
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=512,
@@ -128,7 +128,8 @@ def make_checkpoint(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
+    """A byte-level BPE of 4096 tokens, trained on the documentation that comes with Python."""
     from pydoc_data.topics import topics
 
     from tokenizers import ByteLevelBPETokenizer

@@ -1,0 +1,49 @@
+"""The README is true: its commands and its Python run, in a folder in which `make demo` seems to have been run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import save_tiny_checkpoint
+
+from funnel_export.demo import make_tokenizer
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(kind: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny."""
+    folder = tmp_path_factory.mktemp("readme")
+    tokenizer = make_tokenizer()
+    checkpoint = folder / "demo-out" / "checkpoint"
+    save_tiny_checkpoint(checkpoint, num_hidden_layers=12, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(checkpoint)
+    return folder
+
+
+def test_commands(folder: Path) -> None:
+    commands = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    assert len(commands) >= 5
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "funnel-export"
+        run = [sys.executable, "-m", "funnel_export", *arguments]
+        done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_python(folder: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert "apply_funnel" in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True ")
