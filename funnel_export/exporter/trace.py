@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -120,7 +121,7 @@ def _fake_model(config: dict[str, Any], task: Task, dtype: torch.dtype, mode: Fa
     """The Hugging Face model with parameters that have shapes only, and buffers that have values."""
     try:
         built = Gemma2Config.from_dict(copy.deepcopy(config))
-    except Exception as err:  # strict configs raise errors of several libraries
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as err:
         raise CheckpointError("config.json does not describe a Gemma2", got=err, wanted="a Gemma2Config") from err
     built._attn_implementation = "eager"
     rope_type = cast(dict[str, Any], built.rope_parameters)["rope_type"]
