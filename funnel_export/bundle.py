@@ -4,10 +4,11 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from funnel_export.architecture import Architecture
 from funnel_export.checkpoint import CONFIG, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import BundleError, CheckpointError, SpecError
@@ -75,8 +76,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    config: dict[str, Any]
-    """The model's `config.json`."""
+    architecture: Architecture
 
     @property
     def graph(self) -> Path:
@@ -107,7 +107,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
             )
     except (CheckpointError, SpecError) as err:
         raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
-    return Bundle(folder, manifest, checkpoint.config)
+    return Bundle(folder, manifest, checkpoint.architecture)
 
 
 def is_bundle(path: Path) -> bool:

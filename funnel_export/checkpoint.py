@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Self
 
+from funnel_export.architecture import Architecture
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import CheckpointError
 
@@ -106,6 +107,7 @@ class Checkpoint:
     path: Path
     config: dict[str, Any]
     """`config.json` as it is."""
+    architecture: Architecture
     weights: tuple[WeightFile, ...]
 
     @classmethod
@@ -132,7 +134,7 @@ class Checkpoint:
                 wanted="weights in float32, float16 or bfloat16",
             )
         files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder))
-        return cls(folder, config, files)
+        return cls(folder, config, Architecture.of(config), files)
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:

@@ -182,5 +182,5 @@ def _time(
                 dense=times["dense"],
                 funnel=times["funnel"],
                 ratio=times["funnel"].median_ms / times["dense"].median_ms,
-                predicted=predicted_ratio(funnel.config, funnel.manifest.task, funnel.manifest.spec, length),
+                predicted=predicted_ratio(funnel.architecture, funnel.manifest.task, funnel.manifest.spec, length),
             )

@@ -79,7 +79,7 @@ def export(
         progress("tracing")
         model = build.build_graph(source, chosen_task, spec, compute, opset)
         progress("auditing the graph")
-        audit.audit(model, source.config, chosen_task, spec, compute)
+        audit.audit(model, source.architecture, chosen_task, spec, compute)
         progress("writing the bundle")
         write.write_bundle(
             folder,
@@ -104,7 +104,7 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
                 "no funnel was named, and the checkpoint carries none",
                 got=f'no "funnel" in {source.path / CONFIG}',
                 wanted="P:R:S, or none for the dense model",
-                hint=_suggestion(source.config.get("num_hidden_layers", 26)),
+                hint=_suggestion(source.architecture.num_hidden_layers),
             )
         return source.funnel
     return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
@@ -158,7 +158,7 @@ def check(
             )
     for target in chosen:
         require(target, dtype)
-    plan = plan_cases(opened.manifest.spec, opened.config, lengths, max_length)
+    plan = plan_cases(opened.manifest.spec, opened.architecture, lengths, max_length)
     report = check_parity(
         opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
     )

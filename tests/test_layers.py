@@ -15,6 +15,7 @@ STATIONS = [
     "errors",
     "config",
     "atomic",
+    "architecture",
     "checkpoint",
     "bundle",
     "funnel",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from funnel_export.architecture import SLIDING, Architecture
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import ExportError
 from funnel_export.exporter.assemble import PREFIXES
@@ -21,7 +22,7 @@ LARGEST_CONSTANT = 1 << 16
 """Bytes; what is larger is a weight, and belongs to the checkpoint's files."""
 
 
-def audit(model: ir.Model, config: dict[str, Any], task: Task, spec: FunnelSpec | None, dtype: Dtype) -> None:
+def audit(model: ir.Model, architecture: Architecture, task: Task, spec: FunnelSpec | None, dtype: Dtype) -> None:
     """Fail an exported graph that is not what it should be, with all findings at once.
 
     1. Standard ops only, and none whose shapes depend on data.
@@ -38,10 +39,10 @@ def audit(model: ir.Model, config: dict[str, Any], task: Task, spec: FunnelSpec 
     findings = [
         *_ops(model),
         *_contract(model, task),
-        *_softcaps(model, config, task),
-        *_masks(model, config, spec),
+        *_softcaps(model, architecture, task),
+        *_masks(model, architecture, spec),
         *_dtypes(model, dtype),
-        *_funnel(model, config, spec),
+        *_funnel(model, architecture, spec),
         *_weights(model),
     ]
     if findings:
@@ -77,11 +78,11 @@ def _axes(value: ir.Value) -> list[Any]:
     return [d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape or ()]
 
 
-def _softcaps(model: ir.Model, config: dict[str, Any], task: Task) -> Iterator[str]:
+def _softcaps(model: ir.Model, architecture: Architecture, task: Task) -> Iterator[str]:
     wanted: dict[str, float | None] = {
-        f"layers.{i}": config.get("attn_logit_softcapping", 50.0) for i in range(config["num_hidden_layers"])
+        f"layers.{i}": architecture.attn_logit_softcapping for i in range(architecture.num_hidden_layers)
     }
-    wanted["model"] = config.get("final_logit_softcapping", 30.0) if task is Task.TEXT_GENERATION else None
+    wanted["model"] = architecture.final_logit_softcapping if task is Task.TEXT_GENERATION else None
     found: dict[str, list[float | None]] = {prefix: [] for prefix in wanted}
     for node in model.graph:
         if node.op_type == "Tanh" and _producer(node.inputs[0], "Div") is not None:
@@ -103,20 +104,17 @@ def _close(value: float, wanted: float | None) -> bool:
     return wanted is not None and abs(value - wanted) <= abs(wanted) * 2**-8  # a cap is rounded to the compute dtype
 
 
-def _masks(model: ir.Model, config: dict[str, Any], spec: FunnelSpec | None) -> Iterator[str]:
-    kinds = config.get("layer_types") or [
-        "full_attention" if i % 2 else "sliding_attention" for i in range(config["num_hidden_layers"])
-    ]
+def _masks(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None) -> Iterator[str]:
     softmaxes = {_prefix(node): node for node in model.graph if node.op_type == "Softmax"}
     by_mask: dict[str, set[bool]] = {}
-    for index, kind in enumerate(kinds):
+    for index, kind in enumerate(architecture.layer_types):
         softmax = softmaxes.get(f"layers.{index}")
         bias = _bias(softmax) if softmax is not None else None
         if bias is None:
             yield f"layers.{index}: no softmax over scores with a mask"
             continue
         window = _window(bias)
-        wanted = config.get("sliding_window", 4096) if kind == "sliding_attention" else None
+        wanted = architecture.sliding_window if kind == SLIDING else None
         if window != wanted:
             yield f"layers.{index}: its mask slides by {window}, and {kind} means {wanted}"
         middle = spec is not None and spec.pool_layer <= index < spec.recover_layer
@@ -161,14 +159,14 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
         yield f"the output is {model.graph.outputs[0].dtype}, not {compute}"
 
 
-def _funnel(model: ir.Model, config: dict[str, Any], spec: FunnelSpec | None) -> Iterator[str]:
+def _funnel(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None) -> Iterator[str]:
     values = {value.name for node in model.graph for value in node.outputs}
     prefixes = {_prefix(node) for node in model.graph}
     for boundary, prefix in PREFIXES.items():
         present = (boundary in values, prefix in prefixes)
         if present != (spec is not None,) * 2:
             yield f"{boundary} and nodes under {prefix}/: {present}, and the funnel is {spec}"
-    missing = [i for i in range(config["num_hidden_layers"]) if f"layers.{i}" not in values]
+    missing = [i for i in range(architecture.num_hidden_layers) if f"layers.{i}" not in values]
     if missing:
         yield f"layers {missing} are not in the graph"
 

@@ -102,7 +102,7 @@ def refuse_contradicting_head(checkpoint: Checkpoint) -> None:
     tensors = checkpoint.tensors
     embedding = tensors.get(EMBEDDING)
     head = tensors.get(HEAD)
-    if not checkpoint.config.get("tie_word_embeddings", True) or embedding is None or head is None:
+    if not checkpoint.architecture.tie_word_embeddings or embedding is None or head is None:
         return
     if (embedding.dtype, embedding.shape) == (head.dtype, head.shape) and _same_bytes(checkpoint, embedding, head):
         return

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from funnel_export.architecture import Architecture
 from funnel_export.config import FunnelSpec, SlotPositions
 
 
@@ -31,11 +31,11 @@ class Case:
         length = np.array(self.lengths)[:, None]
         return column >= column.max() + 1 - length if self.padding == "left" else column < length
 
-    def tokens(self, config: dict[str, Any], seed: int) -> dict[str, NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, the same for the same seed; padding is the config's pad token."""
-        padding = config.get("pad_token_id") or 0
+    def tokens(self, architecture: Architecture, seed: int) -> dict[str, NDArray[np.int64]]:
+        """`input_ids` and `attention_mask`, the same for the same seed; padding is the model's pad token."""
+        padding = architecture.pad_token_id or 0
         generator = np.random.default_rng([seed, *self.lengths])
-        ids = generator.integers(0, config["vocab_size"] - 1, size=self.real.shape)
+        ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
         ids = ids + (ids >= padding)  # every token but the padding
         mask = self.real.astype(np.int64)
         return {"input_ids": np.where(self.real, ids, padding).astype(np.int64), "attention_mask": mask}
@@ -50,18 +50,18 @@ class Plan:
 
 
 def plan_cases(
-    spec: FunnelSpec | None, config: dict[str, Any], lengths: Sequence[int] = (), max_length: int | None = None
+    spec: FunnelSpec | None, architecture: Architecture, lengths: Sequence[int] = (), max_length: int | None = None
 ) -> Plan:
     """Where exports go wrong: around the stride, around the sliding window, and with ragged rows padded on both sides.
 
     Args:
         spec: the funnel, None for a dense model.
-        config: the model's config.
+        architecture: the model's numbers.
         lengths: further lengths.
         max_length: leave out what is longer.
     """
     stride = spec.stride if spec is not None else 1
-    window = config.get("sliding_window") or 0
+    window = architecture.sliding_window or 0
     wanted = {1, stride - 1, stride, stride + 1, 2 * stride + 1, *lengths}
     if window:
         wanted |= {window, window + 1, window + stride + 1}

@@ -1,8 +1,8 @@
 """Counting operations: what a funnel saves if time were in proportion to multiplications."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from funnel_export.architecture import Architecture
 from funnel_export.config import FunnelSpec, Task
 
 
@@ -23,21 +23,22 @@ class Operations:
         return self.layers + self.attention + self.head
 
 
-def count_operations(config: dict[str, Any], task: Task, spec: FunnelSpec | None, length: int) -> Operations:
+def count_operations(architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int) -> Operations:
     """Operations for a row of `length` tokens.
 
     Per token, a layer's projections have hidden*(2*heads + 2*kv_heads)*head_dim + 3*hidden*intermediate weights; per
     pair of positions, attention multiplies 2*heads*head_dim numbers.
     """
-    hidden, width = config["hidden_size"], config["intermediate_size"]
-    heads, kv_heads, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    hidden, width = architecture.hidden_size, architecture.intermediate_size
+    heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
+    head_dim = architecture.head_dim
     weights = hidden * 2 * (heads + kv_heads) * head_dim + 3 * hidden * width
-    lengths = layer_lengths(config["num_hidden_layers"], spec, length)
+    lengths = layer_lengths(architecture.num_hidden_layers, spec, length)
     outputs = {
         Task.FEATURE_EXTRACTION: 0,
-        Task.TEXT_GENERATION: config["vocab_size"],
-        Task.TEXT_CLASSIFICATION: num_labels(config),
-        Task.TOKEN_CLASSIFICATION: num_labels(config),
+        Task.TEXT_GENERATION: architecture.vocab_size,
+        Task.TEXT_CLASSIFICATION: architecture.num_labels,
+        Task.TOKEN_CLASSIFICATION: architecture.num_labels,
     }[task]
     return Operations(
         layers=sum(2 * weights * n for n in lengths),
@@ -54,12 +55,7 @@ def layer_lengths(num_layers: int, spec: FunnelSpec | None, length: int) -> list
     return [spec.num_slots(length) if index in middle else length for index in range(num_layers)]
 
 
-def num_labels(config: dict[str, Any]) -> int:
-    """Classes of a classification head, as Hugging Face's config counts them."""
-    return len(config["id2label"]) if config.get("id2label") else 2
-
-
-def predicted_ratio(config: dict[str, Any], task: Task, spec: FunnelSpec | None, length: int) -> float:
+def predicted_ratio(architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int) -> float:
     """Operations of the funnelled model over those of the dense one."""
-    dense = count_operations(config, task, None, length).total
-    return count_operations(config, task, spec, length).total / dense
+    dense = count_operations(architecture, task, None, length).total
+    return count_operations(architecture, task, spec, length).total / dense

@@ -98,7 +98,7 @@ def check_parity(
     progress: Callable[[str], None],
 ) -> ParityReport:
     """Compare targets with eager PyTorch on every case of a plan."""
-    inputs = [case.tokens(bundle.config, seed) for case in plan.cases]
+    inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
     dtype = bundle.manifest.dtype
     progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
     output = bundle.manifest.graphs[0].outputs[0].name
@@ -157,7 +157,7 @@ def _check_target(
 
 def boundaries(bundle: Bundle) -> list[str]:
     """The boundaries of a bundle's graph, in the order in which data passes them."""
-    spec, layers = bundle.manifest.spec, bundle.config["num_hidden_layers"]
+    spec, layers = bundle.manifest.spec, bundle.architecture.num_hidden_layers
     names = [layer_name(index) for index in range(layers)]
     if spec is not None:
         names.insert(spec.recover_layer, RECOVER)

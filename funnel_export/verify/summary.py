@@ -13,13 +13,13 @@ LENGTHS = (128, 512, 2048, 8192)
 
 def predictions(bundle: Bundle) -> list[dict[str, float]]:
     """What the funnel saves at each length, in operations of one row."""
-    manifest, config = bundle.manifest, bundle.config
+    manifest, architecture = bundle.manifest, bundle.architecture
     return [
         {
             "length": length,
-            "dense_gflop": count_operations(config, manifest.task, None, length).total / 1e9,
-            "funnel_gflop": count_operations(config, manifest.task, manifest.spec, length).total / 1e9,
-            "ratio": predicted_ratio(config, manifest.task, manifest.spec, length),
+            "dense_gflop": count_operations(architecture, manifest.task, None, length).total / 1e9,
+            "funnel_gflop": count_operations(architecture, manifest.task, manifest.spec, length).total / 1e9,
+            "ratio": predicted_ratio(architecture, manifest.task, manifest.spec, length),
         }
         for length in LENGTHS
     ]
@@ -43,7 +43,7 @@ def describe_bundle(bundle: Bundle) -> str:
     ]
     parts = [
         tabulate(facts, tablefmt="plain"),
-        draw_funnel(bundle.config["num_hidden_layers"], manifest.spec),
+        draw_funnel(bundle.architecture.num_hidden_layers, manifest.spec),
     ]
     if manifest.spec is not None:
         rows = [

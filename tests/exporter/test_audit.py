@@ -18,7 +18,7 @@ def loaded(recipe: Recipe) -> ir.Model:
 
 
 def run_audit(model: ir.Model, recipe: Recipe) -> None:
-    audit(model, recipe.bundle().config, recipe.task, recipe.funnel, Dtype(recipe.dtype))
+    audit(model, recipe.bundle().architecture, recipe.task, recipe.funnel, Dtype(recipe.dtype))
 
 
 def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: float) -> None:
@@ -142,6 +142,6 @@ def test_accepts_what_was_exported(recipe: Recipe) -> None:
 
 def test_a_dense_graph_is_no_funnel_and_the_reverse() -> None:
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
-        audit(loaded(Recipe()), Recipe().bundle().config, Task.TEXT_GENERATION, None, Dtype.FLOAT32)
+        audit(loaded(Recipe()), Recipe().bundle().architecture, Task.TEXT_GENERATION, None, Dtype.FLOAT32)
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
         run_audit(loaded(Recipe(funnel=None)), Recipe())

@@ -6,6 +6,7 @@ from models import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from funnel_export import FunnelSpec, apply_funnel
+from funnel_export.architecture import Architecture
 from funnel_export.config import Task
 from funnel_export.verify.operations import count_operations, layer_lengths, predicted_ratio
 
@@ -19,7 +20,7 @@ def test_equals_what_torch_counts(funnel: str | None, length: int) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(1, length, dtype=torch.long), use_cache=False)
     # RoPE's outer product and elementwise work are not counted by either.
-    counted = count_operations(model.config.to_dict(), Task.TEXT_GENERATION, spec, length).total
+    counted = count_operations(Architecture.of(model.config.to_dict()), Task.TEXT_GENERATION, spec, length).total
     assert counted == counter.get_total_flops()
 
 
@@ -29,7 +30,7 @@ def test_lengths_of_layers() -> None:
 
 
 def test_a_funnel_saves_what_its_layers_are_worth() -> None:
-    config = tiny_config(num_hidden_layers=4).to_dict()
+    config = Architecture.of(tiny_config(num_hidden_layers=4).to_dict())
     dense = predicted_ratio(config, Task.FEATURE_EXTRACTION, None, 4096)
     half = predicted_ratio(config, Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:2"), 4096)
     quarter = predicted_ratio(config, Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:4"), 4096)
