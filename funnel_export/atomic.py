@@ -39,14 +39,15 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
     except OSError as err:
         raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
     try:
         yield fresh
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-        _take_place(fresh, target)
-    except OSError as err:
-        raise BundleError("the output could not be written, and was left as it was", got=err, wanted=target) from err
+        try:
+            _take_place(fresh, target)
+        except OSError as err:
+            raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

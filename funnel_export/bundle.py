@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +13,9 @@ from funnel_export.architecture import Architecture
 from funnel_export.checkpoint import CONFIG, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import BundleError, CheckpointError, SpecError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 MANIFEST, GRAPH, REPORTS = "manifest.json", "model.onnx", "reports"
 
@@ -154,6 +158,7 @@ def _verify_weight(folder: Path, record: WeightRecord) -> None:
 
 def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) -> None:
     import onnx
+    from google.protobuf.message import DecodeError
 
     path = _inside(folder, record.file)
     try:
@@ -168,17 +173,32 @@ def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) ->
             wanted=f"sha256 {record.sha256[:12]}…",
             hint="export the bundle again",
         )
-    for tensor in onnx.load_model_from_string(content).graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        file, end = place.get("location", ""), int(place.get("offset", 0)) + int(place.get("length", 0))
-        if file not in weights or end > weights[file]:
-            raise BundleError(
-                "a graph refers to data outside the bundle's weight files",
-                got=f"{tensor.name}: {file!r} up to byte {end}",
-                wanted=f"one of {sorted(weights)}",
-            )
+    try:
+        model = onnx.load_model_from_string(content)
+        for name, place in _external_data(model):
+            file, offset, length = place["location"], int(place["offset"]), int(place["length"])
+            if file not in weights or offset < 0 or length < 0 or offset + length > weights[file]:
+                raise BundleError(
+                    "a graph refers to data outside the bundle's weight files",
+                    got=f"{name}: {file!r}, {length} bytes from {offset}",
+                    wanted=f"within {sorted(weights)}",
+                )
+    except (DecodeError, KeyError, ValueError) as err:
+        raise BundleError("a graph of the bundle cannot be read", got=f"{path}: {err}", wanted="an ONNX model") from err
+
+
+def _external_data(message: "Message") -> Iterator[tuple[str, dict[str, str]]]:
+    """Name and place of every tensor that lies outside the model, wherever in it the tensor stands."""
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield message.name, {entry.key: entry.value for entry in message.external_data}
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in value if isinstance(value, Sequence) else [value]:
+                yield from _external_data(child)
 
 
 def _inside(folder: Path, file: str) -> Path:

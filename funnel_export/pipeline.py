@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,18 +82,10 @@ def export(
         progress("auditing the graph")
         audit.audit(model, source.architecture, chosen_task, spec, compute)
         progress("writing the bundle")
-        write.write_bundle(
-            folder,
-            model,
-            source,
-            task=chosen_task,
-            dtype=compute,
-            spec=spec,
-            source=str(checkpoint),
-            placing=placing,
-        )
-        load_bundle(folder)
-    return load_bundle(target)
+        facts = write.Facts(task=chosen_task, dtype=compute, spec=spec, source=str(checkpoint))
+        write.write_bundle(folder, model, source, facts, placing)
+        bundle = load_bundle(folder)
+    return replace(bundle, path=target)
 
 
 def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec | None:
@@ -162,5 +155,8 @@ def check(
     report = check_parity(
         opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
     )
-    write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
+    try:
+        write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
+    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
+        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
     return report

@@ -1,5 +1,6 @@
 """A bundle is whole or refused, and an export that fails leaves what was there."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -29,17 +30,41 @@ def rewrite_json(path: Path, change: Callable[[Any], None]) -> None:
     path.write_text(json.dumps(value))
 
 
-def point_outside(folder: Path) -> None:
-    """Let the graph refer to a file outside, and the manifest agree with the graph."""
-    import hashlib
-
+def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change the graph, and let the manifest agree with it."""
     graph = folder / "model.onnx"
     model = onnx.load(graph, load_external_data=False)
-    tensor = next(t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
-    tensor.external_data[0].value = "../secret"
+    change(model)
     graph.write_bytes(model.SerializeToString())
-    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    agree_with_graph(folder)
+
+
+def agree_with_graph(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     rewrite_json(folder / "manifest.json", lambda m: m["graphs"][0].update(sha256=digest))
+
+
+def external(model: onnx.ModelProto) -> onnx.TensorProto:
+    return next(t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def place(tensor: onnx.TensorProto, **changes: str) -> None:
+    for entry in tensor.external_data:
+        entry.value = changes.get(entry.key, entry.value)
+
+
+def constant_outside(model: onnx.ModelProto) -> None:
+    """Hide the reference in a node of a subgraph instead of an initializer."""
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(external(model))
+    place(tensor, location="/etc/passwd")
+    inner = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], [])
+    model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+
+
+def garbage(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"\xff\xff\xff")
+    agree_with_graph(folder)
 
 
 def truncate(folder: Path) -> None:
@@ -70,7 +95,12 @@ SPOILS: dict[Callable[[Path], object], str] = {
     truncate: "a weight file of the bundle is damaged",
     other_weights: "a weight file is not the one that was exported",
     link_weights: "a file of the bundle is a symbolic link",
-    point_outside: "refers to data outside the bundle",
+    lambda f: rewrite_graph(f, lambda m: place(external(m), location="../secret")): "refers to data outside",
+    lambda f: rewrite_graph(f, lambda m: place(external(m), offset="-4")): "refers to data outside",
+    lambda f: rewrite_graph(f, lambda m: place(external(m), offset="99999999999")): "refers to data outside",
+    lambda f: rewrite_graph(f, lambda m: place(external(m), offset="four")): "cannot be read",
+    lambda f: rewrite_graph(f, constant_outside): "refers to data outside",
+    garbage: "cannot be read",
     lambda f: (f / "manifest.json").unlink(): "there is no bundle here",
     lambda f: (f / "manifest.json").write_text("{"): "is not a manifest",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=2)): "is not a manifest",

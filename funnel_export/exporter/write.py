@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Task
-from funnel_export.errors import ExportError
+from funnel_export.errors import BundleError, ExportError
 
 
 class Placing(StrEnum):
@@ -27,56 +28,65 @@ class Placing(StrEnum):
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
-def write_bundle(
-    folder: Path,
-    model: ir.Model,
-    checkpoint: Checkpoint,
-    *,
-    task: Task,
-    dtype: Dtype,
-    spec: FunnelSpec | None,
-    source: str,
-    placing: Placing,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the manifest says of an export."""
+
+    task: Task
+    dtype: Dtype
+    spec: FunnelSpec | None
+    source: str
+    """The checkpoint as it was named."""
+
+
+def write_bundle(folder: Path, model: ir.Model, checkpoint: Checkpoint, facts: Facts, placing: Placing) -> None:
     """Fill an empty folder with a bundle.
 
     Weight files are hard-linked, or copied where that is asked for or the folder is on another file system.
     `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied as they are.
+
+    Raises:
+        BundleError: if the folder cannot be written, for want of space for example.
     """
-    graph = folder / GRAPH
-    ir.save(model, graph)
     used = {
-        v.const_value.location
-        for v in model.graph.initializers.values()
-        if isinstance(v.const_value, ir.ExternalTensor)
+        value.const_value.location
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
     }
     weights = [file for file in checkpoint.weights if file.file in used]
-    for file in weights:
-        _place(checkpoint.path / file.file, folder / file.file, placing)
-    _write_config(folder, checkpoint, spec)
-    if (checkpoint.path / INDEX).is_file():
-        _write_index(folder, weights)
-    for name in COMPANIONS:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, folder / name)
-    manifest = Manifest(
-        task=task,
-        dtype=dtype,
+    try:
+        ir.save(model, folder / GRAPH)
+        for file in weights:
+            _place(checkpoint.path / file.file, folder / file.file, placing)
+        _write_config(folder, checkpoint, facts.spec)
+        if (checkpoint.path / INDEX).is_file():
+            _write_index(folder, weights)
+        for name in COMPANIONS:
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, folder / name)
+        manifest = _manifest(folder, model, weights, facts)
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as err:
+        raise BundleError("the bundle could not be written", got=err, wanted="room and permission to write") from err
+
+
+def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: Facts) -> Manifest:
+    graph = GraphRecord(
+        file=GRAPH,
+        sha256=hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest(),
+        inputs=[_record(value) for value in model.graph.inputs],
+        outputs=[_record(value) for value in model.graph.outputs],
+    )
+    return Manifest(
+        task=facts.task,
+        dtype=facts.dtype,
         opset=model.opset_imports[""],
-        funnel=None if spec is None else spec.to_dict(),
-        graphs=[
-            GraphRecord(
-                file=GRAPH,
-                sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-                inputs=[_record(value) for value in model.graph.inputs],
-                outputs=[_record(value) for value in model.graph.outputs],
-            )
-        ],
+        funnel=None if facts.spec is None else facts.spec.to_dict(),
+        graphs=[graph],
         weights=[WeightRecord(file=w.file, size=w.size, header_sha256=w.header_sha256) for w in weights],
-        source=source,
+        source=facts.source,
         versions={tool: version(tool) for tool in TOOLS},
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _place(source: Path, target: Path, placing: Placing) -> None:

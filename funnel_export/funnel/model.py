@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
@@ -71,6 +72,8 @@ class Plan:
 
     spec: FunnelSpec | None
     run: Runner = call_part
+    config: PreTrainedConfig | None = None
+    """The model's own config, if it was replaced by a copy that carries the funnel."""
 
 
 @merge_with_config_defaults  # type: ignore[untyped-decorator]

@@ -1,5 +1,7 @@
 """Putting a funnel on a loaded model, and taking it off."""
 
+import copy
+from dataclasses import replace
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -53,6 +55,9 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
     spec.validate(model.config.num_hidden_layers)
     spec.validate_task(_task(model))
     patch_forward(model, spec)
+    base, own = _base(model), model.config
+    base.funnel_plan = replace(base.funnel_plan, config=own)
+    model.config = base.config = copy.deepcopy(own)  # other models may have been made from the same config object
     model.config.funnel = spec.to_dict()
     return model
 
@@ -63,7 +68,11 @@ def remove_funnel(model: M) -> M:
     Raises:
         SpecError: if the model has no funnel.
     """
+    base = _base(model)
+    own = base.funnel_plan.config if "funnel_plan" in base.__dict__ else None
     unpatch_forward(model)
+    if own is not None:
+        model.config = base.config = own
     if hasattr(model.config, "funnel"):
         del model.config.funnel
     return model

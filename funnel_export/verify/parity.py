@@ -105,7 +105,7 @@ def check_parity(
     reference = [row[output] for row in _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs)]
     progress(f"eager {dtype}")
     eager = [row[output] for row in _outputs(Eager(bundle, getattr(torch, dtype)), inputs)]
-    logits = bundle.manifest.task is Task.TEXT_GENERATION
+    logits = bundle.manifest.task is not Task.FEATURE_EXTRACTION
     floor = _worst([measure(e, r, logits=logits) for e, r in zip(eager, reference, strict=True)])
     report = ParityReport(
         passed=False,

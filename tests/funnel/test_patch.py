@@ -274,3 +274,22 @@ def test_calls_that_do_not_fit_are_refused() -> None:
         model(input_ids=ids, attention_mask=torch.tensor([[1, 1, 0, 1, 1]]))
     with pytest.raises(SpecError, match="does not fit"):
         model(input_ids=ids, attention_mask=torch.ones(1, 4, dtype=torch.long))
+
+
+def test_models_made_from_one_config_object_do_not_share_the_funnel() -> None:
+    config = tiny_config()
+    config._attn_implementation = "eager"
+    one, other = Gemma2ForCausalLM(config), Gemma2ForCausalLM(config)
+    apply_funnel(one, FunnelSpec.parse("1:3:2"))
+    assert one.config.funnel == one.model.config.funnel
+    assert not hasattr(other.config, "funnel")
+    assert not hasattr(config, "funnel")
+    assert remove_funnel(one).config is config
+
+
+def test_a_forward_that_something_else_replaced_is_left_alone() -> None:
+    model = tiny_model()
+    hooked = model.model.forward = lambda *args, **kwargs: None
+    with pytest.raises(CheckpointError, match="something else has replaced"):
+        apply_funnel(model, FunnelSpec.parse("1:3:2"))
+    assert model.model.forward is hooked

@@ -152,3 +152,14 @@ def test_the_reference_is_hugging_face_itself_for_a_dense_bundle() -> None:
 
     eager = Eager(Recipe(funnel=None).bundle(), torch.float32)
     assert "forward" not in eager.model.model.__dict__
+
+
+def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(f"read-only: {path}")
+
+    monkeypatch.setattr("funnel_export.pipeline.write_text", refuse)  # root may write anywhere
+    with pytest.warns(UserWarning, match="could not be kept in the bundle: read-only"):
+        assert check(Recipe().bundle(), targets=["onnxruntime"], max_length=2).passed
