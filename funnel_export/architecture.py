@@ -51,6 +51,8 @@ class Architecture(BaseModel):
     def _one_type_per_layer(self) -> Self:
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(f"{len(self.layer_types)} layer_types for {self.num_hidden_layers} layers")
+        if self.sliding_window is None and SLIDING in self.layer_types:
+            raise ValueError("layers slide, and sliding_window is null")
         return self
 
     @classmethod

@@ -56,9 +56,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file in one step, making its folder: a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as stream:
-        stream.write(text)
-    Path(stream.name).chmod(0o666 & ~_umask())
-    Path(stream.name).replace(path)
+        fresh = Path(stream.name)
+        try:
+            stream.write(text)
+            stream.flush()
+            fresh.chmod(0o666 & ~_umask())
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
 
 
 def _take_place(fresh: Path, target: Path) -> None:

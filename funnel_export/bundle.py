@@ -63,6 +63,8 @@ class Manifest(_Record):
     funnel: dict[str, int | str | bool] | None
     graphs: Annotated[list[GraphRecord], Field(min_length=1)]
     weights: Annotated[list[WeightRecord], Field(min_length=1)]
+    config_sha256: Digest
+    """Digest of `config.json`, which says what the model is."""
     source: str
     """The checkpoint that was exported, as it was named."""
     versions: dict[str, str]
@@ -99,12 +101,16 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
+    _verify_config(folder, manifest)
     for weight in manifest.weights:
         _verify_weight(folder, weight)
     for graph in manifest.graphs:
         _verify_graph(folder, graph, {weight.file: weight.size for weight in manifest.weights})
     try:
         checkpoint = Checkpoint.open(folder)
+        files = sorted(file.file for file in checkpoint.weights)
+        if files != sorted(weight.file for weight in manifest.weights):
+            raise CheckpointError("the weight files are not those of the manifest", got=files)
         if checkpoint.funnel != manifest.spec:
             raise SpecError(
                 f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=manifest.spec
@@ -139,6 +145,21 @@ def _read_manifest(folder: Path) -> Manifest:
             wanted="schema version 1",
             hint="export the bundle again",
         ) from err
+
+
+def _verify_config(folder: Path, manifest: Manifest) -> None:
+    path = _inside(folder, CONFIG)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as err:
+        raise BundleError("the bundle's config.json is missing", got=err, wanted=path) from err
+    if digest != manifest.config_sha256:
+        raise BundleError(
+            "config.json is not the one that was exported",
+            got=f"{path}: sha256 {digest[:12]}…",
+            wanted=f"sha256 {manifest.config_sha256[:12]}…",
+            hint="export the bundle again",
+        )
 
 
 def _verify_weight(folder: Path, record: WeightRecord) -> None:

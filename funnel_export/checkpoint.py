@@ -119,13 +119,24 @@ class Checkpoint:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise CheckpointError("there is no such checkpoint", got=folder, wanted="a folder with config.json")
+            raise CheckpointError(
+                "there is no such checkpoint",
+                got=folder,
+                wanted="a folder with config.json",
+                hint="download a model from the Hub first: hf download google/gemma-2-2b --local-dir gemma-2-2b",
+            )
         config = read_json(folder / CONFIG)
         if config.get("model_type") != "gemma2":
             raise CheckpointError(
                 "this is not a Gemma2 checkpoint",
                 got=f"model_type {config.get('model_type')!r} in {folder / CONFIG}",
                 wanted="model_type 'gemma2'",
+            )
+        if config.get("transformers_weights"):
+            raise CheckpointError(
+                "config.json names weight files of its own",
+                got=config["transformers_weights"],
+                wanted=f"{SINGLE} or {INDEX}",
             )
         if config.get("quantization_config"):
             raise CheckpointError(
@@ -200,6 +211,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_file_names(folder: Path) -> list[str]:
+    if (folder / SINGLE).is_file():  # as Hugging Face does: a single file wins over an index beside it
+        return [SINGLE]
     if (folder / INDEX).is_file():
         names = read_json(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
@@ -209,8 +222,6 @@ def _weight_file_names(folder: Path) -> list[str]:
             if Path(file).name != file:
                 raise CheckpointError("a weight file lies outside the checkpoint", got=file, wanted="a file name")
         return files
-    if (folder / SINGLE).is_file():
-        return [SINGLE]
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     raise CheckpointError(
         "the checkpoint has no safetensors",

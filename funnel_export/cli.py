@@ -1,8 +1,11 @@
 """The command line: each command is a thin layer over one call of the library."""
 
 import json
+import os
 import platform
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
-from funnel_export.errors import FunnelExportError, SpecError
+from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 
 app = typer.Typer(
     help="Export Gemma2 with a sequence funnel, and prove that it computes what PyTorch computes.",
@@ -29,11 +32,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused."""
     warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
     try:
         app()
     except FunnelExportError as err:
         print(f"error: {err}", file=sys.stderr)  # noqa: T201
         sys.exit(err.exit_code)
+    except OSError as err:
+        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except Exception:  # noqa: BLE001 - a mistake of ours; Python's own exit code would say that a gate failed
+        traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)
 
 
 @app.command()
@@ -91,13 +101,16 @@ def export(
 
 @app.command()
 def inspect(bundle: BundleFolder, json_: Json = False) -> None:
-    """Show what is in a bundle: its funnel as a picture, and what it is predicted to save."""
+    """Show what is in a bundle: its funnel as a picture, its audit, and what it is predicted to save."""
     from funnel_export.bundle import load_bundle
-    from funnel_export.verify.summary import describe_bundle, predictions
+    from funnel_export.verify.summary import audit_bundle, describe_bundle, predictions
 
     opened = load_bundle(bundle)
-    facts = {"manifest": opened.manifest.model_dump(mode="json"), "predicted": predictions(opened)}
-    _print(json.dumps(facts) if json_ else describe_bundle(opened))
+    if not json_:
+        _print(describe_bundle(opened))
+        return
+    manifest = opened.manifest.model_dump(mode="json")
+    _print(json.dumps({"manifest": manifest, "audit": audit_bundle(opened), "predicted": predictions(opened)}))
 
 
 @app.command()
@@ -135,6 +148,8 @@ def check(
     if not json_:
         _print(describe_parity(report))
     _print(report.model_dump_json())
+    if any(result.error and not result.cases for result in report.targets):
+        raise typer.Exit(TargetRefusedError.exit_code)
     if not report.passed:
         raise typer.Exit(1)
 

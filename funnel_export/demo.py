@@ -1,8 +1,10 @@
 """The main job on a small model that is made here: no download, no GPU."""
 
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class Row(BaseModel):
 class DemoReport(BaseModel):
     """What the demo measured."""
 
+    conditions: dict[str, str]
     parity: ParityReport
     latency: list[Row]
 
@@ -64,7 +67,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 5, 
         export(out / "checkpoint", out / name, funnel=funnel, progress=partial(_prefixed, progress, name))
     parity = check(out / "funnel", progress=partial(_prefixed, progress, "parity"))
     rows = list(_time(load_bundle(out / "dense"), load_bundle(out / "funnel"), parity, lengths, rounds, progress))
-    report = DemoReport(parity=parity, latency=rows)
+    report = DemoReport(conditions=_conditions(parity), parity=parity, latency=rows)
     write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
     return report
 
@@ -73,8 +76,8 @@ def _prefixed(progress: Progress, prefix: str, step: str) -> None:
     progress(f"{prefix}: {step}")
 
 
-def describe_demo(out: Path, report: DemoReport) -> str:
-    """The demo for a person to read."""
+def describe_latency(report: DemoReport) -> str:
+    """The latencies as a table."""
     rows = [
         (
             row.runtime,
@@ -87,14 +90,32 @@ def describe_demo(out: Path, report: DemoReport) -> str:
         for row in report.latency
     ]
     headers = ("runtime", "length", "dense ms", "funnel ms", "funnel/dense", "predicted")
+    return tabulate(rows, headers, disable_numparse=True, colalign=("left", *("right",) * 5))
+
+
+def describe_demo(out: Path, report: DemoReport) -> str:
+    """The demo for a person to read."""
+    rounds, threads = report.latency[0].funnel.rounds, report.conditions["threads"]
+    title = f"latency in float32, batch 1, {threads} threads, median of {rounds} interleaved calls"
     return "\n\n".join(
         (
             describe_bundle(load_bundle(out / "funnel")),
             "parity with eager PyTorch\n" + describe_parity(report.parity),
-            f"latency, batch 1, median of {report.latency[0].funnel.rounds} interleaved calls, float32, "
-            f"{torch.get_num_threads()} threads\n" + tabulate(rows, headers, disable_numparse=True),
+            f"{title}\n{describe_latency(report)}",
+            f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.",
         )
     )
+
+
+def _conditions(parity: ParityReport) -> dict[str, str]:
+    """What the latencies depend on."""
+    packages = ("torch", "transformers", *(target.target for target in parity.targets))
+    return {
+        "device": next((t.device for t in parity.targets if t.target == "openvino"), platform.processor()),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
 
 
 def make_checkpoint(folder: Path) -> None:

@@ -42,12 +42,6 @@ class BundleError(FunnelExportError):
     """A bundle that is not what its manifest says, or no bundle at all."""
 
 
-class GateError(FunnelExportError):
-    """A parity or latency gate that did not pass."""
-
-    exit_code = 1
-
-
 class TargetUnavailableError(FunnelExportError):
     """A target that cannot work on this machine."""
 

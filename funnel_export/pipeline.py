@@ -11,7 +11,7 @@ from funnel_export.atomic import replace_folder, write_text
 from funnel_export.bundle import REPORTS, Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint import CONFIG, Checkpoint
 from funnel_export.config import Dtype, FunnelSpec, Task, parse_choice
-from funnel_export.errors import SpecError, TargetUnavailableError
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 
 if TYPE_CHECKING:
     from funnel_export.verify.parity import ParityReport
@@ -136,7 +136,7 @@ def check(
     """
     from funnel_export.targets import get_target, require, target_names
     from funnel_export.verify.inputs import plan_cases
-    from funnel_export.verify.parity import FACTOR, check_parity
+    from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
 
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     dtype = opened.manifest.dtype
@@ -151,7 +151,15 @@ def check(
             )
     for target in chosen:
         require(target, dtype)
+    for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
+        if value < 1:
+            raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
+    if factor is not None and not 1 <= factor < float("inf"):
+        raise SpecError("a target loses at least what eager PyTorch loses", got=factor, wanted="1 <= factor < inf")
+    if (opened.path / REPORTS).is_symlink():
+        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {opened.path / REPORTS}")
     plan = plan_cases(opened.manifest.spec, opened.architecture, lengths, max_length)
+    refuse_if_too_large(opened, plan)
     report = check_parity(
         opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from exported import Recipe
 from models import save_tiny_checkpoint
 
-from funnel_export import FunnelSpec, export, load_bundle
+from funnel_export import FunnelSpec, check, export, load_bundle
 from funnel_export.atomic import replace_folder
 from funnel_export.config import Task
 from funnel_export.errors import BundleError, CheckpointError, ExportError, FunnelExportError, SpecError
@@ -108,8 +109,9 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["graphs"][0].update(file="../x")): "is not a manifest",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "name different funnels",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride is at least 1",
-    lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "name different funnels",
-    lambda f: rewrite_json(f / "config.json", lambda c: c.update(model_type="llama")): "not a Gemma2 checkpoint",
+    lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "config.json is not the one",
+    lambda f: (f / "config.json").unlink(): "config.json is missing",
+    lambda f: (f / "config.json").rename(f / "c") and (f / "config.json").symlink_to("c"): "is a symbolic link",
 }
 
 
@@ -211,3 +213,22 @@ def test_an_output_that_is_no_folder_is_refused(make: Callable[[Path], object], 
     make(tmp_path / "out")
     with pytest.raises(BundleError, match="is not a folder"):
         export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+
+
+def test_other_weights_beside_the_bundles_are_refused(tmp_path: Path) -> None:
+    recipe = Recipe(stored=torch.float16, shards="20KB", dtype="float32")
+    bundle = shutil.copytree(recipe.bundle().path, tmp_path / "bundle")
+    load_bundle(bundle)
+    save_tiny_checkpoint(tmp_path / "other")
+    shutil.copyfile(tmp_path / "other" / "model.safetensors", bundle / "model.safetensors")  # which would be preferred
+    with pytest.raises(BundleError, match="not those of the manifest"):
+        load_bundle(bundle)
+
+
+def test_a_report_is_not_written_through_a_link(bundle: Path) -> None:
+    (bundle.parent / "elsewhere").mkdir()
+    shutil.rmtree(bundle / "reports", ignore_errors=True)
+    (bundle / "reports").symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(BundleError, match="lie elsewhere"):
+        check(bundle, targets=["onnxruntime"], max_length=2)
+    assert not list((bundle.parent / "elsewhere").iterdir())

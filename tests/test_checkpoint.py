@@ -31,6 +31,7 @@ def pickle_only(folder: Path) -> None:
 
 
 def index_outside(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../x.safetensors"}}))
 
 
@@ -45,6 +46,8 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: (f / "config.json").write_text("{"): "is not JSON",
     lambda f: (f / "config.json").write_text("[]"): "not a JSON object",
     lambda f: config(f, model_type="gemma3"): "not a Gemma2",
+    lambda f: config(f, transformers_weights="other.safetensors"): "weight files of its own",
+    lambda f: config(f, sliding_window=None): "sliding_window is null",
     lambda f: config(f, quantization_config={"bits": 4}): "quantized",
     lambda f: (f / "model.safetensors").unlink(): "no safetensors",
     pickle_only: "pickle, which can run code",
@@ -89,3 +92,9 @@ def test_no_architecture_no_task(folder: Path) -> None:
     config(folder, architectures=["SomethingElse"])
     with pytest.raises(CheckpointError, match="does not say what it was made for"):
         Checkpoint.open(folder).task  # noqa: B018
+
+
+def test_a_single_file_wins_over_an_index_beside_it(folder: Path) -> None:
+    for file in SHARDED.checkpoint().glob("model*"):
+        shutil.copyfile(file, folder / file.name)
+    assert [file.file for file in Checkpoint.open(folder).weights] == ["model.safetensors"]

@@ -32,6 +32,7 @@ def test_export_inspect_check(tmp_path: Path) -> None:
     facts = json.loads(run("inspect", out, "--json").stdout)
     assert [row["length"] for row in facts["predicted"]] == [128, 512, 2048, 8192]
     assert facts["manifest"]["funnel"]["pooling"] == "max"
+    assert facts["audit"] == []
     checked = run("check", out, "--target", "onnxruntime", "--length", 9)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert json.loads(checked.stdout.splitlines()[-1])["passed"] is True

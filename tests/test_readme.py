@@ -1,6 +1,7 @@
 """The README is true: its commands and its Python run, in a folder in which `make demo` seems to have been run."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -47,3 +48,9 @@ def test_python(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True ")
+
+
+@pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md"])
+def test_tables_are_made_from_the_result_files(file: str) -> None:
+    tables = runpy.run_path(str(README.parent / "benchmarks" / "tables.py"))
+    assert tables["rendered"](file) == (README.parent / file).read_text()

@@ -16,7 +16,8 @@ def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dty
         CheckpointError: if the checkpoint is not a whole Gemma2.
         SpecError: if the funnel does not fit it.
     """
-    refuse_contradicting_head(checkpoint)
+    if task is Task.TEXT_GENERATION:
+        refuse_contradicting_head(checkpoint)
     model, parameters = assemble(trace(checkpoint.config, task, spec, dtype, opset))
     refer_to_weights(model, parameters, checkpoint)
     return model

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
-from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
+from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import BundleError, ExportError
 
@@ -59,7 +59,7 @@ def write_bundle(folder: Path, model: ir.Model, checkpoint: Checkpoint, facts: F
         for file in weights:
             _place(checkpoint.path / file.file, folder / file.file, placing)
         _write_config(folder, checkpoint, facts.spec)
-        if (checkpoint.path / INDEX).is_file():
+        if [file.file for file in weights] != [SINGLE]:
             _write_index(folder, weights)
         for name in COMPANIONS:
             if (checkpoint.path / name).is_file():
@@ -84,6 +84,7 @@ def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: F
         funnel=None if facts.spec is None else facts.spec.to_dict(),
         graphs=[graph],
         weights=[WeightRecord(file=w.file, size=w.size, header_sha256=w.header_sha256) for w in weights],
+        config_sha256=hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest(),
         source=facts.source,
         versions={tool: version(tool) for tool in TOOLS},
     )

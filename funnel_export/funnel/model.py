@@ -82,7 +82,7 @@ def funnel_forward(
     self: Gemma2Model,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None,  # noqa: ARG001 - tokens are numbered by the mask, as `generate` numbers them
+    position_ids: Tensor | None = None,
     past_key_values: Cache | None = None,
     inputs_embeds: Tensor | None = None,
     use_cache: bool | None = None,
@@ -93,7 +93,8 @@ def funnel_forward(
     Args:
         input_ids: [batch, length] tokens of this chunk; or `inputs_embeds`, [batch, length, hidden_size].
         attention_mask: [batch, columns so far], 1 for real tokens; None if there is no padding.
-        position_ids: accepted as Hugging Face's callers pass it; positions follow from the mask.
+        position_ids: as Hugging Face's callers pass them; they must number each row's tokens one by one, as the mask
+            does anyway.
         past_key_values: a `FunnelCache`, or an empty cache of another class, which is then replaced.
         use_cache: whether to return a cache.
 
@@ -107,6 +108,11 @@ def funnel_forward(
     plan = cast(Plan, self.funnel_plan)
     cache = _cache(plan.spec, past_key_values, bool(use_cache))
     rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
+    if position_ids is not None and not torch.compiler.is_compiling():
+        _refuse_other_positions(position_ids, rows)
+    attention = cast(Any, self.layers[0]).self_attn.config._attn_implementation
+    if attention != "eager":
+        raise SpecError("a funnelled model runs with eager attention", got=attention, wanted="eager")
     tokens = Resolution(self, plan.run, rows.queries, rows.keys, x.dtype, cache, kwargs)
     layers = self.config.num_hidden_layers
     if plan.spec is None:
@@ -237,6 +243,21 @@ def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> Fun
             hint="pass the past_key_values that this model returned",
         )
     return FunnelCache() if given is not None or use_cache else None
+
+
+def _refuse_other_positions(position_ids: Tensor, rows: Rows) -> None:
+    """Positions may begin anywhere, as RoPE is relative, but texts packed into one row would see each other."""
+    real = rows.queries >= 0
+    begins = position_ids - rows.queries
+    lowest = torch.where(real, begins, begins.max()).amin(-1)
+    highest = torch.where(real, begins, begins.min()).amax(-1)
+    if bool((real.any(-1) & (lowest != highest)).any()):
+        raise SpecError(
+            "these position_ids do not number the tokens of a row one by one",
+            got=position_ids.tolist() if position_ids.numel() <= 32 else tuple(position_ids.shape),
+            wanted="none, or 0, 1, 2, ... from each row's first token",
+            hint="one text per row: texts packed into one row would see each other",
+        )
 
 
 def _real_tokens(attention_mask: Tensor | None, x: Tensor, cache: FunnelCache | None) -> Tensor:

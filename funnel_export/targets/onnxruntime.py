@@ -1,5 +1,6 @@
 """ONNX Runtime: on the CPU, or on CUDA where its provider works. The reference among the targets."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,14 +28,13 @@ class OnnxRuntimeTarget:
             return Availability(
                 available=False, detail=f"not installed: {err}", hint="pip install 'funnel-export[onnxruntime]'"
             )
-        known = [provider for provider in (CUDA, CPU) if provider in ort.get_available_providers()]
-        return Availability(available=True, version=ort.__version__, detail=", ".join(known))
+        unused = CUDA in ort.get_available_providers() and not cuda_works()
+        detail = self.provider() + ("; this build has CUDA, and it does not work here" if unused else "")
+        return Availability(available=True, version=ort.__version__, detail=detail)
 
     def provider(self) -> str:
         """The provider that sessions run on."""
-        import onnxruntime as ort
-
-        return CUDA if CUDA in ort.get_available_providers() else CPU
+        return CUDA if cuda_works() else CPU
 
     def supports(self, dtype: Dtype) -> str | None:
         """The CPU provider has no bfloat16 kernels."""
@@ -46,7 +46,6 @@ class OnnxRuntimeTarget:
         """See `Target.load`."""
         require(self, bundle.manifest.dtype)
         import onnxruntime as ort
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
 
         provider = self.provider()
         options = ort.SessionOptions()
@@ -58,7 +57,7 @@ class OnnxRuntimeTarget:
         settings = {"use_tf32": "0"} if provider == CUDA else {}  # float32 is to mean float32
         try:
             session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-        except (state.Fail, state.InvalidGraph, state.NotImplemented) as err:
+        except ort_errors() as err:
             raise TargetRefusedError("ONNX Runtime refused the graph", got=err) from err
         if session.get_providers()[0] != provider:
             raise TargetUnavailableError(
@@ -81,8 +80,39 @@ class OnnxRuntimeSession:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
-        values = self._session.run(None, dict(inputs))
+        try:
+            values = self._session.run(None, dict(inputs))
+        except ort_errors() as err:
+            raise TargetRefusedError("ONNX Runtime failed while running the graph", got=err) from err
         return {name.removesuffix(_CAST): value for name, value in zip(self._names, values, strict=True)}
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes without a common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    kinds = [getattr(state, name) for name in dir(state)]
+    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
+
+
+@functools.cache
+def cuda_works() -> bool:
+    """Whether a session really runs on CUDA here: a build may have the provider on a machine without a GPU."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    if CUDA not in ort.get_available_providers():
+        return False
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[CUDA])
+    except ort_errors():
+        return False
+    return bool(session.get_providers()[0] == CUDA)
 
 
 _CAST = ".float32"

@@ -53,7 +53,8 @@ class OpenVinoTarget:
             compiled = core.compile_model(model, DEVICE, settings)
         except RuntimeError as err:
             raise TargetRefusedError("OpenVINO refused the graph", got=err) from err
-        return OpenVinoSession(compiled, core.get_property(DEVICE, "FULL_DEVICE_NAME"))
+        names = [*(output.name for output in bundle.manifest.graphs[0].outputs), *outputs]
+        return OpenVinoSession(compiled, names, core.get_property(DEVICE, "FULL_DEVICE_NAME"))
 
 
 def _has_bfloat16(core: Any) -> bool:
@@ -63,18 +64,21 @@ def _has_bfloat16(core: Any) -> bool:
 class OpenVinoSession:
     """A graph compiled by OpenVINO."""
 
-    def __init__(self, compiled: Any, device: str) -> None:
+    def __init__(self, compiled: Any, names: Sequence[str], device: str) -> None:
         self._request = compiled.create_infer_request()
-        self._outputs = [(next(iter(o.get_names())), str(o.get_element_type().to_string())) for o in compiled.outputs]
+        self._outputs = [(name, compiled.output(name)) for name in names]  # an output may have several names
         self.device = device
         self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
-        self._request.infer(dict(inputs))
+        try:
+            self._request.infer(dict(inputs))
+        except RuntimeError as err:
+            raise TargetRefusedError("OpenVINO failed while running the graph", got=err) from err
         results = {}
-        for index, (name, kind) in enumerate(self._outputs):
-            data = self._request.get_output_tensor(index).data
+        for name, output in self._outputs:
+            kind, data = output.get_element_type().to_string(), self._request.get_tensor(output).data
             # The Python API hands bfloat16 out as float16: the right bits under the wrong name.
             results[name] = as_float(data.view(ml_dtypes.bfloat16) if kind == "bf16" else data).copy()
         return results

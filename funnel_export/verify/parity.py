@@ -5,6 +5,7 @@ The reference is eager PyTorch one step more precise than the bundle: float64 fo
 passes when it loses no more than a small factor of that.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Task
-from funnel_export.errors import FunnelExportError
+from funnel_export.errors import SpecError, TargetRefusedError
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
 from funnel_export.targets import Session, Target
 from funnel_export.verify.eager import Eager
@@ -33,7 +34,7 @@ REFERENCE_DTYPES = {
 
 
 class _Report(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
 
 class CaseResult(_Report):
@@ -122,9 +123,36 @@ def check_parity(
     results = []
     for target in targets:
         progress(target.name)
-        results.append(_check_target(bundle, target, plan, inputs, reference, report))
+        try:
+            results.append(_check_target(bundle, target, plan, inputs, reference, report))
+        except TargetRefusedError as err:  # the other targets have their say all the same
+            results.append(
+                TargetResult(target=target.name, device="", precision="", passed=False, cases=[], error=str(err))
+            )
     passed = bool(results) and all(result.passed for result in results)
     return report.model_copy(update={"targets": results, "passed": passed})
+
+
+def refuse_if_too_large(bundle: Bundle, plan: Plan) -> None:
+    """Refuse a plan whose outputs would not fit into memory: they are kept while one model after the other runs.
+
+    Raises:
+        SpecError: naming a length that would fit.
+    """
+    width = bundle.manifest.graphs[0].outputs[0].shape[-1]
+    positions = [sum(case.lengths) for case in plan.cases]
+    if not isinstance(width, int) or bundle.manifest.task is Task.TEXT_CLASSIFICATION:
+        return
+    # Reference and eager outputs of all cases, and a handful of float64 arrays while the largest is compared.
+    needed = 8 * width * (2 * sum(positions) + 8 * max(positions))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise SpecError(
+            "the outputs of this check would not fit into memory",
+            got=f"{needed / 1e9:.0f} GB for {sum(positions)} positions of {width} numbers",
+            wanted=f"at most {memory / 2e9:.0f} GB, half of this machine's",
+            hint=f"--max-length {max(1, int(max(positions) * memory / 2 / needed / 4))}",
+        )
 
 
 def _check_target(
@@ -136,23 +164,25 @@ def _check_target(
     report: ParityReport,
 ) -> TargetResult:
     session: Session = target.load(bundle)
-    cases, worst = [], 0
+    cases, first_failed = [], 0
     output = bundle.manifest.graphs[0].outputs[0].name
     for case, tokens, wanted in zip(plan.cases, inputs, reference, strict=True):
         got = session.run(tokens)[output]
         metrics = measure(_real(got, case), wanted, logits=report.floor.kl is not None)
         cases.append(CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics)))
-        if not cases[-1].passed and cases[worst].passed:
-            worst = len(cases) - 1
+        if not cases[-1].passed and cases[first_failed].passed:
+            first_failed = len(cases) - 1
     passed = all(case.passed for case in cases)
     result = TargetResult(
         target=target.name, device=session.device, precision=session.precision, passed=passed, cases=cases
     )
     if passed:
         return result
-    return result.model_copy(
-        update={"first_difference": locate(bundle, target, plan.cases[worst], inputs[worst], report.factor)}
-    )
+    try:
+        place = locate(bundle, target, plan.cases[first_failed], inputs[first_failed], report.factor)
+    except (TargetRefusedError, KeyError) as err:  # a graph so broken that it has no such boundaries
+        return result.model_copy(update={"error": f"differs, and where it begins could not be found: {err}"})
+    return result.model_copy(update={"first_difference": place})
 
 
 def boundaries(bundle: Bundle) -> list[str]:
@@ -170,10 +200,7 @@ def locate(
 ) -> Boundary | None:
     """The first boundary at which a target loses more than `factor` times what eager PyTorch loses there."""
     names = boundaries(bundle)
-    try:
-        got = target.load(bundle, outputs=names).run(inputs)
-    except (FunnelExportError, KeyError):  # a graph so broken that it has no such boundaries
-        return None
+    got = target.load(bundle, outputs=names).run(inputs)
     dtype = bundle.manifest.dtype
     (reference,) = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), [inputs], names)
     (eager,) = _outputs(Eager(bundle, getattr(torch, dtype)), [inputs], names)

@@ -1,8 +1,10 @@
 """Tables for people: what a bundle is, what a check found."""
 
+import onnx_ir as ir
 from tabulate import tabulate
 
 from funnel_export.bundle import Bundle
+from funnel_export.exporter.audit import find_faults
 from funnel_export.verify.operations import count_operations, predicted_ratio
 from funnel_export.verify.parity import ParityReport
 from funnel_export.verify.picture import draw_funnel
@@ -25,8 +27,14 @@ def predictions(bundle: Bundle) -> list[dict[str, float]]:
     ]
 
 
+def audit_bundle(bundle: Bundle) -> list[str]:
+    """The faults that an audit finds in a bundle's graph: none, unless the bundle was made by other means."""
+    manifest = bundle.manifest
+    return find_faults(ir.load(bundle.graph), bundle.architecture, manifest.task, manifest.spec, manifest.dtype)
+
+
 def describe_bundle(bundle: Bundle) -> str:
-    """A bundle for a person to read: facts, picture, predicted saving."""
+    """A bundle for a person to read: facts, audit, picture, predicted saving."""
     manifest = bundle.manifest
     graph = manifest.graphs[0]
     size = sum(weight.size for weight in manifest.weights)
@@ -39,6 +47,7 @@ def describe_bundle(bundle: Bundle) -> str:
         ("graph", f"{graph.file}, opset {manifest.opset}, {bundle.graph.stat().st_size / 1e6:.1f} MB"),
         ("weights", f"{len(manifest.weights)} file{'s' * (len(manifest.weights) > 1)}, {size / 1e6:.1f} MB"),
         *(("input", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.inputs),
+        ("audit", "; ".join(audit_bundle(bundle)) or "passed"),
         *(("output", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.outputs),
     ]
     parts = [
@@ -47,7 +56,7 @@ def describe_bundle(bundle: Bundle) -> str:
     ]
     if manifest.spec is not None:
         rows = [
-            (p["length"], f"{p['dense_gflop']:.3g}", f"{p['funnel_gflop']:.3g}", f"{100 * (1 - p['ratio']):.0f} %")
+            (p["length"], f"{p['dense_gflop']:,.1f}", f"{p['funnel_gflop']:,.1f}", f"{100 * (1 - p['ratio']):.0f} %")
             for p in predictions(bundle)
         ]
         headers = ("length", "dense GFLOP", "funnel GFLOP", "saved")
@@ -84,7 +93,9 @@ def describe_parity(report: ParityReport) -> str:
         lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
     for target in report.targets:
         place = target.first_difference
-        if place is not None:
+        if target.error:
+            lines.append(f"{target.target}: {target.error}")
+        elif place is not None:
             lines.append(f"{target.target} first differs at {place.name} ({place.rms_rel:.1e} > {place.limit:.1e})")
         elif not target.passed:
             lines.append(f"{target.target} differs at the output, and at no boundary before it")

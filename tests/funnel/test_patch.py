@@ -293,3 +293,18 @@ def test_a_forward_that_something_else_replaced_is_left_alone() -> None:
     with pytest.raises(CheckpointError, match="something else has replaced"):
         apply_funnel(model, FunnelSpec.parse("1:3:2"))
     assert model.model.forward is hooked
+
+
+def test_texts_packed_into_one_row_are_refused() -> None:
+    model = apply_funnel(tiny_model(), FunnelSpec.parse("1:3:2"))
+    ids = torch.ones(1, 5, dtype=torch.long)
+    model(ids, position_ids=torch.arange(5)[None] + 7)
+    with pytest.raises(SpecError, match="one by one"):
+        model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
+
+
+def test_another_attention_after_the_patch_is_refused() -> None:
+    model = apply_funnel(tiny_model(), FunnelSpec.parse("1:3:2"))
+    model.model.layers[0].self_attn.config._attn_implementation = "flex_attention"
+    with pytest.raises(SpecError, match="eager attention"):
+        model(torch.ones(1, 5, dtype=torch.long))

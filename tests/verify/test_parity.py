@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -163,3 +164,29 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
     monkeypatch.setattr("funnel_export.pipeline.write_text", refuse)  # root may write anywhere
     with pytest.warns(UserWarning, match="could not be kept in the bundle: read-only"):
         assert check(Recipe().bundle(), targets=["onnxruntime"], max_length=2).passed
+
+
+def unknown_op(model: ir.Model) -> None:
+    node(model, "layers.1/", "Tanh").op_type = "Nonesuch"
+
+
+def test_a_target_that_refuses_the_graph_does_not_silence_the_others(tmp_path: Path) -> None:
+    report = check(broken(Recipe().bundle(), tmp_path, unknown_op), max_length=3)
+    assert not report.passed
+    assert [result.target for result in report.targets] == ["onnxruntime", "openvino"]
+    assert all("refused the graph" in str(result.error) for result in report.targets)
+
+
+@pytest.mark.parametrize("options", [{"lengths": [0]}, {"max_length": 0}, {"factor": 0.5}, {"factor": float("nan")}])
+def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        check(Recipe().bundle(), targets=["onnxruntime"], **options)
+
+
+def test_a_check_that_would_not_fit_into_memory_is_refused() -> None:
+    with pytest.raises(SpecError, match="--max-length"):
+        check(Recipe().bundle(), targets=["onnxruntime"], lengths=[10**8])
+
+
+def test_a_softcap_of_one() -> None:
+    assert check(Recipe(overrides=(("attn_logit_softcapping", 1.0),)).bundle(), targets=["onnxruntime"]).passed
