@@ -113,65 +113,64 @@ def funnel_forward(
     attention = cast(Any, self.layers[0]).self_attn.config._attn_implementation
     if attention != "eager":
         raise SpecError("a funnelled model runs with eager attention", got=attention, wanted="eager")
-    tokens = Resolution(self, plan.run, rows.queries, rows.keys, x.dtype, cache, kwargs)
+    tokens = Resolution(Context(self, plan.run, cache, kwargs), rows.queries, rows.keys)
     layers = self.config.num_hidden_layers
     if plan.spec is None:
         x = tokens.run_layers(x, range(layers))
     else:
         x = tokens.run_layers(x, range(plan.spec.pool_layer))
-        x = _through_the_middle(self, plan.spec, plan.run, x, rows, cache, kwargs)
+        x = _through_the_middle(tokens.context, plan.spec, x, rows)
         x = tokens.run_layers(x, range(plan.spec.recover_layer, layers))
     if cache is not None:
         cache.columns = rows.keys.shape[1]
     return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
 
 
-class Resolution:
-    """Layers that run on the same positions: what they share is made once."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every step of one forward needs."""
 
-    def __init__(
-        self,
-        model: Gemma2Model,
-        run: Runner,
-        queries: Tensor,
-        keys: Tensor,
-        dtype: torch.dtype,
-        cache: Cache | None,
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.model, self.run, self.queries, self.keys = model, run, queries, keys
-        self.dtype, self.cache, self.kwargs = dtype, cache, kwargs
+    model: Gemma2Model
+    run: Runner
+    cache: FunnelCache | None
+    kwargs: dict[str, Any]
+    """Whatever the caller gave for Hugging Face's layers."""
+
+
+class Resolution:
+    """Layers that run on the same positions: what they share is made once.
+
+    `queries` are the positions of the hidden states, [batch, length]; `keys` those of all that they may see.
+    """
+
+    def __init__(self, context: Context, queries: Tensor, keys: Tensor) -> None:
+        self.context, self.queries, self.keys = context, queries, keys
         self._biases: dict[str, Tensor] = {}
         self._rope: tuple[Tensor, Tensor] | None = None
 
     def run_layers(self, x: Tensor, layers: range) -> Tensor:
         """Hidden states [batch, length, width] through the layers of that range."""
+        model = self.context.model
         for index in layers:
             if self._rope is None:
-                self._rope = self.model.rotary_emb(x, self.queries.clamp(min=0))
-            part = LayerPart(self.model.layers[index], self.cache, self.kwargs)
-            x = self.run(layer_name(index), part, x, self._bias(index), *self._rope, length=x.shape[1])
+                self._rope = model.rotary_emb(x, self.queries.clamp(min=0))
+            part = LayerPart(model.layers[index], self.context.cache, self.context.kwargs)
+            bias = self._bias(index, x.dtype)
+            x = self.context.run(layer_name(index), part, x, bias, *self._rope, length=x.shape[1])
         return x
 
-    def _bias(self, index: int) -> Tensor:
-        kind = cast(list[str], self.model.config.layer_types)[index]
+    def _bias(self, index: int, dtype: torch.dtype) -> Tensor:
+        config = self.context.model.config
+        kind = cast(list[str], config.layer_types)[index]
         if kind not in self._biases:
-            window = self.model.config.sliding_window if kind == "sliding_attention" else None
-            self._biases[kind] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=self.dtype)
+            window = config.sliding_window if kind == "sliding_attention" else None
+            self._biases[kind] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=dtype)
         return self._biases[kind]
 
 
-def _through_the_middle(
-    model: Gemma2Model,
-    spec: FunnelSpec,
-    run: Runner,
-    x: Tensor,
-    rows: Rows,
-    cache: FunnelCache | None,
-    kwargs: dict[str, Any],
-) -> Tensor:
+def _through_the_middle(context: Context, spec: FunnelSpec, x: Tensor, rows: Rows) -> Tensor:
     """Pool the newly closed windows, run the middle layers on them, recover the chunk's tokens."""
-    first = rows.first
+    run, cache, first = context.run, context.cache, rows.first
     if cache is not None and cache.open is not None:  # the open window's tokens stand left of the chunk's
         columns = torch.cat([cache.open, x], dim=1)
         first = first + cache.open.shape[1]
@@ -192,8 +191,7 @@ def _through_the_middle(
         keys = torch.cat([cache.slot_positions, positions], dim=1)
     middle = pooled
     if cache is None or count:
-        slots_alone = Resolution(model, run, positions, keys, x.dtype, cache, kwargs)
-        middle = slots_alone.run_layers(pooled, range(spec.pool_layer, spec.recover_layer))
+        middle = Resolution(context, positions, keys).run_layers(pooled, range(spec.pool_layer, spec.recover_layer))
     reads = read_slots(rows.queries, spec) - closed
     if cache is not None:
         if cache.pooled is not None and cache.middle is not None:  # a token may read the slot closed before the chunk
