@@ -1,4 +1,4 @@
-"""An oracle for one row of tokens: section 3 of the design as plain loops over numpy float64.
+"""An oracle for one row of tokens: what a funnel computes, as plain loops over numpy float64.
 
 It reads like the specification and is slow on purpose. Models are compared with it, so it shares no code with
 `funnel_export`, torch or transformers: weights come in as arrays, settings as plain values.

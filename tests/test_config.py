@@ -37,7 +37,7 @@ def test_text_round_trip(spec: FunnelSpec) -> None:
     assert FunnelSpec.parse(str(spec), **options) == spec
 
 
-def test_defaults_are_the_designs() -> None:
+def test_defaults_are_those_of_the_readme() -> None:
     spec = FunnelSpec.parse(" 6:20:2 ")
     assert spec.to_dict() == MINIMAL | {
         "pooling": "mean",

@@ -1,4 +1,4 @@
-"""The funnel's semantics, section 3 of the design: against the oracle, dense Hugging Face, and the funnel itself."""
+"""What a funnel computes, against the oracle, dense Hugging Face, and the funnel itself."""
 
 import itertools
 from collections.abc import Iterator
