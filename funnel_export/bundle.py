@@ -101,7 +101,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    _verify_config(folder, manifest)
+    _read_verified(folder, CONFIG, manifest.config_sha256)
     for weight in manifest.weights:
         _verify_weight(folder, weight)
     for graph in manifest.graphs:
@@ -147,19 +147,22 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from err
 
 
-def _verify_config(folder: Path, manifest: Manifest) -> None:
-    path = _inside(folder, CONFIG)
+def _read_verified(folder: Path, file: str, sha256: str) -> bytes:
+    """The content of a bundle's file, if it is the one that was exported."""
+    path = _inside(folder, file)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except OSError as err:
-        raise BundleError("the bundle's config.json is missing", got=err, wanted=path) from err
-    if digest != manifest.config_sha256:
+        raise BundleError(f"the bundle's {file} is missing", got=err, wanted=path) from err
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
         raise BundleError(
-            "config.json is not the one that was exported",
+            f"{file} is not the one that was exported",
             got=f"{path}: sha256 {digest[:12]}…",
-            wanted=f"sha256 {manifest.config_sha256[:12]}…",
+            wanted=f"sha256 {sha256[:12]}…",
             hint="export the bundle again",
         )
+    return content
 
 
 def _verify_weight(folder: Path, record: WeightRecord) -> None:
@@ -181,19 +184,7 @@ def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) ->
     import onnx
     from google.protobuf.message import DecodeError
 
-    path = _inside(folder, record.file)
-    try:
-        content = path.read_bytes()
-    except OSError as err:
-        raise BundleError("a graph of the bundle is missing", got=err, wanted=path) from err
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != record.sha256:
-        raise BundleError(
-            "a graph is not the one that was exported",
-            got=f"{path}: sha256 {digest[:12]}…",
-            wanted=f"sha256 {record.sha256[:12]}…",
-            hint="export the bundle again",
-        )
+    content = _read_verified(folder, record.file, record.sha256)
     try:
         model = onnx.load_model_from_string(content)
         for name, place in _external_data(model):
@@ -205,7 +196,9 @@ def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) ->
                     wanted=f"within {sorted(weights)}",
                 )
     except (DecodeError, KeyError, ValueError) as err:
-        raise BundleError("a graph of the bundle cannot be read", got=f"{path}: {err}", wanted="an ONNX model") from err
+        raise BundleError(
+            "a graph of the bundle cannot be read", got=f"{folder / record.file}: {err}", wanted="an ONNX model"
+        ) from err
 
 
 def _external_data(message: "Message") -> Iterator[tuple[str, dict[str, str]]]:

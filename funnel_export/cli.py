@@ -195,9 +195,11 @@ def _progress() -> Iterator[Any]:
     """A line that says what is going on, on a terminal; nothing in a pipe."""
     from rich.console import Console
 
+    from funnel_export.pipeline import no_progress
+
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda step: None  # noqa: ARG005
+        yield no_progress
         return
     with console.status("starting") as status:
         yield lambda step: status.update(step)

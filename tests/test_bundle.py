@@ -91,8 +91,8 @@ def other_weights(folder: Path) -> None:
 
 
 SPOILS: dict[Callable[[Path], object], str] = {
-    append_to_graph: "a graph is not the one that was exported",
-    lambda f: (f / "model.onnx").unlink(): "a graph of the bundle is missing",
+    append_to_graph: "model.onnx is not the one that was exported",
+    lambda f: (f / "model.onnx").unlink(): "the bundle's model.onnx is missing",
     truncate: "a weight file of the bundle is damaged",
     other_weights: "a weight file is not the one that was exported",
     link_weights: "a file of the bundle is a symbolic link",

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.utils import logging
 
 from funnel_export.bundle import Bundle
-from funnel_export.config import Task
 from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 
@@ -26,7 +25,7 @@ class Eager:
     def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
         self.spec = bundle.manifest.spec
         self.dense = self.spec is None
-        self.output = "last_hidden_state" if bundle.manifest.task is Task.FEATURE_EXTRACTION else "logits"
+        self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
         with without_progress_bars():
             self.model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
                 bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True
