@@ -60,7 +60,7 @@ AGREES = 1e-4
 
 LABELS = {
     "dense": "funnel_export, dense",
-    "funnel": "funnel_export, funnel",
+    "funnel": "funnel_export, funnel 3:9:2",
     "torch.onnx": "torch.onnx.export",
     "genai": "onnxruntime-genai builder",
     "optimum": "optimum-cli export onnx",
