@@ -59,10 +59,8 @@ class ImportClock:
 
 
 def funnel_export(checkpoint: str, out: str, funnel: str) -> None:
-    """This package."""
-    from funnel_export import export
-
-    export(checkpoint, out, funnel=funnel)
+    """This package, as its command line runs it."""
+    _run_module("funnel_export", f"export {checkpoint} {out} --funnel {funnel}")
 
 
 def torch_onnx(checkpoint: str, out: str, _: str) -> None:
@@ -106,7 +104,11 @@ EXPORTERS = {function.__name__: function for function in (funnel_export, torch_o
 def _run_module(name: str, arguments: str) -> None:
     """`python -m name arguments` in this process."""
     sys.argv = [name, *arguments.split()]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def _load(cls: Any, checkpoint: str) -> Any:
