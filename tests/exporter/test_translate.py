@@ -1,0 +1,61 @@
+"""Translation: several modules in one go, and operators that only a decomposition knows."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from funnel_export.exporter import translate as module
+from funnel_export.exporter.translate import Operand, Piece, translate
+
+FLOATS = Operand(torch.float32, ("row", 3))
+
+
+class Scaled(nn.Module):
+    """Has a parameter."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        with mode:
+            self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Either(nn.Module):
+    """Uses `aten::__or__`, which has no translation of ours or torch's."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ((x > 0) | (y > 0)).to(torch.float32), x.sum(0)
+
+
+def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)
+
+
+def test_pieces_keep_their_names() -> None:
+    mode = FakeTensorMode()
+    pieces = [
+        Piece(Scaled(mode), {"x": FLOATS}, ("y",)),
+        Piece(nn.Tanh(), {"x": Operand(torch.float32, ("row", "row"))}, ("y",)),
+    ]
+    first, second = translate(pieces, 20, mode)
+    assert list(first.graph.initializers) == ["scale"]
+    assert [[str(d) for d in v.shape or ()] for v in (*first.graph.inputs, *first.graph.outputs)] == [["row", "3"]] * 2
+    assert (first.graph.inputs[0].name, second.graph.inputs[0].name, second.graph.outputs[0].name) == ("x", "x", "y")
+    x = np.full((1, 1), 0.5, np.float32)
+    np.testing.assert_allclose(run(second, x=x)[0], np.tanh(x), rtol=1e-6)
+
+
+def test_an_operator_without_translation_is_decomposed() -> None:
+    assert torch.ops.aten.__or__.Tensor not in module._TRANSLATIONS
+    (model,) = translate([Piece(Either(), {"x": FLOATS, "y": FLOATS}, ("either", "total"))], 20, FakeTensorMode())
+    assert "Or" in {node.op_type for node in model.graph}
+    x = np.array([[1, -1, -1]], np.float32)
+    either, total = run(model, x=x, y=np.array([[-1, -1, 1]], np.float32))
+    np.testing.assert_array_equal(either, [[1, 0, 1]])
+    np.testing.assert_array_equal(total, x[0])
