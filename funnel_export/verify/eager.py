@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from funnel_export.bundle import Bundle
+from funnel_export.checkpoint import CONFIG, read_json
+from funnel_export.exporter.skeleton import read_config
 from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 
@@ -26,9 +28,10 @@ class Eager:
         self.spec = bundle.manifest.spec
         self.dense = self.spec is None
         self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
+        config = read_config(read_json(bundle.path / CONFIG))
         with without_progress_bars():
             self.model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
-                bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True
+                bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
             )
         self.model.eval().requires_grad_(False)
         self._seen: dict[str, Tensor | None] = {}
