@@ -23,7 +23,7 @@ class Architecture(BaseModel):
     vocab_size: Annotated[int, Field(gt=0, le=1 << 24, strict=True)] = 256000
     hidden_size: Width = 2304
     intermediate_size: Width = 9216
-    num_hidden_layers: Annotated[Count, Field(le=1 << 10)] = 26
+    num_hidden_layers: Annotated[Count, Field(le=1 << 8)] = 26
     num_attention_heads: Count = 8
     num_key_value_heads: Count = 4
     head_dim: Annotated[Count, Field(multiple_of=2)] = 256
@@ -62,7 +62,7 @@ class Architecture(BaseModel):
         if isinstance(values, dict) and values.get("layer_types") is None:
             layers = values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default)
             if isinstance(layers, int):
-                return values | {"layer_types": [FULL if i % 2 else SLIDING for i in range(min(layers, 1 << 10))]}
+                return values | {"layer_types": [FULL if i % 2 else SLIDING for i in range(min(layers, 1 << 8))]}
         return values
 
     @model_validator(mode="after")

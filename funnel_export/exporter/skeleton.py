@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
 
 from funnel_export.architecture import CHECKED, Architecture
-from funnel_export.config import Task
+from funnel_export.config import Dtype, Task
 from funnel_export.errors import CheckpointError, ExportError
 from funnel_export.funnel import TASK_CLASSES
 
@@ -30,8 +31,17 @@ def read_config(config: dict[str, Any]) -> Gemma2Config:
         raise CheckpointError("config.json does not describe a Gemma2", got=err, wanted="a Gemma2Config") from err
 
 
-def build_skeleton(config: dict[str, Any], task: Task, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
-    """The Hugging Face model with parameters that have shapes only, and buffers that have values.
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A model with parameters that have shapes only, and buffers that have values."""
+
+    model: Any
+    mode: FakeTensorMode
+    """The mode in which its parameters were made."""
+
+
+def build_skeleton(config: dict[str, Any], task: Task, dtype: Dtype) -> Skeleton:
+    """The Hugging Face model that `config` describes.
 
     Raises:
         CheckpointError: if `config` does not describe a Gemma2 that can be exported.
@@ -44,16 +54,17 @@ def build_skeleton(config: dict[str, Any], task: Task, dtype: torch.dtype, mode:
             got="no pad_token_id in config.json",
             wanted="a pad_token_id",
         )
-    with _default_dtype(dtype), mode:
+    mode, compute = FakeTensorMode(), getattr(torch, dtype)
+    with _default_dtype(compute), mode:
         model: Any = TASK_CLASSES[task](built)
         model.eval().requires_grad_(False)
     base = getattr(model, "model", model)
     base.rotary_emb = Gemma2RotaryEmbedding(built)
-    base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=dtype)
+    base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=compute)
     unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
     if unreal:
         raise ExportError("a buffer of the model has no value", got=unreal, wanted="a version of transformers >= 5.10")
-    return model
+    return Skeleton(model, mode)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.config import FunnelSpec, Task
 from funnel_export.exporter.outline import Call, Outline
-from funnel_export.exporter.skeleton import build_skeleton
+from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.funnel import patch_forward
 from funnel_export.funnel.model import LayerPart
 
@@ -44,26 +44,20 @@ class TracedPart:
     """Names of the model's parameters that go in after the operands."""
 
 
-def trace(config: dict[str, Any], task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> Trace:
-    """Trace the model that `config` describes.
+def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -> Trace:
+    """Trace a model with a funnel.
 
     Args:
-        config: a Gemma2 `config.json`.
-        task: which of the four classes to build.
-        spec: the funnel, or None for the dense model.
-        dtype: compute dtype.
+        skeleton: the model, which is of no other use afterwards.
+        task: which of the four classes it is of.
+        spec: a funnel that fits it, or None for the dense model.
         opset: ONNX opset version.
 
     Raises:
-        CheckpointError: if the config does not describe a Gemma2 that can be exported.
-        SpecError: if the funnel does not fit.
+        CheckpointError: if the model cannot carry a funnel.
     """
     outline = Outline()
-    mode = FakeTensorMode()
-    model = build_skeleton(config, task, getattr(torch, dtype), mode)
-    if spec is not None:
-        spec.validate(model.config.num_hidden_layers)
-        spec.validate_task(task)
+    model, mode = skeleton.model, skeleton.mode
     patch_forward(model, spec, outline)
     base = getattr(model, "model", model)
     layers = list(base.layers)
