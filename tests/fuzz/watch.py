@@ -53,7 +53,7 @@ class Tally:
         """One case: whatever it raises but errors of ours is raised, and so is any change below `root`."""
         before, begin, said = listing(root), time.monotonic(), ""
         try:
-            with _limit():
+            with limit():
                 yield
         except FunnelExportError as err:
             said = str(err).replace("\n", "")
@@ -82,7 +82,9 @@ def listing(root: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _limit() -> Iterator[None]:
+def limit() -> Iterator[None]:
+    """Raise `HangError`, or end the process, rather than wait for ever."""
+
     def ring(*_: object) -> None:
         raise HangError(f"more than {SECONDS} seconds")
 
