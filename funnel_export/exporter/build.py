@@ -23,7 +23,7 @@ def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dty
     if spec is not None:
         spec.validate(checkpoint.architecture.num_hidden_layers)
         spec.validate_task(task)
-    find_weights({name: tuple(p.shape) for name, p in skeleton.model.named_parameters()}, checkpoint)
+    find_weights(skeleton.shapes, checkpoint)
     model, parameters = assemble(trace(skeleton, task, spec, opset))
     refer_to_weights(model, parameters, checkpoint)
     return model

@@ -39,6 +39,11 @@ class Skeleton:
     mode: FakeTensorMode
     """The mode in which its parameters were made."""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by its name in the model."""
+        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+
 
 def build_skeleton(config: dict[str, Any], task: Task, dtype: Dtype) -> Skeleton:
     """The Hugging Face model that `config` describes.

@@ -1,5 +1,6 @@
 """Files that are not what their names say: pipes, folders, holes of a gigabyte, and headers that lie."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from exported import Recipe
 from fuzz.watch import limit, listing
 
-from funnel_export import export, load_bundle
+from funnel_export import check, export, load_bundle
 from funnel_export.checkpoint import Checkpoint
 from funnel_export.errors import BundleError, CheckpointError
 
@@ -165,16 +166,28 @@ def test_files_of_two_bundles_swapped(file: str, bundle: Path) -> None:
         load_bundle(bundle)
 
 
+def agree(bundle: Path) -> None:
+    """Let the manifest have the digests of what is there now."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["graphs"][0]["sha256"] = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
+    manifest["config_sha256"] = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_config_of_another_model_is_found_before_its_weights_are_made(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"hidden_size": 1 << 20, "vocab_size": 1 << 24}))
+    agree(bundle)
+    with pytest.raises(CheckpointError, match="another shape than"):
+        check(bundle, targets=["onnxruntime"], max_length=2)
+
+
 def test_a_graph_that_goes_round_in_circles(bundle: Path) -> None:
     """The audit follows a graph backwards, and would follow this one for ever."""
-    import hashlib
-
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     nodes = [onnx.helper.make_node("And", ["a", "a"], ["b"]), onnx.helper.make_node("And", ["b", "b"], ["a"])]
     model.graph.node.extend(nodes)
     (bundle / "model.onnx").write_bytes(model.SerializeToString())
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["graphs"][0]["sha256"] = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    agree(bundle)
     with pytest.raises(BundleError, match=r"cannot be read(.|\n)*topologically sorted"):
         load_bundle(bundle)
