@@ -35,7 +35,7 @@ class Architecture(BaseModel):
     max_position_embeddings: Length = 8192
     rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
-    rope_theta: Theta | None = None
+    rope_theta: Theta = 10000.0
     sliding_window: Annotated[int, Field(gt=0, le=1 << 24, strict=True)] | None = 4096
     attn_logit_softcapping: Positive | None = 50.0
     final_logit_softcapping: Positive | None = 30.0

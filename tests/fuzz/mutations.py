@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,6 +17,21 @@ NASTY: list[Any] = [
     *([], [[]], {}, {"": 0}, [None], [0, 1 << 62], ["full_attention"], {"rope_type": "yarn", "factor": 0}),
     *LITERALS,
 ]
+
+
+def as_json(value: Any) -> bytes:
+    """A value as JSON, the literals in their place."""
+    text = json.dumps(value)
+    for name, literal in LITERALS.items():
+        text = text.replace(json.dumps(name), literal)
+    return text.encode()
+
+
+def replaced(valid: dict[str, Any], keys: Iterable[str]) -> Iterator[bytes]:
+    """`valid` as JSON, with each nasty value under each of these keys in turn."""
+    for key in keys:
+        for value in NASTY:
+            yield as_json(valid | {key: value})
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -59,10 +75,7 @@ def mutated(draw: st.DrawFn, valid: dict[str, Any], keys: tuple[str, ...] = ()) 
                 holder[draw(st.text(max_size=8))] = holder.pop(key)
             case _:
                 holder[key] = copy.deepcopy(draw(st.sampled_from(NASTY)))
-    text = json.dumps(value)
-    for name, literal in LITERALS.items():
-        text = text.replace(json.dumps(name), literal)
-    return text.encode()
+    return as_json(value)
 
 
 @st.composite

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from exported import Recipe
-from fuzz.mutations import mangled, mutated
+from fuzz.mutations import NASTY, as_json, mangled, mutated, replaced
 from fuzz.watch import EXAMPLES, LONG, Tally
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -24,6 +24,7 @@ from funnel_export.architecture import CHECKED, Architecture
 from funnel_export.checkpoint import Checkpoint
 from funnel_export.errors import FunnelExportError
 from funnel_export.exporter.skeleton import build_skeleton
+from funnel_export.rope import Rope
 
 KEYS = (
     *sorted(CHECKED),
@@ -102,6 +103,20 @@ def test_config(place: Place) -> None:
             finally:
                 shutil.rmtree(place.root / "out", ignore_errors=True)
     assert whole.outcomes.total() >= min(WHOLE_EXPORTS, len(different))
+
+
+def test_every_value_everywhere(place: Place) -> None:
+    """What chance finds too rarely: each wrong value under each key that counts, and under each of RoPE's."""
+    tally = Tally("config.json, every value")
+    file = place.checkpoint / "config.json"
+    valid = json.loads(file.read_text())
+    rope = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    ropes = [rope | {key: value} for key in Rope.model_fields for value in NASTY]
+    for content in (*replaced(valid, sorted(CHECKED)), *(as_json(valid | {"rope_parameters": r}) for r in ropes)):
+        file.write_bytes(content)
+        with tally.case(place.root):
+            build_model(place.checkpoint)
+    assert tally.refused > tally.accepted > 100
 
 
 def relevant(config: dict[str, Any]) -> dict[str, Any]:
