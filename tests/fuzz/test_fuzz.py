@@ -106,12 +106,14 @@ def test_config(place: Place) -> None:
 
 
 def test_every_value_everywhere(place: Place) -> None:
-    """What chance finds too rarely: each wrong value under each key that counts, and under each of RoPE's."""
+    """What chance finds too rarely: each wrong value under each key that counts, and, in a long run, under each of RoPE's."""
     tally = Tally("config.json, every value")
     file = place.checkpoint / "config.json"
     valid = json.loads(file.read_text())
-    rope = {"rope_theta": 10000.0, "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
-    ropes = [rope | {key: value} for key in Rope.model_fields for value in NASTY]
+    scaled = {"rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
+    llama3 = scaled | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    kinds = [llama3, scaled | {"rope_type": "yarn"}] if LONG else []
+    ropes = [rope | {key: value} for rope in kinds for key in Rope.model_fields for value in NASTY]
     for content in (*replaced(valid, sorted(CHECKED)), *(as_json(valid | {"rope_parameters": r}) for r in ropes)):
         file.write_bytes(content)
         with tally.case(place.root):
