@@ -106,7 +106,7 @@ def test_config(place: Place) -> None:
 
 
 def test_every_value_everywhere(place: Place) -> None:
-    """What chance finds too rarely: each wrong value under each key that counts, and, in a long run, under each of RoPE's."""
+    """What chance finds too rarely: each wrong value under each key that counts; in a long run under RoPE's too."""
     tally = Tally("config.json, every value")
     file = place.checkpoint / "config.json"
     valid = json.loads(file.read_text())
