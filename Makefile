@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+OTHERS := .venv-interop
+BUNDLES := build/interop
 
-.PHONY: demo test check fuzz format clean
+.PHONY: demo test check interop fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -21,6 +23,11 @@ check: $(INSTALLED)
 fuzz: $(INSTALLED)
 	FUNNEL_EXPORT_FUZZ=5000 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest tests/fuzz
 
+# Bundles loaded by other people's software, in an environment without ours.
+interop: $(INSTALLED) $(OTHERS)/installed
+	PYTHONPATH=tests $(BIN)/python tests/interop/make_bundles.py $(BUNDLES)
+	$(OTHERS)/bin/pytest tests/interop --config-file tests/interop/pytest.ini --bundles=$(BUNDLES)
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -30,5 +37,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.txt
+	$(PYTHON) -m venv $(OTHERS)
+	$(OTHERS)/bin/pip install --quiet --disable-pip-version-check \
+		--constraint tests/interop/constraints.txt --requirement tests/interop/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OTHERS) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

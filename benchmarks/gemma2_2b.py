@@ -7,15 +7,12 @@ Needs 6 GB of disk and 16 GB of memory, no download. The last line of stdout is 
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from measure import conditions, measured
 
 LAYERS, FUNNEL = 26, "6:20:2"
 
@@ -34,7 +31,8 @@ def make_checkpoint(folder: Path) -> int:
     for name, shape in shapes.items():
         shard = f"layers-{int(name.split('.')[2]) // 9}" if ".layers." in name else "rest"
         shards.setdefault(shard, {})[name] = shape
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for index, (_, names) in enumerate(sorted(shards.items()), 1):
         file = f"model-{index:05}-of-{len(shards):05}.safetensors"
         tensors = {n: torch.randn(s, dtype=torch.float32).mul_(0.03).to(torch.bfloat16) for n, s in names.items()}
@@ -46,27 +44,17 @@ def make_checkpoint(folder: Path) -> int:
     return total
 
 
-def measured(code: str, *arguments: str) -> dict[str, Any]:
-    """Run code in a process of its own; it prints JSON. Adds seconds and peak memory."""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    seconds = time.perf_counter() - start
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": round(seconds, 1), **result}
-
-
-# VmHWM, not ru_maxrss: a new process starts with its parent's ru_maxrss.
-PEAK = "int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024 / 1e9"
-
-EXPORT = f"""
-import json, re, sys, funnel_export
+EXPORT = """
+import json, sys, funnel_export
+from measure import peak_gb
 checkpoint, out, funnel = sys.argv[1:]
 bundle = funnel_export.export(checkpoint, out, funnel=funnel)
-print(json.dumps({{"peak_gb": {PEAK}, "graph_mb": bundle.graph.stat().st_size / 1e6, "dtype": bundle.manifest.dtype}}))
+print(json.dumps({"peak_gb": peak_gb(), "graph_mb": bundle.graph.stat().st_size / 1e6, "dtype": bundle.manifest.dtype}))
 """
 
-RUN = f"""
-import json, re, sys, time, numpy as np
+RUN = """
+import json, sys, time, numpy as np
+from measure import peak_gb
 from funnel_export import load_bundle
 from funnel_export.targets import get_target
 start = time.perf_counter()
@@ -78,21 +66,22 @@ for length in map(int, sys.argv[2].split(",")):
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        logits = session.run({{"input_ids": ids, "attention_mask": np.ones_like(ids)}})["logits"]
+        logits = session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
         seconds.append(time.perf_counter() - start)
     finite = bool(np.isfinite(logits).all())
-    rows.append({{"length": length, "median_s": float(np.median(seconds[1:])), "finite": finite}})
-print(json.dumps({{"load_s": load, "precision": session.precision, "device": session.device,
-                   "peak_gb": {PEAK}, "runs": rows}}))
+    rows.append({"length": length, "median_s": float(np.median(seconds[1:])), "finite": finite})
+print(json.dumps({"load_s": load, "precision": session.precision, "device": session.device,
+                   "peak_gb": peak_gb(), "runs": rows}))
 """
 
-CHECK = f"""
-import json, re, sys, funnel_export
+CHECK = """
+import json, sys, funnel_export
+from measure import peak_gb
 report = funnel_export.check(sys.argv[1], targets=["openvino"], max_length=8)
 worst = max(case.metrics.rms_rel for case in report.targets[0].cases)
-print(json.dumps({{"passed": report.passed, "rms_rel": worst, "limit_rms_rel": report.limit_rms_rel,
+print(json.dumps({"passed": report.passed, "rms_rel": worst, "limit_rms_rel": report.limit_rms_rel,
                    "floor_rms_rel": report.floor.rms_rel, "lengths_left_out": report.lengths_left_out,
-                   "peak_gb": {PEAK}}}))
+                   "peak_gb": peak_gb()}))
 """
 
 
@@ -109,15 +98,7 @@ def main() -> None:
         size = make_checkpoint(checkpoint)
         result: dict[str, Any] = {
             "weights_gb": round(size / 1e9, 2),
-            "conditions": {
-                "cpus": os.cpu_count(),
-                "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-                "python": platform.python_version(),
-                **{p: version(p) for p in ("torch", "transformers", "onnx", "onnxscript", "openvino", "funnel-export")},
-                "commit": subprocess.run(
-                    ["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True
-                ).stdout.strip(),
-            },
+            "conditions": conditions(("torch", "transformers", "onnx", "onnxscript", "openvino", "funnel-export")),
         }
         for kind, funnel in (("dense", "none"), ("funnel", FUNNEL)):
             bundle = folder / kind

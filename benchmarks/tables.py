@@ -5,6 +5,7 @@ python benchmarks/tables.py           write them
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def listed(conditions: Mapping[str, Any]) -> str:
+    """Conditions in a row."""
+    return ", ".join(f"{name} {value}" for name, value in conditions.items())
+
+
 def demo() -> str:
     """The demo's latencies with their conditions."""
     report = DemoReport.model_validate_json((RESULTS / "demo.json").read_text())
     assert report.parity.passed
-    conditions = ", ".join(f"{name} {value}" for name, value in report.conditions.items())
-    return f"```\n{describe_latency(report)}\n```\n\n({conditions}; float32, batch 1; parity passed)"
+    return f"```\n{describe_latency(report)}\n```\n\n({listed(report.conditions)}; float32, batch 1; parity passed)"
 
 
 def gemma2_2b() -> str:
@@ -41,17 +46,112 @@ def gemma2_2b() -> str:
         )
     headers = ("", "export: time, peak memory", "rms error and its limit", "OpenVINO load", "latency at length")
     ratios = ", ".join(f"{ratio:.2f} at {length}" for length, ratio in result["funnel_over_dense"].items())
-    device = result["funnel"]["openvino"]["device"]
-    conditions = ", ".join(f"{name} {value}" for name, value in result["conditions"].items())
+    conditions = listed({"cpu": result["funnel"]["openvino"]["device"]} | result["conditions"])
     return (
         f"{tabulate(rows, headers, tablefmt='github')}\n\n"
         f"{result['weights_gb']} GB of weights. Funnel/dense: {ratios}. "
         f"Each kind ran in a process of its own, one after the other, so the ratio is rougher than the demo's.\n\n"
-        f"({device}, {conditions})"
+        f"({conditions})"
     )
 
 
-TABLES = {"README.md": {"demo": demo}, "benchmarks/README.md": {"gemma2_2b": gemma2_2b}}
+AGREES = 1e-4
+"""The largest error, of the largest output, at which a float32 graph computes what PyTorch computes."""
+
+LABELS = {
+    "dense": "funnel_export, dense",
+    "funnel": "funnel_export, funnel 3:9:2",
+    "torch.onnx": "torch.onnx.export",
+    "genai": "onnxruntime-genai builder",
+    "optimum": "optimum-cli export onnx",
+}
+
+
+def seconds(result: dict[str, Any]) -> str:
+    """A median and its range."""
+    times = [run["seconds"] for run in result["runs"]]
+    return f"{result['seconds']:.1f} s ({min(times):.1f} to {max(times):.1f})"
+
+
+def agreement(parity: dict[str, float] | str) -> str:
+    """What a comparison with eager PyTorch gave."""
+    if isinstance(parity, str):
+        return parity
+    return f"{parity['max_rel']:.0e}" + ("" if parity["max_rel"] <= AGREES else ": DIFFERS")
+
+
+def verdict(value: float, limit: float, unit: str) -> str:
+    """A budget and whether it is met."""
+    return f"{value:.2f} of {limit:.2f} {unit}: {'met' if value <= limit else 'MISSED'}"
+
+
+def export_peers() -> str:
+    """This package's export and others' on one checkpoint."""
+    result: dict[str, Any] = json.loads((RESULTS / "export.json").read_text())
+    peers = result["peers"]
+    results = peers["results"]
+    rows = []
+    for name, label in LABELS.items():
+        found = results[name]
+        if found["state"] != "run":
+            rows.append((label, found["state"]))
+            continue
+        figures = (f"{found['call_seconds']:.1f} s", f"{found['peak_gb']:.2f} GB", f"{found['disk_gb']:.2f} GB")
+        rows.append((label, seconds(found), *figures, agreement(found["parity"])))
+    headers = ("", "whole process", "without imports", "peak memory", "new on disk", "largest error")
+    text = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return f"{text}\n\n{_peers_budget(results)}\n\n({listed(result['conditions'])})" + "".join(
+        f"\n({LABELS[name]}: {listed(versions)})" for name, versions in peers["versions"].items()
+    )
+
+
+def _peers_budget(results: dict[str, Any]) -> str:
+    dense, genai = results["dense"], results["genai"]
+    if "seconds" not in genai or "seconds" not in dense:
+        return "Budget: not known, since one of the two was not run."
+    time = verdict(dense["seconds"], genai["seconds"], "s")
+    memory = verdict(dense["peak_gb"], genai["peak_gb"] / 2, "GB")
+    return f"Budget: no slower than the genai builder ({time}), with at most half of its memory ({memory})."
+
+
+BUDGETS = {"2B": 30, "27B": 60}
+"""Seconds; 1 GB of memory each."""
+
+
+def export_shapes() -> str:
+    """Export at the published shapes."""
+    result: dict[str, Any] = json.loads((RESULTS / "export.json").read_text())
+    rows = []
+    for shape, facts in result["shapes"]["shapes"].items():
+        for kind in ("dense", "funnel"):
+            found = result["shapes"]["results"][f"{shape} {kind}"]
+            name = f"{shape} {kind}" + (f" {facts['funnel']}" if kind == "funnel" else "")
+            weights = f"{facts['weights_gb']:.1f} GB in {facts['files']}"
+            if found["state"] != "run":
+                rows.append((name, weights, found["state"]))
+                continue
+            figures = (
+                f"{found['call_seconds']:.1f} s",
+                f"{found['peak_gb']:.2f} GB",
+                f"{found['disk_gb'] * 1e3:.2f} MB",
+            )
+            rows.append((name, weights, seconds(found), *figures, _shape_budget(found, BUDGETS.get(shape))))
+    headers = ("", "weights in files", "whole process", "without imports", "peak memory", "new on disk", "budget")
+    text = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return f"{text}\n\n({listed(result['conditions'])}; parity {result['shapes']['parity']})"
+
+
+def _shape_budget(found: dict[str, Any], limit: float | None) -> str:
+    if limit is None:
+        return "-"
+    met = found["seconds"] <= limit and found["peak_gb"] <= 1
+    return f"{limit} s, 1 GB: {'met' if met else 'MISSED'}"
+
+
+TABLES = {
+    "README.md": {"demo": demo},
+    "benchmarks/README.md": {"export_peers": export_peers, "export_shapes": export_shapes, "gemma2_2b": gemma2_2b},
+}
 
 
 def rendered(file: str) -> str:

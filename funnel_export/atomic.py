@@ -1,7 +1,13 @@
-"""Writing a folder whole or not at all."""
+"""Writing a folder or a file whole or not at all, and tidying up after a process that could not.
+
+What is being written stands beside its target as `.NAME.partial-*`, locked by the process that writes it. A lock ends
+with its process, however that ends: what is there without one was left behind, and the next writer removes it. A lock
+on the parent folder makes writers take turns where they look at or rename what others may have made.
+"""
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import tempfile
@@ -11,6 +17,8 @@ from pathlib import Path
 from funnel_export.errors import BundleError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <fcntl.h>, renameat2(2)
+ASIDE = ".old"
+"""Ends the name of an earlier folder where two names cannot be swapped in one step."""
 
 
 @contextlib.contextmanager
@@ -18,7 +26,7 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
     """Give a new folder to fill; when the block ends without an error, it becomes `target`.
 
     The new folder is made beside the target, so that giving it its name is one step. Whatever goes wrong before,
-    `target` stays as it was, and the new folder is removed.
+    `target` stays as it was, and the new folder is removed. Of several writers the last to end wins.
 
     Args:
         target: the folder to write; a missing or empty one, or one that `may_replace` accepts.
@@ -27,6 +35,94 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
     Raises:
         BundleError: if the target holds something else, or cannot be written.
     """
+    _refuse_something_else(target, may_replace)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh, claim = _claim(target, tempfile.mkdtemp)
+        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+    except OSError as err:
+        raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
+    try:
+        yield fresh
+        try:
+            with _turn(target.parent):
+                _refuse_something_else(target, may_replace)
+                _take_place(fresh, target)
+        except OSError as err:
+            raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        claim.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step, making its folder: a reader sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, claim = _claim(path, _make_file)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.chmod(0o666 & ~_umask())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+        claim.close()
+
+
+def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names it
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
+    os.close(handle)
+    return name
+
+
+def _claim(target: Path, make: Callable[..., str]) -> tuple[Path, contextlib.ExitStack]:
+    """Make something new beside the target and lock it, after removing what dead writers left."""
+    prefix = f".{target.name}.partial-"
+    claim = contextlib.ExitStack()
+    with _turn(target.parent):
+        for path in list(target.parent.iterdir()):
+            if path.name.startswith(prefix):
+                _remove_if_left(path, target)
+        fresh = Path(make(prefix=prefix, dir=target.parent))
+        with contextlib.suppress(OSError):  # without locks nothing counts as left behind either
+            claim.enter_context(_locked(fresh))
+    return fresh, claim
+
+
+def _remove_if_left(path: Path, target: Path) -> None:
+    """Remove what nobody writes any more; an earlier folder that was set aside goes back to its place first."""
+    try:
+        with _locked(path, wait=False):
+            if path.suffix == ASIDE and not target.exists():
+                path.rename(target)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError:  # locked, or gone, or not ours to remove: it stays
+        return
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other writer looks at or renames what is in the folder."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks: writers there must not meet
+            stack.enter_context(_locked(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder; `OSError` if it cannot be had."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+def _refuse_something_else(target: Path, may_replace: Callable[[Path], bool]) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError("the output is not a folder", got=target, wanted="a new folder, an empty one or a bundle")
     if target.is_dir() and any(target.iterdir()) and not may_replace(target):
@@ -36,35 +132,6 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
             wanted="a new folder, an empty one or a bundle",
             hint="another name",
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-    except OSError as err:
-        raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
-    try:
-        yield fresh
-        try:
-            _take_place(fresh, target)
-        except OSError as err:
-            raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step, making its folder: a reader sees the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as stream:
-        fresh = Path(stream.name)
-        try:
-            stream.write(text)
-            stream.flush()
-            fresh.chmod(0o666 & ~_umask())
-            fresh.replace(path)
-        except OSError:
-            fresh.unlink(missing_ok=True)
-            raise
 
 
 def _take_place(fresh: Path, target: Path) -> None:
@@ -72,7 +139,7 @@ def _take_place(fresh: Path, target: Path) -> None:
     if not target.exists():
         fresh.rename(target)
     elif not _exchange(fresh, target):  # no such call on this system: a moment without a bundle
-        aside = fresh.with_name(fresh.name + ".old")
+        aside = fresh.with_name(fresh.name + ASIDE)
         target.rename(aside)
         try:
             fresh.rename(target)

@@ -141,7 +141,6 @@ class Checkpoint:
                 "there is no such checkpoint",
                 got=folder,
                 wanted="a folder with config.json",
-                hint="download a model from the Hub first: hf download google/gemma-2-2b --local-dir gemma-2-2b",
             )
         config = read_json(folder / CONFIG)
         if config.get("model_type") != "gemma2":

@@ -1,5 +1,7 @@
 """The command line: each command is a thin layer over one call of the library."""
 
+import atexit
+import gc
 import json
 import os
 import platform
@@ -25,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+graph = typer.Typer(help="Review graphs: texts without weights that CI compares a fresh export with.")
+app.add_typer(graph, name="graph", no_args_is_help=True)
+
+GraphsFolder = Annotated[Path, typer.Argument(metavar="[GRAPHS]", help="Folder with the reviewed graphs.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -32,6 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused."""
     warnings.showwarning = _show_warning
+    atexit.register(gc.freeze)  # at exit Python collects garbage in all of torch, for a second and nothing
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
     try:
         app()
@@ -63,7 +70,7 @@ def demo(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or Hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
     funnel: Annotated[
         str, typer.Option(metavar="P:R:S", help="Pool at layer P, recover at R, stride S; `none` for the dense model.")
@@ -80,6 +87,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; `auto` is what is stored.")] = "auto",
     weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id [default: main].")] = None,
     json_: Json = False,
 ) -> None:
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
@@ -94,7 +102,15 @@ def export(
     spec = funnel if funnel in ("auto", "none") else FunnelSpec.parse(funnel, **given)
     with _progress() as progress:
         bundle = pipeline.export(
-            checkpoint, out, funnel=spec, task=task, dtype=dtype, weights=weights, opset=opset, progress=progress
+            checkpoint,
+            out,
+            funnel=spec,
+            task=task,
+            dtype=dtype,
+            weights=weights,
+            opset=opset,
+            revision=revision,
+            progress=progress,
         )
     _print(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")
 
@@ -154,6 +170,46 @@ def check(
         raise typer.Exit(1)
 
 
+@graph.command("show")
+def graph_show(bundle: BundleFolder) -> None:
+    """Print what a bundle's graph computes, as a text without weights."""
+    from funnel_export.bundle import load_bundle
+    from funnel_export.contracts import describe_bundle_graph
+
+    _print(describe_bundle_graph(load_bundle(bundle)).rstrip())
+
+
+@graph.command("check")
+def graph_check(folder: GraphsFolder = Path("graphs")) -> None:
+    """Export the graphs under contract anew; print how they differ, with exit code 1 if they do."""
+    from funnel_export.contracts import check_graphs
+
+    with _progress() as progress:
+        difference = check_graphs(folder, progress)
+    if difference:
+        _print(difference.rstrip())
+        print(  # noqa: T201
+            f"error: graphs differ from the accepted ones in {folder}\n"
+            '  try: read the difference; if it is meant, `funnel-export graph accept --why "..."`',
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+    _print(f"{folder}: as accepted")
+
+
+@graph.command("accept")
+def graph_accept(
+    why: Annotated[str, typer.Option(help="Why the graphs changed: a sentence for CHANGES.md.")],
+    folder: GraphsFolder = Path("graphs"),
+) -> None:
+    """Take fresh graphs as the accepted ones, and write down why; refused where CI is set."""
+    from funnel_export.contracts import accept_graphs
+
+    with _progress() as progress:
+        changed = accept_graphs(folder, why, progress)
+    _print("\n".join(f"accepted {path}" for path in changed) or f"{folder}: nothing changed")
+
+
 @app.command()
 def doctor(json_: Json = False) -> None:
     """Show which targets work here, and what is missing for the others."""
@@ -192,7 +248,7 @@ def _print(text: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A line that says what is going on, on a terminal; nothing in a pipe."""
+    """A line that says what is going on, on a terminal and from the first step on; nothing in a pipe."""
     from rich.console import Console
 
     from funnel_export.pipeline import no_progress
@@ -201,8 +257,16 @@ def _progress() -> Iterator[Any]:
     if not console.is_terminal:
         yield no_progress
         return
-    with console.status("starting") as status:
-        yield lambda step: status.update(step)
+    status = console.status("starting")
+
+    def show(step: str) -> None:
+        status.update(step)
+        status.start()
+
+    try:
+        yield show
+    finally:
+        status.stop()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

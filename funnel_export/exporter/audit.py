@@ -120,7 +120,7 @@ def _masks(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None)
         if bias is None:
             yield f"layers.{index}: no softmax over scores with a mask"
             continue
-        window = _window(bias)
+        window = sliding_window_of(bias)
         wanted = architecture.sliding_window if kind == SLIDING else None
         if window != wanted:
             yield f"layers.{index}: its mask slides by {window}, and {kind} means {wanted}"
@@ -137,7 +137,7 @@ def _bias(softmax: ir.Node) -> ir.Value | None:
     return next((v for v in add.inputs if v is not None and _producer(v, "Where")), None) if add else None
 
 
-def _window(bias: ir.Value) -> int | None:
+def sliding_window_of(bias: ir.Value) -> int | None:
     """The w of `key > query - w` in the condition of a mask; None if it has no such term."""
     pending = [_producer(bias, "Where")]
     while pending:

@@ -1,37 +1,24 @@
 """Outlining: a trace in which each part of the forward is one node, to be filled in later.
 
 A Gemma2 has dozens of decoder layers that differ in nothing but their weights. Tracing and translating each of them is
-nearly all the work of an ordinary export. Here the forward is traced with an `Outline` as its runner, which leaves one
-marker node per part, and each distinct part is traced once, on its own (see `trace`).
+nearly all the work of an ordinary export. Here a `Survey` notes what goes into each part, the forward is traced with an
+`Outline` as its runner, which leaves one marker node per part, and each distinct part is traced once (see `trace`).
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 
+from funnel_export.exporter.translate import Operand
 from funnel_export.funnel.model import LayerPart, Part
 
 DOMAIN, MARKER = "funnel_export", "Part"
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """Dtype and axes of a tensor that goes into a part; dynamic axes by the name of their expression."""
-
-    dtype: torch.dtype
-    axes: tuple[int | str, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Operand":
-        """Read them off a tensor of the trace."""
-        axes = tuple(str(size) if isinstance(size, SymInt) else int(size) for size in tensor.shape)
-        return cls(tensor.dtype, axes)
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a part in the trace."""
+    """One call of a part in the forward."""
 
     part: Part
     operands: tuple[Operand, ...]
@@ -55,15 +42,41 @@ _PER_LAYER = {"layer_idx", "layer_type", "sliding_window"}
 """Attributes of a layer that reach its computation only through the mask, which is an operand."""
 
 
-class Outline:
-    """A runner that marks each part in the trace and remembers it."""
+class Survey:
+    """A runner that notes what goes into each part, and skips the part."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, Call] = {}
+        self.seen: dict[str, tuple[Part, tuple[Tensor, ...]]] = {}
 
     def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:
+        """Stand in for the part: hidden states of its shape."""
+        self.seen[name] = part, tensors
+        x = tensors[0]
+        return x.new_empty(x.shape[0], length, x.shape[2])
+
+
+def compare_surveys(one: Survey, other: Survey) -> dict[str, Call]:
+    """The calls of a forward, from two runs with other sizes: axes that differ are dynamic.
+
+    An axis is named after its two sizes, so axes of one part that have one size in both runs are one axis.
+    """
+    calls = {}
+    for name, (part, tensors) in one.seen.items():
+        operands = tuple(_operand(x, y) for x, y in zip(tensors, other.seen[name][1], strict=True))
+        calls[name] = Call(part, operands)
+    return calls
+
+
+def _operand(one: Tensor, other: Tensor) -> Operand:
+    axes = tuple(a if a == b else f"n{a}_{b}" for a, b in zip(one.shape, other.shape, strict=True))
+    return Operand(one.dtype, axes)
+
+
+class Outline:
+    """A runner that marks each part in the trace."""
+
+    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a Runner's signature
         """Stand in for the part: hidden states of its shape, from a node that bears its name."""
-        self.calls[name] = Call(part, tuple(Operand.of(tensor) for tensor in tensors))
         x = tensors[0]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{MARKER}",

@@ -59,7 +59,8 @@ def build_skeleton(config: dict[str, Any], task: Task, dtype: Dtype) -> Skeleton
             got="no pad_token_id in config.json",
             wanted="a pad_token_id",
         )
-    mode, compute = FakeTensorMode(), getattr(torch, dtype)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values
+    compute = getattr(torch, dtype)
     with _default_dtype(compute), mode:
         model: Any = TASK_CLASSES[task](built)
         model.eval().requires_grad_(False)

@@ -1,22 +1,18 @@
 """From a checkpoint's config to one ONNX graph, without a single weight in memory."""
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from funnel_export.config import FunnelSpec, Task
-from funnel_export.exporter.outline import Call, Outline
+from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
 from funnel_export.exporter.skeleton import Skeleton
-from funnel_export.funnel import patch_forward
+from funnel_export.exporter.translate import Operand, Piece, translate
+from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import LayerPart
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
@@ -56,29 +52,46 @@ def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -
     Raises:
         CheckpointError: if the model cannot carry a funnel.
     """
-    outline = Outline()
     model, mode = skeleton.model, skeleton.mode
-    patch_forward(model, spec, outline)
+    calls = _calls(model, spec, mode)
+    representatives: dict[object, Call] = {}
+    for call in calls.values():
+        representatives.setdefault(call.signature(), call)
+    patch_forward(model, spec, Outline())
     base = getattr(model, "model", model)
     layers = list(base.layers)
     del base.layers  # a plain list is not lifted into the trace: the outline needs no layer's parameters
     base.layers = layers
-    with mode:
-        ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
-    axes = {0: BATCH, 1: SEQUENCE}
-    wrapper = _Outputs(model, OUTPUTS[task])
-    graph = _to_onnx(wrapper, (ids, mask), (axes, axes), opset, list(INPUTS), [OUTPUTS[task]])
-    _rename_initializers(graph, wrapper)
+    whole = Operand(torch.int64, (BATCH, SEQUENCE))
+    main = Piece(_Outputs(model, OUTPUTS[task]), dict.fromkeys(INPUTS, whole), (OUTPUTS[task],))
+    graph, *traced = translate([main, *map(_piece, representatives.values())], opset, mode)
+    bodies = dict(zip(representatives, traced, strict=True))
+    for call, body in zip(representatives.values(), traced, strict=True):
+        _share_lengths(body, call)
+        _weights_to_inputs(body, call)
+    for value in list(graph.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("wrapped.")
     prefix = "" if base is model else "model."
-    bodies: dict[object, ir.Model] = {}
-    parts = {}
-    for name, call in outline.calls.items():
-        key = call.signature()
-        if key not in bodies:
-            bodies[key] = _trace_part(call, mode, opset)
-        weights = tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call))
-        parts[name] = TracedPart(bodies[key], weights)
+    parts = {
+        name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call)))
+        for name, call in calls.items()
+    }
     return Trace(graph, parts)
+
+
+def _calls(model: Any, spec: FunnelSpec | None, mode: FakeTensorMode) -> dict[str, Call]:
+    """What goes into each part, from two runs: long enough for several slots, and of other sizes in every axis."""
+    stride = 1 if spec is None else spec.stride
+    surveys = []
+    for batch, length in ((2, 4 * stride + 3), (3, 6 * stride + 4)):
+        survey = Survey()
+        patch_forward(model, spec, survey)
+        with mode, torch.no_grad():
+            ids = torch.ones(batch, length, dtype=torch.int64)
+            model(input_ids=ids, attention_mask=ids, use_cache=False)
+        unpatch_forward(model)
+        surveys.append(survey)
+    return compare_surveys(*surveys)
 
 
 class _Outputs(nn.Module):
@@ -107,77 +120,39 @@ class _PartModule(nn.Module):
         return self.call.part(*tensors)
 
 
-def _trace_part(call: Call, mode: FakeTensorMode, opset: int) -> ir.Model:
-    """Trace one part on its own; every dynamic axis of its operands is dynamic here, by the same expression."""
-    names = {axis: f"n{i}" for i, axis in enumerate(_dynamic_axes(call))}
-    with mode:
-        tensors = tuple(
-            torch.ones([2 + list(names).index(a) if isinstance(a, str) else a for a in o.axes], dtype=o.dtype)
-            for o in call.operands
-        )
-    axes = tuple({i: names[a] for i, a in enumerate(o.axes) if isinstance(a, str)} for o in call.operands)
-    inputs = [f"operand_{i}" for i in range(len(tensors))]
-    model = _to_onnx(_PartModule(call), tensors, (axes,), opset, inputs, ["result"])
-    parameters = [f"layer.{name}" for name in _parameter_names(call)]
-    for name in parameters:  # weights as inputs: whatever optimizes this body cannot fold them
-        value = model.graph.initializers.pop(name)
+def _piece(call: Call) -> Piece:
+    return Piece(_PartModule(call), {f"operand_{i}": o for i, o in enumerate(call.operands)}, ("result",))
+
+
+def _weights_to_inputs(body: ir.Model, call: Call) -> None:
+    """Make a layer's weights inputs of its graph: whatever optimizes it cannot fold them."""
+    for name in _parameter_names(call):
+        value = body.graph.initializers.pop(f"layer.{name}")
         value.const_value = None
-        model.graph.inputs.append(value)
-    return model
+        body.graph.inputs.append(value)
 
 
-def _dynamic_axes(call: Call) -> list[str]:
-    return list(dict.fromkeys(a for o in call.operands for a in o.axes if isinstance(a, str)))
+def _share_lengths(body: ir.Model, call: Call) -> None:
+    """Read each dynamic axis off the last operand that has it.
+
+    Hidden states come first and are new in every layer; masks and angles come last and serve many, so that layers then
+    share the shapes that they compute.
+    """
+    last = {axis: (i, k) for i, o in enumerate(call.operands) for k, axis in enumerate(o.axes)}
+    operands = dict(zip(body.graph.inputs, call.operands, strict=False))  # weights follow
+    for node in body.graph:
+        operand = operands.get(node.inputs[0]) if node.op_type == "Shape" and node.inputs[0] else None
+        if operand is None or "start" not in node.attributes:
+            continue
+        start = node.attributes["start"].as_int()
+        if node.attributes["end"].as_int() == start + 1 and isinstance(operand.axes[start], str):
+            index, axis = last[operand.axes[start]]
+            node.replace_input_with(0, body.graph.inputs[index])
+            node.attributes["start"], node.attributes["end"] = (
+                ir.AttrInt64("start", axis),
+                ir.AttrInt64("end", axis + 1),
+            )
 
 
 def _parameter_names(call: Call) -> list[str]:
     return [name for name, _ in call.part.layer.named_parameters()] if isinstance(call.part, LayerPart) else []
-
-
-def _to_onnx(
-    module: nn.Module, args: tuple[Tensor, ...], axes: Any, opset: int, inputs: list[str], outputs: list[str]
-) -> ir.Model:
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            args,
-            dynamo=True,
-            opset_version=opset,
-            optimize=False,
-            verbose=False,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=axes,
-            custom_translation_table={torch.ops.aten.softmax.int: _softmax},
-        )
-    assert program is not None
-    model: ir.Model = program.model
-    return model
-
-
-def _softmax(x: Any, dim: int, dtype: int = -1) -> Any:
-    """Softmax in the dtype that was asked for; torch's own translation computes in the input's and casts after."""
-    return op.Softmax(cast(Any, op.Cast(x, to=dtype) if dtype != -1 else x), axis=dim)
-
-
-def _rename_initializers(graph: ir.Model, wrapper: nn.Module) -> None:
-    """Name initializers as the model names them; tied parameters by the first of their names."""
-    first = {id(p): name for name, p in wrapper.named_parameters()}
-    names = {name: first[id(p)] for name, p in wrapper.named_parameters(remove_duplicate=False)}
-    for value in list(graph.graph.initializers.values()):
-        name = str(value.name)
-        value.name = names.get(name, name).removeprefix("wrapped.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's notes about torchvision and axis names, which no user can act on, off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -24,5 +24,5 @@ def attention_bias(
     # Half of the lowest number: a score added to the lowest one can round to -inf, and a row of nothing but -inf,
     # as every padding query has one, becomes NaN in the softmax, which Hugging Face computes in float32.
     lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min) / 2
-    hidden = torch.tensor(lowest, dtype=dtype, device=queries.device)
-    return torch.where(visible, torch.zeros((), dtype=dtype, device=queries.device), hidden)
+    seen, hidden = (torch.full((), value, dtype=dtype, device=queries.device) for value in (0.0, lowest))
+    return torch.where(visible, seen, hidden)

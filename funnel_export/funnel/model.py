@@ -26,7 +26,7 @@ from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.masks import attention_bias
 from funnel_export.funnel.pooling import pool
 from funnel_export.funnel.recovery import recover
-from funnel_export.funnel.rows import Rows
+from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
 
 Part = Callable[..., Tensor]
@@ -108,7 +108,7 @@ def funnel_forward(
     plan = cast(Plan, self.funnel_plan)
     cache = _cache(plan.spec, past_key_values, bool(use_cache))
     rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
-    if position_ids is not None and not torch.compiler.is_compiling():
+    if position_ids is not None and has_values(position_ids):
         _refuse_other_positions(position_ids, rows)
     attention = cast(Any, self.layers[0]).self_attn.config._attn_implementation
     if attention != "eager":

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from funnel_export.config import FunnelSpec, Pooling
 from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.wide import widen
 from funnel_export.funnel.windows import window_tokens
 
 
@@ -38,7 +39,7 @@ def pool(
         case Pooling.MAX:
             return _windows(x, first, inside).amax(dim=2)
         case Pooling.MEAN:
-            wide = _windows(x, first, inside).to(torch.promote_types(x.dtype, torch.float32))
+            wide = widen(_windows(x, first, inside))
             weight = (numbers == inside).to(wide.dtype)[..., None]
             count = weight.sum(dim=2).clamp(min=1)  # a slot that its row does not have holds no token
             return ((wide * weight).sum(dim=2) / count).to(x.dtype)

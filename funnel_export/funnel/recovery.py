@@ -1,11 +1,11 @@
 """Recovery: from the middle layers' slots back to every token."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from funnel_export.config import FunnelSpec, Recovery
 from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.wide import widen
 
 
 def recover(
@@ -27,14 +27,13 @@ def recover(
     `delta` x + (out - in), `add` x + out (Funnel-Transformer, Dai & Le 2020), `average` (x + out)/2, `replace` out.
     Sums accumulate in float32; with stride 1, `delta` then gives back `out` as it is.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
     match spec.recovery:
         case Recovery.REPLACE:
             return take_columns(middle, reads)
         case Recovery.DELTA:
-            change = take_columns(middle.to(wide) - pooled.to(wide), reads)
-            return (x.to(wide) + change).to(x.dtype)
+            change = take_columns(widen(middle) - widen(pooled), reads)
+            return (widen(x) + change).to(x.dtype)
         case Recovery.ADD:
-            return (x.to(wide) + take_columns(middle, reads).to(wide)).to(x.dtype)
+            return (widen(x) + widen(take_columns(middle, reads))).to(x.dtype)
         case Recovery.AVERAGE:
-            return ((x.to(wide) + take_columns(middle, reads).to(wide)) / 2).to(x.dtype)
+            return ((widen(x) + widen(take_columns(middle, reads))) / 2).to(x.dtype)

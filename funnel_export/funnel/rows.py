@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from funnel_export.errors import SpecError
 from funnel_export.funnel.windows import token_numbers
@@ -32,7 +33,7 @@ class Rows:
         Raises:
             SpecError: if padding stands between the tokens of a row (not checked while tracing).
         """
-        if not torch.compiler.is_compiling():
+        if has_values(real):
             _refuse_holes(real)
         count = real.long().cumsum(-1)
         keys = token_numbers(real, count)
@@ -42,6 +43,11 @@ class Rows:
         before = count[:, past - 1 : past]
         first = (count[:, past:] == before).sum(-1, keepdim=True) - before
         return cls(keys=keys, queries=keys[:, past:], length=count[:, -1:], before=before, first=first)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor can be looked into; while tracing it has a shape only."""
+    return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 def _refuse_holes(real: Bool[Tensor, "batch column"]) -> None:

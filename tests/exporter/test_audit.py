@@ -5,38 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from breaks import another_cap, fixed_axis, loaded, run_audit, set_constants, swapped_masks
 from exported import Recipe
 
 from funnel_export.config import Dtype, Task
 from funnel_export.errors import ExportError
 from funnel_export.exporter.audit import audit
 from funnel_export.funnel.model import POOL
-
-
-def loaded(recipe: Recipe) -> ir.Model:
-    return ir.load(recipe.bundle().graph)
-
-
-def run_audit(model: ir.Model, recipe: Recipe) -> None:
-    audit(model, recipe.bundle().architecture, recipe.task, recipe.funnel, Dtype(recipe.dtype))
-
-
-def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: float) -> None:
-    """Give the constant operands of some nodes another value, as constants of their own."""
-    for node in list(model.graph):
-        if node.op_type != op_type or not str(node.name).startswith(prefix):
-            continue
-        for index, value in enumerate(node.inputs):
-            array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-            if array is not None and array.size == 1 and array.item() == pytest.approx(old):
-                constant = ir.Value(name=f"changed.{node.name}", const_value=ir.tensor(np.full_like(array, new)))
-                model.graph.register_initializer(constant)
-                node.replace_input_with(index, constant)
-
-
-def another_cap(model: ir.Model) -> None:
-    set_constants(model, "Div", "layers.2/", 2.5, 1.5)
-    set_constants(model, "Mul", "layers.2/", 2.5, 1.5)
 
 
 def no_cap(model: ir.Model) -> None:
@@ -53,21 +28,9 @@ def another_window(model: ir.Model) -> None:
     set_constants(model, "Sub", "model/", 5, 6)
 
 
-def swapped_masks(model: ir.Model) -> None:
-    adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
-    first, last = adds[0], adds[3]  # layers 0 and 3: sliding and full, both on tokens
-    one, other = first.inputs[1], last.inputs[1]
-    first.replace_input_with(1, other)
-    last.replace_input_with(1, one)
-
-
 def token_mask_on_slots(model: ir.Model) -> None:
     adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
     adds[2].replace_input_with(1, adds[0].inputs[1])  # layer 2 slides as layer 0 does, but on slots
-
-
-def fixed_axis(model: ir.Model) -> None:
-    model.graph.inputs[0].shape = ir.Shape(["batch_size", 7])
 
 
 def control_flow(model: ir.Model) -> None:

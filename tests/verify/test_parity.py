@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from breaks import broken
 from exported import Recipe
 
-from funnel_export import Bundle, FunnelSpec, check
+from funnel_export import FunnelSpec, check
 from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.verify.parity import ParityReport
-
-
-def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    """A bundle whose graph was changed, as if the export had made it so; load_bundle would refuse it."""
-    for file in bundle.path.iterdir():
-        if file.is_file():
-            (folder / file.name).hardlink_to(file)
-    model = ir.load(bundle.graph)
-    change(model)
-    (folder / bundle.graph.name).unlink()
-    ir.save(model, folder / bundle.graph.name)
-    return replace(bundle, path=folder)
 
 
 def node(model: ir.Model, name: str, op_type: str) -> ir.Node:

@@ -1,0 +1,231 @@
+"""A contract: what a graph computes, as a text without weights that people review and CI compares.
+
+Nothing in it depends on a run or a machine: values are numbered by first use, names of tools and of inner values are
+left out. Constants of up to `PRINTED` elements are printed, so that a changed softcap shows. Layers that compute the
+same are written once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from funnel_export.exporter.audit import sliding_window_of
+
+PRINTED = 16
+"""Elements up to which a constant is printed whole; of a longer one ends and sum are."""
+
+_BLOCK = re.compile(r"(layers\.\d+|funnel/pool|funnel/recover)/")
+_LAYER_WEIGHT = re.compile(r"(?:model\.)?layers\.\d+\.")
+_BOUNDARIES = {"funnel/pool": "funnel.pooled", "funnel/recover": "funnel.recovered"}
+
+_TYPES = {
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT64: "i64",
+    ir.DataType.INT32: "i32",
+    ir.DataType.BOOL: "bool",
+}
+
+
+def describe_contract(model: ir.Model) -> str:
+    """The contract of an exported graph.
+
+    1. Inputs and outputs with dtypes and axes; how many nodes of which op.
+    2. The model: its own nodes in order, and one line per block, which is a layer, the pooling or the recovery. A block
+       that takes a mask says what the mask hides.
+    3. Each block, once for all that compute the same: `$n` are its operands, `%n` its values, `.` begins the name of a
+       layer's weight, and `f32(...)` is a weight that is cast as it is read.
+
+    Nodes of a block whose values others use too, as equal shapes are, stand with the model.
+    """
+    scopes = _scopes(model)
+    texts: dict[str, list[Scope]] = {}
+    for block in dict.fromkeys(scopes[node] for node in model.graph if node in scopes):
+        texts.setdefault(block.text(), []).append(block)
+    labels = {block: label for label, same in zip(_labels(texts), texts.values(), strict=True) for block in same}
+    lines = [*_interface(model), "", "model:", *_model_lines(model, scopes, labels)]
+    for text, same in texts.items():
+        title = labels[same[0]] + (f" (x{len(same)})" if len(same) > 1 else "")
+        lines += ["", f"{title}:", text]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(eq=False)
+class Scope:
+    """The nodes of a block, or with the name "" those of the model around the blocks."""
+
+    name: str
+    nodes: list[ir.Node] = field(default_factory=list)
+    operands: list[ir.Value] = field(default_factory=list)
+    """What comes from outside, by first use."""
+    numbers: dict[ir.Value, int] = field(default_factory=dict)
+
+    @property
+    def boundary(self) -> str:
+        """Name of the block's result."""
+        return _BOUNDARIES.get(self.name, self.name)
+
+    def text(self) -> str:
+        """The lines of a block."""
+        return "\n".join(self.line(node) for node in self.nodes)
+
+    def line(self, node: ir.Node) -> str:
+        """One node: `%4 f32 = Div(%3, 50.0f32) attribute=value`."""
+        inputs = ", ".join(self.operand(value) for value in node.inputs)
+        results = ", ".join(f"{self.result(value)} {_type(value)}" for value in node.outputs)
+        attributes = "".join(f" {name}={_attribute(a)}" for name, a in sorted(node.attributes.items()))
+        domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+        return f"  {results} = {domain}{node.op_type}({inputs}){attributes}"
+
+    def result(self, value: ir.Value) -> str:
+        """Name of a value that a node of this scope makes."""
+        if value.is_graph_output():
+            return str(value.name)
+        if self.name and value.name == self.boundary:
+            return "result"
+        return f"%{self.numbers.setdefault(value, len(self.numbers))}"
+
+    def operand(self, value: ir.Value | None) -> str:
+        """What a node of this scope takes."""
+        if value is None:
+            return "_"
+        if _is_weight(value):
+            return _LAYER_WEIGHT.sub(".", str(value.name))
+        if value.const_value is not None:
+            return _constant(value.const_value)
+        weight = _cast_weight(value.producer())
+        if weight is not None:
+            return f"{_type(value)}({self.operand(weight)})"
+        if value in self.numbers:
+            return f"%{self.numbers[value]}"
+        if not self.name:
+            return str(value.name)
+        if value not in self.operands:
+            self.operands.append(value)
+        return f"${self.operands.index(value)}"
+
+
+def _scopes(model: ir.Model) -> dict[ir.Node, Scope]:
+    """The block that each node belongs to: the one that it is named under.
+
+    A node whose value something outside of the block uses, and which is not the block's result, belongs to the model.
+    """
+    blocks: dict[str, Scope] = {}
+    scopes: dict[ir.Node, Scope] = {}
+    for node in reversed(model.graph):
+        match = _BLOCK.match(node.name or "")
+        if match is None:
+            continue
+        block = blocks.setdefault(match.group(1), Scope(match.group(1)))
+        inner = [value for value in node.outputs if value.name != block.boundary]
+        if not any(
+            value.is_graph_output() or any(scopes.get(u.node) is not block for u in value.uses()) for value in inner
+        ):
+            scopes[node] = block
+    for node in model.graph:
+        if node in scopes:
+            scopes[node].nodes.append(node)
+    return scopes
+
+
+def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Scope, str]) -> Iterator[str]:
+    """The model's own nodes in the order of the graph, each block as one line where its last node stands."""
+    own = Scope("")
+    for node in model.graph:
+        block = scopes.get(node)
+        if _cast_weight(node) is not None:
+            continue
+        if block is None:
+            yield own.line(node)
+        elif node is block.nodes[-1]:
+            operands = ", ".join(own.operand(operand) for operand in block.operands)
+            yield f"  {block.boundary} = {labels[block]}({operands}){_mask_note(block.operands)}"
+
+
+def _mask_note(operands: Iterable[ir.Value]) -> str:
+    """What the mask among a block's operands hides."""
+    for value in operands:
+        producer = value.producer()
+        if producer is not None and producer.op_type == "Where" and value.dtype not in (None, ir.DataType.INT64):
+            window = sliding_window_of(value)
+            return "  # full attention" if window is None else f"  # sliding window {window}"
+    return ""
+
+
+def _labels(texts: dict[str, list[Scope]]) -> Iterator[str]:
+    """One label for each distinct block: `pool`, `recover`, `layer`, or `layer.1`, `layer.2` if layers differ."""
+    kinds = ["layer" if same[0].name.startswith("layers.") else same[0].name for same in texts.values()]
+    totals, seen = Counter(kinds), Counter[str]()
+    for kind in kinds:
+        seen[kind] += 1
+        yield kind if totals[kind] == 1 else f"{kind}.{seen[kind]}"
+
+
+def _interface(model: ir.Model) -> Iterator[str]:
+    yield f"opset {model.opset_imports.get('', 0)}"
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        yield from (f"{kind} {value.name} {_type(value)}{_axes(value)}" for value in values)
+    counts = Counter(node.op_type for node in model.graph)
+    yield f"nodes {counts.total()}: " + ", ".join(f"{op} {count}" for op, count in sorted(counts.items()))
+    for name, value in sorted(_folded(model.graph.initializers.values()).items()):
+        yield f"weight {name} {_type(value[0])}{_axes(value[0])}" + (f" (x{len(value)})" if len(value) > 1 else "")
+
+
+def _folded(values: Iterable[ir.Value]) -> dict[str, list[ir.Value]]:
+    """Weights by name, those of alike layers together."""
+    folded: dict[str, list[ir.Value]] = {}
+    for value in values:
+        if _is_weight(value):
+            folded.setdefault(_LAYER_WEIGHT.sub("layers.*.", str(value.name)), []).append(value)
+    return folded
+
+
+def _cast_weight(node: ir.Node | None) -> ir.Value | None:
+    """The weight that this node casts to the compute dtype, if that is what it does."""
+    value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return value if value is not None and _is_weight(value) else None
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return isinstance(value.const_value, ir.ExternalTensor)
+
+
+def _type(value: ir.Value | ir.TensorProtocol) -> str:
+    return "?" if value.dtype is None else _TYPES.get(value.dtype, value.dtype.name.lower())
+
+
+def _axes(value: ir.Value) -> str:
+    if value.shape is None:
+        return "[?]"
+    return f"[{', '.join(str(d.value) if isinstance(d, ir.SymbolicDim) else str(d) for d in value.shape)}]"
+
+
+def _constant(tensor: ir.TensorProtocol) -> str:
+    """A constant's elements, floats in six digits, which is what machines agree on."""
+    array, kind = tensor.numpy(), _type(tensor)
+    if array.size > PRINTED:
+        flat = np.asarray(array, dtype=np.float64).reshape(-1)
+        return f"{kind}{list(array.shape)}({flat[0]:.6g} .. {flat[-1]:.6g}, sum {flat.sum():.6g})"
+    numbers = [_number(number, tensor.dtype) for number in array.reshape(-1)]
+    body = numbers[0] if array.ndim == 0 else f"[{', '.join(numbers)}]"
+    return f"{body}:{kind}" + (f"{list(array.shape)}" if array.ndim > 1 else "")
+
+
+def _number(number: object, dtype: ir.DataType) -> str:
+    if dtype.is_floating_point():
+        return f"{float(number):.6g}"  # type: ignore[arg-type]  # NumPy's scalars have no common type
+    return str(number)
+
+
+def _attribute(attribute: ir.Attr) -> str:
+    value = attribute.value
+    if isinstance(value, ir.TensorProtocol):
+        return str(value.numpy().tolist())
+    if attribute.name == "to":
+        return _TYPES.get(ir.DataType(value), str(value))
+    return str(list(value)) if isinstance(value, list | tuple) else str(value)

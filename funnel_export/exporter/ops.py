@@ -1,0 +1,171 @@
+"""The funnel's own operations as ONNX text: what an export makes of pooling, recovery, masks and positions.
+
+Each is traced from the function of `funnel_export.funnel` that eager PyTorch runs, with the exporter's own settings.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
+from funnel_export.exporter.translate import Operand, Piece, translate
+from funnel_export.funnel.masks import attention_bias
+from funnel_export.funnel.pooling import pool
+from funnel_export.funnel.recovery import recover
+from funnel_export.funnel.rows import Rows
+from funnel_export.funnel.windows import read_slots, slot_positions
+
+WIDTH, OPSET = 8, 20
+"""Width of the hidden states and opset of the texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation: its function and what goes in and out, each tensor with its axes."""
+
+    name: str
+    about: str
+    """What it computes, for the head of the text."""
+    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: dict[str, Operand]
+    outputs: tuple[str, ...]
+
+
+def funnel_ops(stride: int = 2) -> Iterator[Op]:
+    """Every operation of a funnel, with each of its options."""
+    hidden, whole = torch.float32, torch.int64
+    states = {"x": Operand(hidden, ("batch", "column", WIDTH))}
+    slots = {"slots": Operand(whole, (1, "slot"))}
+    length = {"length": Operand(whole, ("batch", 1))}
+    spec = partial(FunnelSpec, pool_layer=0, recover_layer=1, stride=stride)
+    yield Op(
+        "rows",
+        "where each row's tokens stand: number of every column, tokens in the row, column of its first token",
+        _rows,
+        {"attention_mask": Operand(whole, ("batch", "column"))},
+        ("numbers", "length", "first"),
+    )
+    for positions in SlotPositions:
+        for lookahead in (False, True):
+            yield Op(
+                f"positions_{positions}{'_lookahead' * lookahead}",
+                f"position of each slot, -1 for slots that a row does not have; {positions}, stride {stride}",
+                partial(slot_positions, spec=spec(slot_positions=positions, lookahead=lookahead)),
+                slots | length,
+                ("positions",),
+            )
+    for lookahead in (False, True):
+        yield Op(
+            f"read_out{'_lookahead' * lookahead}",
+            f"the slot that each token reads; stride {stride}",
+            partial(read_slots, spec=spec(lookahead=lookahead)),
+            {"numbers": Operand(whole, ("batch", "column"))},
+            ("reads",),
+        )
+    for name, window in (("full", None), ("sliding", 5)):
+        yield Op(
+            f"mask_{name}",
+            "what is added to the scores: 0 where a query sees a key" + (f"; window {window}" if window else ""),
+            partial(attention_bias, sliding_window=window, dtype=hidden),
+            {"queries": Operand(whole, ("batch", "query")), "keys": Operand(whole, ("batch", "key"))},
+            ("bias",),
+        )
+    for pooling in Pooling:
+        yield Op(
+            f"pool_{pooling}",
+            f"from the tokens of each window to one slot; {pooling}, stride {stride}",
+            partial(pool, spec=spec(pooling=pooling)),
+            states | slots | {"first": Operand(whole, ("batch", 1))} | length,
+            ("pooled",),
+        )
+    for recovery in Recovery:
+        short = Operand(hidden, ("batch", "slot", WIDTH))
+        yield Op(
+            f"recover_{recovery}",
+            f"from the slots back to every token; {recovery}",
+            partial(recover, spec=spec(recovery=recovery)),
+            states | {"pooled": short, "middle": short, "reads": Operand(whole, ("batch", "column"))},
+            ("recovered",),
+        )
+
+
+def _rows(attention_mask: Tensor) -> tuple[Tensor, ...]:
+    rows = Rows.of(attention_mask != 0, 0)
+    return rows.keys, rows.length, rows.first
+
+
+def describe_ops(stride: int = 2) -> dict[str, str]:
+    """Every operation by its name, as ONNX text, which `onnx.parser.parse_model` reads."""
+    ops = list(funnel_ops(stride))
+    models = translate([Piece(_Call(op.function), op.inputs, op.outputs) for op in ops], OPSET, FakeTensorMode())
+    return {op.name: _text(op, model) for op, model in zip(ops, models, strict=True)}
+
+
+def _text(op: Op, model: ir.Model) -> str:
+    _tidy(model)
+    model.graph.name = op.name
+    return f"# {op.name}: {op.about}\n{onnx.printer.to_text(ir.to_proto(model))}\n"
+
+
+class _Call(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.function(*tensors)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Optimize as the exporter does; name constants by their value and values by the op that makes them."""
+    optimizer.optimize(model)
+    for cleanup in (
+        common.ClearMetadataAndDocStringPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        cleanup(model)
+    model.producer_name, model.producer_version = None, None
+    constants = list(model.graph.initializers.values())
+    model.graph.initializers.clear()
+    for value in constants:
+        assert value.const_value is not None
+        node = ir.node("Constant", [], attributes={"value": ir.tensor(value.const_value.numpy())})
+        node.outputs[0].name = _constant_name(value.const_value)
+        ir.convenience.replace_all_uses_with(value, node.outputs[0])
+        model.graph.insert_before(model.graph[0], node)
+    counts = Counter[str]()
+    for node in model.graph:
+        node.name = None
+        for value in node.outputs:
+            if value.is_graph_output():
+                continue
+            value.type = value.shape = None  # a reader knows; the text would list them all in one line
+            if node.op_type != "Constant":
+                counts[node.op_type] += 1
+                value.name = f"{node.op_type.lower()}_{counts[node.op_type]}"
+
+
+def _constant_name(tensor: ir.TensorProtocol) -> str:
+    """`int64_minus_1` for the number -1, `int64s_2_8` for the list [2, 8]."""
+    numbers = [_digits(number) for number in tensor.numpy().reshape(-1)]
+    return "_".join((f"{tensor.dtype.numpy().name}{'s' * len(tensor.shape)}", *numbers))
+
+
+def _digits(number: Any) -> str:
+    if number == torch.iinfo(torch.int64).max:
+        return "max"
+    return re.sub(r"\W", "_", f"{number:g}".replace("-", "minus_"))

@@ -1,0 +1,202 @@
+"""Translating modules to ONNX with torch's exporter, all of them in one go, from fake tensors."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Dtype and axes of a tensor; dynamic axes by name."""
+
+    dtype: torch.dtype
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A module to translate, which takes its inputs in this order and gives its outputs."""
+
+    module: nn.Module
+    inputs: dict[str, Operand]
+    outputs: tuple[str, ...]
+
+
+def translate(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list[ir.Model]:
+    """An ONNX model for each piece; parameters are initializers by their names in the piece's module.
+
+    One call of `torch.onnx.export` for all of them, because a call costs about a second whatever it translates: what
+    it needs to know of every operator is read anew each time.
+
+    Args:
+        pieces: modules without tensors in common other than parameters; theirs belong to `mode`.
+        opset: ONNX opset version.
+        mode: makes the example inputs.
+    """
+    together = _Together(pieces)
+    args, axes, inputs, outputs = [], [], [], []
+    for index, piece in enumerate(pieces):
+        sizes: dict[str, int] = {}
+        for name, operand in piece.inputs.items():
+            dynamic = {i: axis for i, axis in enumerate(operand.axes) if isinstance(axis, str)}
+            shape = [sizes.setdefault(a, 2 + len(sizes)) if isinstance(a, str) else a for a in operand.axes]
+            with mode:
+                args.append(torch.ones(shape, dtype=operand.dtype))
+            axes.append({i: _own(axis, index) for i, axis in dynamic.items()})
+            inputs.append(_own(name, index))
+        outputs += [_own(name, index) for name in piece.outputs]
+    model = _to_onnx(together.eval(), tuple(args), tuple(axes), opset, inputs, outputs)
+    _rename_initializers(model, together)
+    return [_extract(model, piece, index) for index, piece in enumerate(pieces)]
+
+
+class _Together(nn.Module):
+    """Pieces side by side: all their inputs to all their outputs."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(piece.module for piece in pieces)
+        self.counts = [len(piece.inputs) for piece in pieces]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results: list[Tensor] = []
+        for piece, count in zip(self.pieces, self.counts, strict=True):
+            result = piece(*tensors[:count])
+            results += result if isinstance(result, tuple) else [result]
+            tensors = tensors[count:]
+        return tuple(results)
+
+
+def _own(name: str, index: int) -> str:
+    """A name of a piece among those of all pieces."""
+    return f"{name}__{index}"
+
+
+def _to_onnx(
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    axes: tuple[dict[int, str], ...],
+    opset: int,
+    inputs: list[str],
+    outputs: list[str],
+) -> ir.Model:
+    """Capture and translate.
+
+    What `torch.export` captured goes to the translation as it is. The decomposition between the two, which captures
+    everything once more, was more than half of the time; of the operators here only a few need it, and `_TRANSLATIONS`
+    has those. If one is met that only a decomposition knows, the long way is taken.
+    """
+    dims = {name: torch.export.Dim(name) for name in dict.fromkeys(name for a in axes for name in a.values())}
+    dynamic = tuple({i: dims[name] for i, name in a.items()} for a in axes)
+    with _quiet(), torch.no_grad(), _any_length():
+        captured = torch.export.export(
+            module, args, dynamic_shapes=(dynamic,), prefer_deferred_runtime_asserts_over_guards=True
+        )
+        translated: Callable[[], Any] = lambda: torch.onnx.export(  # noqa: E731
+            captured,
+            args,
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=(axes,),
+            custom_translation_table=_TRANSLATIONS,
+        )
+        captured.run_decompositions = lambda *_, **__: captured
+        try:
+            program = translated()
+        except torch.onnx.OnnxExporterError:
+            del captured.run_decompositions
+            program = translated()
+    model: ir.Model = program.model
+    return model
+
+
+def _softmax(x: Any, dim: int, dtype: int = -1) -> Any:
+    """Softmax in the dtype that was asked for; torch's own translation computes in the input's and casts after."""
+    return op.Softmax(cast(Any, op.Cast(x, to=dtype) if dtype != -1 else x), axis=dim)
+
+
+def _cast(x: Any, dtype: int, non_blocking: bool = False, copy: bool = False, memory_format: int = 0) -> Any:  # noqa: ARG001 - the signature of aten::to.dtype
+    return op.Cast(x, to=dtype)
+
+
+def _cast_on(
+    x: Any,
+    device: str,  # noqa: ARG001 - the signature of aten::to.device
+    dtype: int,
+    non_blocking: bool = False,  # noqa: ARG001
+    copy: bool = False,  # noqa: ARG001
+    memory_format: int = 0,  # noqa: ARG001
+) -> Any:
+    return op.Cast(x, to=dtype)
+
+
+def _and(x: Any, y: Any) -> Any:
+    return op.And(x, y)
+
+
+_ATEN = torch.ops.aten
+_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    _ATEN.softmax.int: _softmax,
+    _ATEN.to.dtype: _cast,
+    _ATEN.to.device: _cast_on,
+    _ATEN.__and__.Tensor: _and,
+}
+
+
+def _rename_initializers(model: ir.Model, together: nn.Module) -> None:
+    """Name initializers as the pieces name them; tied parameters by the first of their names."""
+    first = {id(p): name for name, p in together.named_parameters()}
+    names = {name: first[id(p)] for name, p in together.named_parameters(remove_duplicate=False)}
+    for value in list(model.graph.initializers.values()):
+        name = str(value.name)
+        value.name = names.get(name, name)
+
+
+def _extract(model: ir.Model, piece: Piece, index: int) -> ir.Model:
+    """A piece's own model, with the names that it gave."""
+    inputs, outputs = ([_own(name, index) for name in names] for names in (piece.inputs, piece.outputs))
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    for value in list(graph.initializers.values()):
+        value.name = str(value.name).removeprefix(f"pieces.{index}.")
+    for values, names in ((graph.inputs, piece.inputs), (graph.outputs, piece.outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        if value.shape is not None:
+            axes = [d if isinstance(d, int) else str(d.value).replace(_own("", index), "") for d in value.shape]
+            value.shape = ir.Shape(axes)
+    return ir.Model(graph, ir_version=model.ir_version)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's notes about torchvision and axis names, which no user can act on, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _any_length() -> contextlib.AbstractContextManager[None]:
+    """Let an axis be 0 or 1 long as well, as `torch.onnx.export` does when it captures by itself."""
+    config: Any = torch.fx.experimental._config
+    patch: contextlib.AbstractContextManager[None] = config.patch(backed_size_oblivious=True)
+    return patch

@@ -1,0 +1,103 @@
+"""Make what the other environment reads: a bundle of each task, with a funnel and dense, and what it must compute.
+
+Run in the main environment: `PYTHONPATH=tests python tests/interop/make_bundles.py FOLDER`. Into FOLDER go, for each
+NAME such as `text-generation-funnel`, the bundle NAME/ and NAME.npz with texts, tokens and expected outputs.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from exported import CLASSES
+from models import save_tiny_checkpoint
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from funnel_export import Bundle, FunnelSpec, apply_funnel, export
+from funnel_export.config import Task
+from funnel_export.demo import make_tokenizer
+from funnel_export.targets import get_target
+from funnel_export.verify.eager import Eager
+
+TEXTS = (
+    "The with statement wraps the execution of a block with methods defined by a context manager.",
+    "An iterator",
+    "A class definition defines a class object.",
+    "Names refer to objects.",
+)
+LABELS = {0: "ACTION", 1: "OBJECT", 2: "OTHER"}
+FUNNELS = {"funnel": FunnelSpec.parse("1:3:2"), "dense": None}
+NEW_TOKENS = 8
+
+
+def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
+    """A tiny checkpoint with named labels and a tokenizer."""
+    # A tied head mostly repeats the last token, whatever the layers compute.
+    save_tiny_checkpoint(
+        folder,
+        CLASSES[task],
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+        id2label=LABELS,
+        label2id={name: number for number, name in LABELS.items()},
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def generate(bundle: Bundle, row: NDArray[np.int64]) -> list[int]:
+    """What PyTorch writes after a row, greedily and with its cache."""
+    model = CLASSES[bundle.manifest.task].from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
+    if bundle.manifest.spec is not None:
+        apply_funnel(model.eval(), bundle.manifest.spec)
+    written = model.generate(torch.from_numpy(row[None]), min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+    return written[0, len(row) :].tolist()
+
+
+def reference(bundle: Bundle) -> dict[str, Any]:
+    """Tokens padded on both sides, and their outputs.
+
+    `expected` is eager PyTorch's in float64, each row alone and unpadded, rows one after the other; `onnxruntime-SIDE`
+    is the graph's on the padded batch, with the sessions of `check`.
+    """
+    found: dict[str, Any] = {"texts": np.array(TEXTS), "task": str(bundle.manifest.task)}
+    tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+    session = get_target("onnxruntime").load(bundle)
+    output = bundle.manifest.graphs[0].outputs[0].name
+    for side in ("left", "right"):
+        batch = tokenizer(list(TEXTS), padding=True, padding_side=side, return_tensors="np")
+        inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        found |= {f"{name}-{side}": value for name, value in inputs.items()}
+        found[f"onnxruntime-{side}"] = session.run(inputs)[output]
+    found["expected"] = Eager(bundle, torch.float64).run(inputs)[output]
+    if bundle.manifest.task is Task.TEXT_GENERATION:
+        found["written"] = np.array([generate(bundle, np.array(tokenizer(text)["input_ids"])) for text in TEXTS])
+    return found
+
+
+def main(out: Path) -> None:
+    """Write all bundles and their references; an earlier run's are replaced."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    tokenizer = make_tokenizer()
+    for task in Task:
+        with TemporaryDirectory(dir=out) as folder:
+            checkpoint = make_checkpoint(Path(folder), task, tokenizer)
+            for kind, funnel in FUNNELS.items():
+                # Copied: onnx.checker refuses the hard links.
+                bundle = export(checkpoint, out / f"{task}-{kind}", funnel=funnel, task=task, weights="copy")
+                np.savez(out / f"{task}-{kind}.npz", **reference(bundle))
+            if task is Task.TEXT_GENERATION:
+                linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNELS["funnel"], weights="link")
+                os.link(linked.path / "model.safetensors", out / "linked.safetensors")  # as the checkpoint's would be
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

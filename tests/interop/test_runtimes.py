@@ -1,0 +1,48 @@
+"""Every bundle, loaded as it is, computes in every runtime what eager PyTorch computes."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cases import SIDES, Case, assert_close
+from runtimes import RUNTIMES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def test_nothing_of_ours_is_here() -> None:
+    assert importlib.util.find_spec("funnel_export") is None
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_computes_what_pytorch_computes(case: Case, runtime: str, side: str) -> None:
+    case.check(side, RUNTIMES[runtime](case.folder, case.task, case.inputs(side)))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_transformers_4_reads_the_tokenizer(case: Case, side: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(case.folder)
+    assert tokenizer.padding_side == "left"
+    batch = tokenizer(case.texts, padding=True, padding_side=side, return_tensors="np")
+    for name, wanted in case.inputs(side).items():
+        assert batch[name].tolist() == wanted.tolist()
+
+
+def test_transformers_4_does_not_know_the_class_that_5_writes(bundles: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundles / "text-generation-funnel", tmp_path / "bundle")
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("GemmaTokenizer", "TokenizersBackend"))
+    with pytest.raises(ValueError, match="TokenizersBackend does not exist"):
+        AutoTokenizer.from_pretrained(folder)
+
+
+def test_as_a_checkpoint_it_is_the_dense_model(bundles: Path) -> None:
+    dense, folder = Case.read(bundles, "text-generation-dense"), bundles / "text-generation-funnel"
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        rows = [model(**tokenizer(text, return_tensors="pt")).logits[0].numpy() for text in dense.texts]
+    for got, wanted in zip(rows, dense.rows(), strict=True):
+        assert_close(got, wanted, "eager PyTorch")
