@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 OTHERS := .venv-interop
 BUNDLES := build/interop
 
-.PHONY: demo test check interop format clean
+.PHONY: demo test check interop fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -19,6 +19,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+fuzz: $(INSTALLED)
+	FUNNEL_EXPORT_FUZZ=5000 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest tests/fuzz
 
 # Bundles loaded by other people's software, in an environment without ours.
 interop: $(INSTALLED) $(OTHERS)/installed

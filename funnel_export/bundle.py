@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from funnel_export.architecture import Architecture
-from funnel_export.checkpoint import CONFIG, Checkpoint, WeightFile
+from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import BundleError, CheckpointError, SpecError
+from funnel_export.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from onnx import TensorProto
 
 MANIFEST, GRAPH, REPORTS = "manifest.json", "model.onnx", "reports"
 
@@ -41,8 +43,8 @@ class GraphRecord(_Record):
 
     file: FileName
     sha256: Digest
-    inputs: list[TensorRecord]
-    outputs: list[TensorRecord]
+    inputs: Annotated[list[TensorRecord], Field(min_length=1)]
+    outputs: Annotated[list[TensorRecord], Field(min_length=1)]
 
 
 class WeightRecord(_Record):
@@ -101,7 +103,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    _read_verified(folder, CONFIG, manifest.config_sha256)
+    _read_verified(folder, CONFIG, manifest.config_sha256, LARGEST_JSON)
     for weight in manifest.weights:
         _verify_weight(folder, weight)
     for graph in manifest.graphs:
@@ -121,18 +123,19 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether this folder is a bundle of ours, whole or not: one that an export may replace."""
+    """Whether this folder is a bundle of ours, whole or not, and nothing else: one that an export may replace."""
     try:
-        _read_manifest(path)
+        manifest = _read_manifest(path)
     except BundleError:
         return False
-    return True
+    named = {graph.file for graph in manifest.graphs} | {weight.file for weight in manifest.weights}
+    return {entry.name for entry in path.iterdir()} <= named | {MANIFEST, CONFIG, INDEX, REPORTS, *COMPANIONS}
 
 
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return Manifest.model_validate_json(read_bytes(_inside(folder, MANIFEST), LARGEST_JSON))
     except OSError as err:
         raise BundleError(
             "there is no bundle here", got=err, wanted=f"a folder with {MANIFEST}", hint="funnel-export export"
@@ -147,13 +150,15 @@ def _read_manifest(folder: Path) -> Manifest:
         ) from err
 
 
-def _read_verified(folder: Path, file: str, sha256: str) -> bytes:
+def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
     """The content of a bundle's file, if it is the one that was exported."""
     path = _inside(folder, file)
     try:
-        content = path.read_bytes()
-    except OSError as err:
+        content = read_bytes(path, largest)
+    except FileNotFoundError as err:
         raise BundleError(f"the bundle's {file} is missing", got=err, wanted=path) from err
+    except OSError as err:
+        raise BundleError(f"the bundle's {file} cannot be read", got=err, wanted=f"a file at {path}") from err
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256:
         raise BundleError(
@@ -184,35 +189,38 @@ def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) ->
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = _read_verified(folder, record.file, record.sha256)
+    content = _read_verified(folder, record.file, record.sha256, LARGEST_GRAPH)
     try:
         model = onnx.load_model_from_string(content)
-        for name, place in _external_data(model):
+        for tensor in _external_tensors(model):
+            place = {entry.key: entry.value for entry in tensor.external_data}
             file, offset, length = place["location"], int(place["offset"]), int(place["length"])
             if file not in weights or offset < 0 or length < 0 or offset + length > weights[file]:
                 raise BundleError(
                     "a graph refers to data outside the bundle's weight files",
-                    got=f"{name}: {file!r}, {length} bytes from {offset}",
+                    got=f"{tensor.name}: {file!r}, {length} bytes from {offset}",
                     wanted=f"within {sorted(weights)}",
                 )
-    except (DecodeError, KeyError, ValueError) as err:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
+        onnx.checker.check_model(model)  # order, names and ops; external data it would look for in the working folder
+    except (DecodeError, KeyError, ValueError, onnx.checker.ValidationError) as err:
         raise BundleError(
             "a graph of the bundle cannot be read", got=f"{folder / record.file}: {err}", wanted="an ONNX model"
         ) from err
 
 
-def _external_data(message: "Message") -> Iterator[tuple[str, dict[str, str]]]:
-    """Name and place of every tensor that lies outside the model, wherever in it the tensor stands."""
+def _external_tensors(message: "Message") -> Iterator["TensorProto"]:
+    """Every tensor that lies outside the model, wherever in it the tensor stands."""
     import onnx
 
     if isinstance(message, onnx.TensorProto):
         if message.data_location == onnx.TensorProto.EXTERNAL:
-            yield message.name, {entry.key: entry.value for entry in message.external_data}
+            yield message
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
             for child in value if isinstance(value, Sequence) else [value]:
-                yield from _external_data(child)
+                yield from _external_tensors(child)
 
 
 def _inside(folder: Path, file: str) -> Path:

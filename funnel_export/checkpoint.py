@@ -6,11 +6,15 @@ import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from funnel_export.architecture import Architecture
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import CheckpointError
+from funnel_export.files import LARGEST_HEADER, LARGEST_JSON, open_regular, read_bytes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
@@ -38,6 +42,20 @@ ARCHITECTURES = {
 DTYPE_NAMES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Dtypes of weights that can be exported, as safetensors names them, with their sizes in bytes."""
+
+
+Size = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
+
+
+class HeaderEntry(BaseModel):
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: tuple[Size, ...]
+    data_offsets: tuple[Size, Size]
+
+
+_HEADER = TypeAdapter(Annotated[dict[str, HeaderEntry], Field(max_length=1 << 16)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +91,29 @@ class WeightFile:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="numpy"):  # the library validates the header: sizes, overlaps, gaps
-                pass
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
+                with safe_open(path, framework="numpy"):  # the library validates the header: sizes, overlaps, gaps
+                    pass
                 length = int.from_bytes(stream.read(8), "little")
-                header = stream.read(length)
+                header = stream.read(min(length, LARGEST_HEADER))
                 size = os.fstat(stream.fileno()).st_size
-        except (OSError, SafetensorError) as err:
+            entries = _HEADER.validate_python(_without_metadata(header))
+        except (OSError, SafetensorError, ValueError, RecursionError) as err:
             raise CheckpointError(
                 "a weight file cannot be read",
-                got=f"{path}: {err}",
+                got=f"{path}: {_first(err)}",
                 wanted="a whole safetensors file",
                 hint="download or save the checkpoint again",
             ) from err
         tensors = {
             name: StoredTensor(
                 file=path.name,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                offset=8 + length + entry["data_offsets"][0],
-                nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+                dtype=entry.dtype,
+                shape=entry.shape,
+                offset=8 + length + entry.data_offsets[0],
+                nbytes=entry.data_offsets[1] - entry.data_offsets[0],
             )
-            for name, entry in json.loads(header).items()
-            if name != "__metadata__"
+            for name, entry in entries.items()
         }
         return cls(path.name, size, hashlib.sha256(header).hexdigest(), tensors)
 
@@ -160,7 +178,7 @@ class Checkpoint:
     @property
     def task(self) -> Task:
         """The task that the checkpoint's `architectures` name."""
-        names = self.config.get("architectures") or []
+        names = self.architecture.architectures or []
         for name in names:
             if name in ARCHITECTURES:
                 return ARCHITECTURES[name]
@@ -199,7 +217,8 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `CheckpointError` if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(read_bytes(path, LARGEST_JSON), allow_inf_nan=False)
+        json.dumps(value, allow_nan=False)  # 1e999 becomes infinite without being called so
     except OSError as err:
         raise CheckpointError(f"there is no readable {path.name}", got=err, wanted=path) from err
     except ValueError as err:
@@ -218,8 +237,14 @@ def _weight_file_names(folder: Path) -> list[str]:
             raise CheckpointError(f"{INDEX} has no weight_map", got=folder / INDEX, wanted="tensor names and files")
         files = sorted(set(names.values()))
         for file in files:
-            if Path(file).name != file:
-                raise CheckpointError("a weight file lies outside the checkpoint", got=file, wanted="a file name")
+            if Path(file).name != file or "\0" in file:
+                raise CheckpointError("a weight file lies outside the checkpoint", got=repr(file), wanted="a file name")
+            if not file.endswith(".safetensors"):  # its name must be free in a bundle, beside manifest.json for example
+                raise CheckpointError(
+                    "a weight file has another name than safetensors files have",
+                    got=repr(file),
+                    wanted="a name that ends in .safetensors",
+                )
         return files
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     raise CheckpointError(
@@ -228,6 +253,25 @@ def _weight_file_names(folder: Path) -> list[str]:
         wanted=f"{SINGLE} or {INDEX}",
         hint="load it where you trust it, then model.save_pretrained(folder)",
     )
+
+
+def _without_metadata(header: bytes) -> dict[str, Any]:
+    """A safetensors header's tensors; of several with one name no reader could say which is meant."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise ValueError("its header names a tensor twice")
+        return values
+
+    values: dict[str, Any] = json.loads(header, object_pairs_hook=unique)
+    values.pop("__metadata__", None)
+    return values
+
+
+def _first(err: Exception) -> str:
+    """The first line that says something."""
+    return str(err.errors()[0]["msg"]) if isinstance(err, ValidationError) else str(err)
 
 
 def _usable(name: str, tensor: StoredTensor) -> StoredTensor:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
-from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
+from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError, printable
 
 app = typer.Typer(
     help="Export Gemma2 with a sequence funnel, and prove that it computes what PyTorch computes.",
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"error: {err}", file=sys.stderr)  # noqa: T201
         sys.exit(err.exit_code)
     except OSError as err:
-        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(str(err))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except Exception:  # noqa: BLE001 - a mistake of ours; Python's own exit code would say that a gate failed
         traceback.print_exc()
@@ -243,7 +243,7 @@ def _version(package: str) -> str:
 
 
 def _print(text: str) -> None:
-    typer.echo(text)
+    typer.echo(printable(text))  # names in a bundle are its maker's
 
 
 @contextmanager
@@ -270,4 +270,4 @@ def _progress() -> Iterator[Any]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    print(f"warning: {printable(str(message))}", file=sys.stderr)  # noqa: T201

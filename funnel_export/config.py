@@ -9,6 +9,9 @@ from funnel_export.errors import SpecError
 
 E = TypeVar("E", bound=StrEnum)
 
+LARGEST_STRIDE = 1 << 20
+"""Longer than any text; positions times the stride still fit 64 bits."""
+
 
 class Pooling(StrEnum):
     """How the real tokens of a window become one slot."""
@@ -92,6 +95,8 @@ class FunnelSpec:
             )
         if self.stride < 1:
             raise SpecError("a funnel's stride is at least 1", got=self.stride, wanted="stride >= 1", hint="2 or 4")
+        if self.stride > LARGEST_STRIDE:
+            raise SpecError("a funnel's stride has a limit", got=self.stride, wanted=f"stride <= {LARGEST_STRIDE}")
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Self:

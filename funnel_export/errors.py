@@ -2,6 +2,25 @@
 
 from typing import ClassVar
 
+LONGEST_PART = 2000
+"""Characters of what an error quotes; a file of a stranger may hold millions."""
+
+
+def printable(text: str) -> str:
+    """`text` with everything that a terminal would obey instead of show, but line breaks, written as JSON escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
+def _quote(value: object) -> str:
+    """A part of an error: no longer than it helps, and its further lines indented, so that none looks like a part."""
+    text = str(value)
+    return (text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…").replace("\n", "\n    ")
+
 
 class FunnelExportError(Exception):
     """Base of every error that a user can cause or mend; the command line prints it without a traceback.
@@ -18,12 +37,12 @@ class FunnelExportError(Exception):
     def __init__(self, what: str, *, got: object = None, wanted: object = None, hint: str | None = None) -> None:
         parts = [what]
         parts += [
-            f"  {label}: {value}"
+            f"  {label}: {_quote(value)}"
             for label, value in (("got", got), ("wanted", wanted), ("try", hint))
             if value is not None
         ]
-        super().__init__("\n".join(parts))
-        self.what = what
+        super().__init__(printable("\n".join(parts)))
+        self.what = printable(what)
 
 
 class SpecError(FunnelExportError, ValueError):

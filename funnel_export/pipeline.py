@@ -79,11 +79,13 @@ def export(
         warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
 
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    _refuse_the_checkpoints_place(source, target)
     with _collector_paused():
         from funnel_export.exporter import audit, build, write
 
         placing = parse_choice("weights", write.Placing, weights)
-        facts = write.Facts(task=chosen_task, dtype=compute, spec=spec, source=found.name)
+        name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
+        facts = write.Facts(task=chosen_task, dtype=compute, spec=spec, source=name)
         with replace_folder(target, is_bundle) as folder:
             progress("tracing")
             model = build.build_graph(source, chosen_task, spec, compute, opset)
@@ -120,6 +122,21 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
             )
         return source.funnel
     return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
+
+
+def _refuse_the_checkpoints_place(source: Checkpoint, target: Path) -> None:
+    """Refuse to replace a folder in which the checkpoint, or a file that it links to, lies."""
+    if not target.exists():
+        return
+    for path in (source.path, *source.path.iterdir()):
+        real = path.resolve()
+        if any(place.exists() and place.samefile(target) for place in (real, *real.parents)):
+            raise BundleError(
+                "the output would take the place of the checkpoint, which is left as it is",
+                got=f"{target}, in which {real} lies",
+                wanted="a folder that holds nothing of the checkpoint",
+                hint=f"{target}-exported",
+            )
 
 
 def _suggestion(layers: int) -> str:

@@ -13,8 +13,10 @@ ROOT = Path(funnel_export.__file__).parent
 
 STATIONS = [
     "errors",
+    "files",
     "config",
     "atomic",
+    "rope",
     "architecture",
     "checkpoint",
     "bundle",

@@ -72,6 +72,7 @@ def _contract(model: ir.Model, task: Task) -> Iterator[str]:
             yield f"input {name} is {value.name} {value.dtype} {_axes(value)}, not int64 [{BATCH}, {SEQUENCE}]"
     if len(model.graph.inputs) != len(INPUTS) or len(model.graph.outputs) != 1:
         yield f"{len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, not {len(INPUTS)} and 1"
+        return
     output = model.graph.outputs[0]
     dynamic = [BATCH] if task is Task.TEXT_CLASSIFICATION else [BATCH, SEQUENCE]
     if output.name != OUTPUTS[task] or _axes(output)[:-1] != dynamic:
@@ -165,8 +166,9 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
         got = {value.dtype for value in node.inputs[: 2 if product else 1] if value}
         if got != {wanted[node.op_type]}:
             yield f"{node.name}: {node.op_type} of {sorted(str(d) for d in got)}, not {wanted[node.op_type]}"
-    if model.graph.outputs[0].dtype is not compute:
-        yield f"the output is {model.graph.outputs[0].dtype}, not {compute}"
+    for output in model.graph.outputs:
+        if output.dtype is not compute:
+            yield f"the output is {output.dtype}, not {compute}"
 
 
 def _funnel(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None) -> Iterator[str]:

@@ -5,8 +5,9 @@ import onnx_ir as ir
 from funnel_export.checkpoint import Checkpoint
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.exporter.assemble import assemble
+from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
-from funnel_export.exporter.weights import refer_to_weights, refuse_contradicting_head
+from funnel_export.exporter.weights import find_weights, refer_to_weights, refuse_contradicting_head
 
 
 def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> ir.Model:
@@ -18,6 +19,11 @@ def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dty
     """
     if task is Task.TEXT_GENERATION:
         refuse_contradicting_head(checkpoint)
-    model, parameters = assemble(trace(checkpoint.config, task, spec, dtype, opset))
+    skeleton = build_skeleton(checkpoint.config, task, dtype)
+    if spec is not None:
+        spec.validate(checkpoint.architecture.num_hidden_layers)
+        spec.validate_task(task)
+    find_weights(skeleton.shapes, checkpoint)
+    model, parameters = assemble(trace(skeleton, task, spec, opset))
     refer_to_weights(model, parameters, checkpoint)
     return model

@@ -1,24 +1,18 @@
 """From a checkpoint's config to one ONNX graph, without a single weight in memory."""
 
-import contextlib
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import Gemma2Config
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from funnel_export.config import Dtype, FunnelSpec, Task
-from funnel_export.errors import CheckpointError, ExportError
+from funnel_export.config import FunnelSpec, Task
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
+from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
-from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
+from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import LayerPart
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
@@ -46,25 +40,19 @@ class TracedPart:
     """Names of the model's parameters that go in after the operands."""
 
 
-def trace(config: dict[str, Any], task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> Trace:
-    """Trace the model that `config` describes.
+def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -> Trace:
+    """Trace a model with a funnel.
 
     Args:
-        config: a Gemma2 `config.json`.
-        task: which of the four classes to build.
-        spec: the funnel, or None for the dense model.
-        dtype: compute dtype.
+        skeleton: the model, which is of no other use afterwards.
+        task: which of the four classes it is of.
+        spec: a funnel that fits it, or None for the dense model.
         opset: ONNX opset version.
 
     Raises:
-        CheckpointError: if the config does not describe a Gemma2 that can be exported.
-        SpecError: if the funnel does not fit.
+        CheckpointError: if the model cannot carry a funnel.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values
-    model = _fake_model(config, task, getattr(torch, dtype), mode)
-    if spec is not None:
-        spec.validate(model.config.num_hidden_layers)
-        spec.validate_task(task)
+    model, mode = skeleton.model, skeleton.mode
     calls = _calls(model, spec, mode)
     representatives: dict[object, Call] = {}
     for call in calls.values():
@@ -130,48 +118,6 @@ class _PartModule(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         return self.call.part(*tensors)
-
-
-def _fake_model(config: dict[str, Any], task: Task, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
-    """The Hugging Face model with parameters that have shapes only, and buffers that have values."""
-    try:
-        built = Gemma2Config.from_dict(copy.deepcopy(config))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as err:
-        raise CheckpointError("config.json does not describe a Gemma2", got=err, wanted="a Gemma2Config") from err
-    built._attn_implementation = "eager"
-    rope_type = cast(dict[str, Any], built.rope_parameters)["rope_type"]
-    if rope_type in ("dynamic", "longrope"):
-        raise CheckpointError(
-            "this RoPE depends on the length of the text, which no graph can hold",
-            got=f"rope_type {rope_type!r}",
-            wanted="default, linear, llama3 or yarn",
-        )
-    if task is Task.TEXT_CLASSIFICATION and built.pad_token_id is None:
-        raise CheckpointError(
-            "text classification reads the last token that is not padding",
-            got="no pad_token_id in config.json",
-            wanted="a pad_token_id",
-        )
-    with _default_dtype(dtype), mode:
-        model: Any = TASK_CLASSES[task](built)
-        model.eval().requires_grad_(False)
-    base = getattr(model, "model", model)
-    base.rotary_emb = Gemma2RotaryEmbedding(built)
-    base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=dtype)
-    unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
-    if unreal:
-        raise ExportError("a buffer of the model has no value", got=unreal, wanted="a version of transformers >= 5.10")
-    return model
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _piece(call: Call) -> Piece:

@@ -1,6 +1,6 @@
 """Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -26,30 +26,42 @@ def refer_to_weights(model: ir.Model, parameters: Sequence[ir.Value], checkpoint
     Raises:
         CheckpointError: with all weights that are missing or of another shape, at once.
     """
-    findings, stored = [], {}
+    shapes = {str(value.name): tuple(value.shape.numpy()) if value.shape is not None else () for value in parameters}
+    stored = find_weights(shapes, checkpoint)
+    kept = [value for value in model.graph.inputs if value not in parameters]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(kept)
     for value in parameters:
+        _refer(model, value, stored[str(value.name)])
+
+
+def find_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Where the checkpoint stores these parameters.
+
+    Raises:
+        CheckpointError: with the weights that are missing or of another shape, some dozens at once.
+    """
+    findings, stored = [], {}
+    for name, wanted in shapes.items():
         try:
-            tensor = checkpoint.find(str(value.name))
+            stored[name] = checkpoint.find(name)
         except CheckpointError as err:
             findings.append(err)
             continue
-        wanted = tuple(value.shape.numpy()) if value.shape is not None else ()
-        if tensor.shape != wanted:
+        if stored[name].shape != wanted:
             findings.append(
                 CheckpointError(
                     "a weight has another shape than config.json says",
-                    got=f"{value.name}: {list(tensor.shape)}",
+                    got=f"{name}: {list(stored[name].shape)}",
                     wanted=list(wanted),
                 )
             )
-        stored[value] = tensor
     if findings:
-        raise findings[0] if len(findings) == 1 else CheckpointError("\n".join(str(f) for f in findings))
-    kept = [value for value in model.graph.inputs if value not in stored]
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(kept)
-    for value, tensor in stored.items():
-        _refer(model, value, tensor)
+        more = [f"and {len(findings) - 24} more"] if len(findings) > 24 else []
+        raise (
+            findings[0] if len(findings) == 1 else CheckpointError("\n".join([*(str(f) for f in findings[:24]), *more]))
+        )
+    return stored
 
 
 def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
