@@ -9,14 +9,18 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from funnel_export.errors import BundleError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <fcntl.h>, renameat2(2)
+PATIENCE = 5.0
+"""Seconds to wait for other writers, who hold the lock for some renames only."""
 ASIDE = ".old"
 """Ends the name of an earlier folder where two names cannot be swapped in one step."""
 
@@ -35,7 +39,7 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
     Raises:
         BundleError: if the target holds something else, or cannot be written.
     """
-    _refuse_something_else(target, may_replace)
+    refuse_something_else(target, may_replace)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh, claim = _claim(target, tempfile.mkdtemp)
@@ -46,7 +50,7 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
         yield fresh
         try:
             with _turn(target.parent):
-                _refuse_something_else(target, may_replace)
+                refuse_something_else(target, may_replace)
                 _take_place(fresh, target)
         except OSError as err:
             raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
@@ -77,10 +81,11 @@ def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names 
 def _claim(target: Path, make: Callable[..., str]) -> tuple[Path, contextlib.ExitStack]:
     """Make something new beside the target and lock it, after removing what dead writers left."""
     prefix = f".{target.name}.partial-"
+    ours = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}(\.old)?")  # as tempfile and `_take_place` name them
     claim = contextlib.ExitStack()
-    with _turn(target.parent):
-        for path in list(target.parent.iterdir()):
-            if path.name.startswith(prefix):
+    with _turn(target.parent) as alone:
+        for path in list(target.parent.iterdir()) if alone else []:
+            if ours.fullmatch(path.name):
                 _remove_if_left(path, target)
         fresh = Path(make(prefix=prefix, dir=target.parent))
         with contextlib.suppress(OSError):  # without locks nothing counts as left behind either
@@ -91,7 +96,7 @@ def _claim(target: Path, make: Callable[..., str]) -> tuple[Path, contextlib.Exi
 def _remove_if_left(path: Path, target: Path) -> None:
     """Remove what nobody writes any more; an earlier folder that was set aside goes back to its place first."""
     try:
-        with _locked(path, wait=False):
+        with _locked(path):
             if path.suffix == ASIDE and not target.exists():
                 path.rename(target)
             elif path.is_dir():
@@ -103,29 +108,45 @@ def _remove_if_left(path: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Wait until no other writer looks at or renames what is in the folder."""
+def _turn(folder: Path) -> Iterator[bool]:
+    """Wait until no other writer looks at or renames what is in the folder; whether that could be had.
+
+    It cannot on a file system without locks, or where somebody holds the folder's lock for longer than `PATIENCE`, as
+    `flock FOLDER command` does. Then nothing is tidied up, and writers to one place must not meet.
+    """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a file system without locks: writers there must not meet
-            stack.enter_context(_locked(folder))
-        yield
+        end, alone = time.monotonic() + PATIENCE, False
+        while not alone and time.monotonic() < end:
+            try:
+                stack.enter_context(_locked(folder))
+                alone = True
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+        yield alone
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file or folder; `OSError` if it cannot be had."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder; `BlockingIOError` if somebody else does, `OSError` if there is none."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
 
 
-def _refuse_something_else(target: Path, may_replace: Callable[[Path], bool]) -> None:
+def refuse_something_else(target: Path, may_replace: Callable[[Path], bool]) -> None:
+    """Raise `BundleError` if the target holds what may not be replaced, or cannot be looked into."""
+    try:
+        filled = target.is_dir() and any(target.iterdir()) and not target.is_symlink()
+    except OSError as err:
+        raise BundleError("the output folder cannot be read", got=err, wanted=target) from err
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError("the output is not a folder", got=target, wanted="a new folder, an empty one or a bundle")
-    if target.is_dir() and any(target.iterdir()) and not may_replace(target):
+    if filled and not may_replace(target):
         raise BundleError(
             "the output folder holds something else, which is left as it is",
             got=target,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MANIFEST, GRAPH, REPORTS = "manifest.json", "model.onnx", "reports"
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$", min_length=1, max_length=255)]
+GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
+WeightName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.safetensors$", max_length=255)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -41,7 +42,7 @@ class TensorRecord(_Record):
 class GraphRecord(_Record):
     """An ONNX graph of the bundle."""
 
-    file: FileName
+    file: GraphName
     sha256: Digest
     inputs: Annotated[list[TensorRecord], Field(min_length=1)]
     outputs: Annotated[list[TensorRecord], Field(min_length=1)]
@@ -50,7 +51,7 @@ class GraphRecord(_Record):
 class WeightRecord(_Record):
     """A safetensors file of the bundle; its header's digest identifies it without reading gigabytes."""
 
-    file: FileName
+    file: WeightName
     size: Annotated[int, Field(ge=0)]
     header_sha256: Digest
 
@@ -110,9 +111,10 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         _verify_graph(folder, graph, {weight.file: weight.size for weight in manifest.weights})
     try:
         checkpoint = Checkpoint.open(folder)
-        files = sorted(file.file for file in checkpoint.weights)
-        if files != sorted(weight.file for weight in manifest.weights):
-            raise CheckpointError("the weight files are not those of the manifest", got=files)
+        files = {file.file for file in checkpoint.weights}
+        strange = _strange_weights(folder, manifest)
+        if files != {weight.file for weight in manifest.weights} or strange:
+            raise CheckpointError("the weight files are not those of the manifest", got=sorted(files | strange))
         if checkpoint.funnel != manifest.spec:
             raise SpecError(
                 f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=manifest.spec
@@ -120,6 +122,12 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     except (CheckpointError, SpecError) as err:
         raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
     return Bundle(folder, manifest, checkpoint.architecture)
+
+
+def _strange_weights(folder: Path, manifest: Manifest) -> set[str]:
+    """Files that Hugging Face might take for weights or an adapter, and that the manifest does not name."""
+    found = {path.name for pattern in ("*.safetensors", "*.bin", "adapter_*") for path in folder.glob(pattern)}
+    return found - {weight.file for weight in manifest.weights}
 
 
 def is_bundle(path: Path) -> bool:

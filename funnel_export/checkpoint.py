@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from funnel_export.architecture import Architecture
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import CheckpointError
-from funnel_export.files import LARGEST_HEADER, LARGEST_JSON, open_regular, read_bytes
+from funnel_export.files import LARGEST_COMPANION, LARGEST_HEADER, LARGEST_JSON, open_regular, read_bytes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
@@ -193,6 +193,26 @@ class Checkpoint:
     def dtype(self) -> Dtype:
         """The dtype in which the embedding is stored, which is what `dtype="auto"` means to Hugging Face as well."""
         return DTYPE_NAMES[self.find("model.embed_tokens.weight").dtype]
+
+    def companion(self, name: str) -> bytes:
+        """The content of a file that travels with the model.
+
+        A link is followed within the checkpoint, and from a snapshot in the Hub's cache to that model's blobs: anywhere
+        else, it would carry a stranger's choice of this machine's files into a bundle.
+
+        Raises:
+            CheckpointError: if it is a link that leads elsewhere.
+            OSError: if it cannot be read, or is too large.
+        """
+        folder, real = self.path.resolve(), (self.path / name).resolve()
+        if real.parent not in (folder, folder.parent.parent / "blobs"):
+            raise CheckpointError(
+                f"{name} is a link that leads out of the checkpoint",
+                got=f"{self.path / name} -> {real}",
+                wanted="a file",
+                hint=f"copy it: cp --remove-destination {real} {self.path / name}",
+            )
+        return read_bytes(real, LARGEST_COMPANION)
 
     def find(self, parameter: str) -> StoredTensor:
         """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.

@@ -55,6 +55,13 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Placing(StrEnum):
+    """How weight files get into a bundle."""
+
+    LINK = "link"
+    COPY = "copy"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunnelSpec:
     """Which layers run on the short sequence, and how it is made and undone.

@@ -145,6 +145,7 @@ def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> l
 
     Raises:
         SpecError: if no reason is given, or in a CI run: a person accepts, after reading the difference.
+        BundleError: if the folder holds texts that were never accepted.
     """
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         raise SpecError(
@@ -155,21 +156,27 @@ def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> l
         )
     if not why.strip():
         raise SpecError("a change of a graph has a reason", got=repr(why), wanted="--why with a sentence")
-    stored, fresh = _stored(folder), dict(fresh_graphs(progress))
+    stored, log = _stored(folder), folder / CHANGES
+    earlier = log.read_text(encoding="utf-8") if log.exists() else ""
+    if stored and not earlier.startswith(TITLE):
+        raise BundleError(
+            "the folder holds texts that were not accepted before, which are left as they are",
+            got=f"{sorted(stored)[0]} and no {CHANGES} of accepted changes in {folder}",
+            wanted="a new folder, or one that `funnel-export graph accept` wrote",
+        )
+    fresh = dict(fresh_graphs(progress))
     changed = _differences(stored, fresh)
     if not changed:
         return []
     tools = ", ".join(f"{tool} {version(tool)}" for tool in TOOLS)
     entry = f"## {datetime.date.today()}: {why.strip()}\n\nWith {tools}.\n\n"
     entry += "".join(f"- {path}: {_size(diff)}\n" for path, diff in changed.items())
-    log = folder / CHANGES
-    earlier = log.read_text(encoding="utf-8").removeprefix(TITLE) if log.exists() else ""
     for path in changed:
         if path in fresh:
             write_text(folder / path, fresh[path])
         else:
             (folder / path).unlink()
-    write_text(log, f"{TITLE}\n{entry}{earlier}")
+    write_text(log, f"{TITLE}\n{entry}{earlier.removeprefix(TITLE)}")
     return list(changed)
 
 

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 LARGEST_JSON = 1 << 26
 """Bytes of a JSON file that is read: a config with a label for each of 256000 tokens has a fifth of it."""
+LARGEST_COMPANION = 1 << 28
+"""Bytes of a tokenizer's file; Gemma2's largest has 34 million."""
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, as the safetensors library limits them."""
 LARGEST_GRAPH = 1 << 28

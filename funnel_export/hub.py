@@ -47,7 +47,7 @@ def find_checkpoint(checkpoint: str | os.PathLike[str], revision: str | None = N
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -57,6 +57,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    lost: type[Exception] = vars(errors)["HTTPError"]  # of the HTTP client that the installed version uses
     wanted = "a folder with config.json, or the id of a model on the Hub"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
@@ -82,5 +83,5 @@ def _snapshot(name: str, revision: str | None) -> Path:
             wanted=wanted,
             hint=f"where there is a network: hf download {name}{f' --revision {revision}' if revision else ''}",
         ) from err
-    except (HfHubHTTPError, OSError) as err:
+    except (HfHubHTTPError, lost, OSError) as err:
         raise CheckpointError("the model cannot be downloaded", got=f"{name}: {err}", wanted=wanted) from err

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from funnel_export.atomic import replace_folder, write_text
+from funnel_export.atomic import refuse_something_else, replace_folder, write_text
 from funnel_export.bundle import REPORTS, Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint import CONFIG, Checkpoint
-from funnel_export.config import Dtype, FunnelSpec, Task, parse_choice
+from funnel_export.config import Dtype, FunnelSpec, Placing, Task, parse_choice
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.hub import find_checkpoint
 
@@ -67,23 +67,26 @@ def export(
         BundleError: if `out` holds something else or cannot be written.
         ExportError: if the graph fails its audit.
     """
+    asked_task = None if task == "auto" else parse_choice("task", Task, task)
+    asked_dtype = None if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
+    placing = parse_choice("weights", Placing, weights)
+    if opset not in OPSETS:
+        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    if not Path(checkpoint).exists():
+        progress("looking for the model on the Hub")
+        refuse_something_else(target, is_bundle)  # not after a download only
     found = find_checkpoint(checkpoint, revision)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
-    chosen_task = source.task if task == "auto" else parse_choice("task", Task, task)
-    spec = _funnel(source, funnel)
-    compute = source.dtype if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
-    if opset not in OPSETS:
-        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+    chosen_task, compute, spec = asked_task or source.task, asked_dtype or source.dtype, _funnel(source, funnel)
     if compute is Dtype.FLOAT16:
         warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
 
-    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
     _refuse_the_checkpoints_place(source, target)
     with _collector_paused():
         from funnel_export.exporter import audit, build, write
 
-        placing = parse_choice("weights", write.Placing, weights)
         name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
         facts = write.Facts(task=chosen_task, dtype=compute, spec=spec, source=name)
         with replace_folder(target, is_bundle) as folder:
@@ -99,7 +102,7 @@ def export(
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep the garbage collector from looking through torch and the trace again and again, for 22 MB more memory."""
+    """Keep the garbage collector from looking through torch and the trace again and again, for some memory."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,9 @@
 """A bundle is whole or refused, and an export that fails leaves what was there."""
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +190,44 @@ def test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    foreign = [tmp_path / ".out.partial-notes-of-mine", tmp_path / ".outer.partial-abcdefgh", tmp_path / "out.partial"]
+    left = [tmp_path / ".out.partial-abcdefgh", tmp_path / ".out.partial-abcdefg_.old"]
+    for folder in (*foreign, *left):
+        folder.mkdir()
+        (folder / "file").write_text("content")
+    with replace_folder(target, lambda _: True) as fresh:
+        (fresh / "one").write_text("1")
+        with replace_folder(target, lambda _: True) as second:  # the first still writes
+            (second / "two").write_text("2")
+            assert fresh.exists()
+    assert contents(target) == {"one": b"1"}  # the last to end
+    assert sorted(tmp_path.iterdir()) == sorted([*foreign, target])
+
+
+def test_a_bundle_that_was_set_aside_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".out.partial-abcdefgh.old"  # where a kill between two renames leaves it
+    aside.mkdir()
+    (aside / "one").write_text("1")
+    with pytest.raises(KeyError), replace_folder(tmp_path / "out", lambda _: True) as fresh:
+        half_write(fresh)
+    assert contents(tmp_path / "out") == {"one": b"1"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_locked_parent_folder_is_waited_for_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.atomic.PATIENCE", 0.05)
+    (tmp_path / ".out.partial-abcdefgh").mkdir()
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as `flock FOLDER funnel-export ...` does
+    with replace_folder(tmp_path / "out", lambda _: False) as fresh:
+        (fresh / "one").write_text("1")
+    os.close(handle)
+    assert contents(tmp_path / "out") == {"one": b"1"}
+    assert (tmp_path / ".out.partial-abcdefgh").exists()
+
+
 def test_replacing_without_an_atomic_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel_export.atomic._exchange", lambda one, other: False)
     test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path)
@@ -223,6 +263,22 @@ def test_other_weights_beside_the_bundles_are_refused(tmp_path: Path) -> None:
     shutil.copyfile(tmp_path / "other" / "model.safetensors", bundle / "model.safetensors")  # which would be preferred
     with pytest.raises(BundleError, match="not those of the manifest"):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["extra.safetensors", "pytorch_model.bin", "adapter_config.json"])
+def test_weights_that_the_manifest_does_not_name_are_refused(name: str, bundle: Path) -> None:
+    (bundle / name).write_bytes(b"{}")
+    with pytest.raises(BundleError, match="not those of the manifest"):
+        load_bundle(bundle)
+
+
+def test_a_companion_that_links_out_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+    (tmp_path / "secret").write_text("a key")
+    (checkpoint / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_is_not_written_through_a_link(bundle: Path) -> None:

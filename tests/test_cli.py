@@ -29,6 +29,9 @@ def test_export_inspect_check(tmp_path: Path) -> None:
     assert shown.returncode == 0
     for part in ("entry", "layers 1-2", "max of 2 tokens", "recover: add", "8192", "GFLOP"):
         assert part in shown.stdout
+    graph = run("graph", "show", out)
+    assert graph.returncode == 0
+    assert "  funnel.pooled = funnel/pool(" in graph.stdout
     facts = json.loads(run("inspect", out, "--json").stdout)
     assert [row["length"] for row in facts["predicted"]] == [128, 512, 2048, 8192]
     assert facts["manifest"]["funnel"]["pooling"] == "max"

@@ -51,6 +51,8 @@ def test_every_contract_has_a_case() -> None:
 def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(contracts, "CASES", CASES[:1])
+    fresh = list(contracts.fresh_graphs())  # what it is made of is compared above; here it is made once
+    monkeypatch.setattr(contracts, "fresh_graphs", lambda _: iter(fresh))
     name = f"contracts/{CASES[0].name}.txt"
     changed = accept_graphs(tmp_path, "the first")
     assert name in changed
@@ -83,6 +85,16 @@ def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert log.index("the cap is 50") < log.index("the first")
     assert log.count("# Accepted changes") == 1
     assert f"- {name}: +2 -2" in log
+
+
+def test_texts_that_were_never_accepted_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "lease.txt").write_text("not a graph")
+    (tmp_path / CHANGES).write_text("# Changes of the lease\n")
+    with pytest.raises(BundleError, match="not accepted before"):
+        accept_graphs(tmp_path, "by mistake")
+    assert (tmp_path / "contracts" / "lease.txt").read_text() == "not a graph"
 
 
 def test_a_reason_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

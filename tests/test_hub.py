@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from exported import Recipe
+from huggingface_hub import errors
 
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.hub import find_checkpoint
@@ -75,6 +76,15 @@ def test_a_folder_is_taken_before_an_id(cache: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_not_there_is_refused(name: str, revision: str | None, message: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         find_checkpoint(name, revision)
+
+
+def test_a_lost_connection_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise errors.HTTPError("the connection was lost")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lose)
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        find_checkpoint(ID)
 
 
 def test_export_by_id_on_the_command_line(tmp_path: Path) -> None:

@@ -139,11 +139,12 @@ def _bias(softmax: ir.Node) -> ir.Value | None:
 
 def sliding_window_of(bias: ir.Value) -> int | None:
     """The w of `key > query - w` in the condition of a mask; None if it has no such term."""
-    pending = [_producer(bias, "Where")]
+    pending, seen = [_producer(bias, "Where")], set[ir.Node]()
     while pending:
         node = pending.pop()
-        if node is None:
+        if node is None or node in seen:
             continue
+        seen.add(node)
         if node.op_type == "Greater":
             window = _constant(_producer(node.inputs[1], "Sub"), 1)
             if window is not None:

@@ -35,7 +35,12 @@ class Call:
             for name, value in sorted(vars(module).items())
             if isinstance(value, int | float | str | bool | None) and name not in _PER_LAYER
         )
-        return shapes, scalars, tuple((o.dtype, len(o.axes)) for o in self.operands)
+        axes = list(dict.fromkeys(a for o in self.operands for a in o.axes if isinstance(a, str)))
+        pattern = tuple(
+            (o.dtype, tuple(f"axis {axes.index(a)}" if isinstance(a, str) else a for a in o.axes))
+            for o in self.operands
+        )
+        return shapes, scalars, pattern
 
 
 _PER_LAYER = {"layer_idx", "layer_type", "sliding_window"}

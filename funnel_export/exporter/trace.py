@@ -82,8 +82,12 @@ def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -
 def _calls(model: Any, spec: FunnelSpec | None, mode: FakeTensorMode) -> dict[str, Call]:
     """What goes into each part, from two runs: long enough for several slots, and of other sizes in every axis."""
     stride = 1 if spec is None else spec.stride
+    sizes = ((2, 4 * stride + 3), (3, 6 * stride + 4))
+    if spec is not None and stride > 1:
+        slots = tuple(spec.num_slots(length) for _, length in sizes)
+        assert len({slots, *zip(*sizes, strict=True)}) == 3, "an axis is known by its two sizes"
     surveys = []
-    for batch, length in ((2, 4 * stride + 3), (3, 6 * stride + 4)):
+    for batch, length in sizes:
         survey = Survey()
         patch_forward(model, spec, survey)
         with mode, torch.no_grad():

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class Piece:
 def translate(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list[ir.Model]:
     """An ONNX model for each piece; parameters are initializers by their names in the piece's module.
 
-    One call of `torch.onnx.export` for all of them, because a call costs about a second whatever it translates: what
-    it needs to know of every operator is read anew each time.
+    One call of `torch.onnx.export` for all of them, because each call reads anew what it needs to know of every
+    operator, whatever it translates.
 
     Args:
         pieces: modules without tensors in common other than parameters; theirs belong to `mode`.
@@ -116,7 +117,8 @@ def _to_onnx(
         captured.run_decompositions = lambda *_, **__: captured
         try:
             program = translated()
-        except torch.onnx.OnnxExporterError:
+        except torch.onnx.OnnxExporterError as err:
+            logging.getLogger(__name__).debug("decomposing, which takes twice as long: %s", err)
             del captured.run_decompositions
             program = translated()
     model: ir.Model = program.model
@@ -169,14 +171,17 @@ def _extract(model: ir.Model, piece: Piece, index: int) -> ir.Model:
     """A piece's own model, with the names that it gave."""
     inputs, outputs = ([_own(name, index) for name in names] for names in (piece.inputs, piece.outputs))
     graph = ir.convenience.extract(model.graph, inputs, outputs)
-    for value in list(graph.initializers.values()):
-        value.name = str(value.name).removeprefix(f"pieces.{index}.")
+    found = dict(graph.initializers)
+    graph.initializers.clear()
+    for value in (found[name] for name in model.graph.initializers if name in found):  # `extract` has no order
+        value.name = re.sub(r"^pieces\.\d+\.", "", str(value.name))  # where two pieces share it, the first named it
+        graph.register_initializer(value)
     for values, names in ((graph.inputs, piece.inputs), (graph.outputs, piece.outputs)):
         for value, name in zip(values, names, strict=True):
             value.name = name
     for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         if value.shape is not None:
-            axes = [d if isinstance(d, int) else str(d.value).replace(_own("", index), "") for d in value.shape]
+            axes = [d if isinstance(d, int) else re.sub(rf"{_own('', index)}\b", "", str(d.value)) for d in value.shape]
             value.shape = ir.Shape(axes)
     return ir.Model(graph, ir_version=model.ir_version)
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,16 +13,8 @@ import onnx_ir as ir
 
 from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint, WeightFile
-from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.config import Dtype, FunnelSpec, Placing, Task
 from funnel_export.errors import BundleError, ExportError
-
-
-class Placing(StrEnum):
-    """How weight files get into the bundle."""
-
-    LINK = "link"
-    COPY = "copy"
-
 
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -62,8 +53,8 @@ def write_bundle(folder: Path, model: ir.Model, checkpoint: Checkpoint, facts: F
         if [file.file for file in weights] != [SINGLE]:
             _write_index(folder, weights)
         for name in COMPANIONS:
-            if (checkpoint.path / name).is_file():
-                shutil.copyfile(checkpoint.path / name, folder / name)
+            if (checkpoint.path / name).exists():
+                (folder / name).write_bytes(checkpoint.companion(name))
         manifest = _manifest(folder, model, weights, facts)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:

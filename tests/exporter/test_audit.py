@@ -59,11 +59,24 @@ def lost_output_axis(model: ir.Model) -> None:
     model.graph.outputs[0].shape = ir.Shape([1, "sequence_length", 61])
 
 
+def doubling_masks(model: ir.Model) -> None:
+    """A chain in whose every step both operands are the step before: each path through it cannot be walked."""
+    where = next(n for n in model.graph if n.op_type == "Where" and n.outputs[0].dtype is ir.DataType.FLOAT)
+    value = where.inputs[0]
+    for index in range(64):
+        step = ir.node("And", [value, value], name=f"model/And.{index}")
+        model.graph.insert_before(where, step)
+        value = step.outputs[0]
+    where.replace_input_with(0, value)
+    set_constants(model, "Sub", "model/", 5, 6)
+
+
 BREAKS: dict[Callable[[ir.Model], None], str] = {
     another_cap: r"layers\.2: softcaps \[1\.5\], and config\.json says 2\.5",
     no_cap: r"layers\.1: softcaps \[\]",
     lopsided_cap: r"model: softcaps \[None\]",
     another_window: r"its mask slides by 6, and sliding_attention means 5",
+    doubling_masks: "its mask slides by 6",
     swapped_masks: r"layers\.0: its mask slides by None.*\n.*layers\.3: its mask slides by 5",
     token_mask_on_slots: "one mask for tokens and slots",
     fixed_axis: "input input_ids is",

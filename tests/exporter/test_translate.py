@@ -1,12 +1,17 @@
 """Translation: several modules in one go, and operators that only a decomposition knows."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 import torch
+from exported import Recipe
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from funnel_export import export
 from funnel_export.exporter import translate as module
 from funnel_export.exporter.translate import Operand, Piece, translate
 
@@ -49,6 +54,14 @@ def test_pieces_keep_their_names() -> None:
     assert (first.graph.inputs[0].name, second.graph.inputs[0].name, second.graph.outputs[0].name) == ("x", "x", "y")
     x = np.full((1, 1), 0.5, np.float32)
     np.testing.assert_allclose(run(second, x=x)[0], np.tanh(x), rtol=1e-6)
+
+
+def test_an_export_is_not_decomposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decompose(*_: object, **__: object) -> None:
+        raise AssertionError("this takes twice as long")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
+    export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
 
 
 def test_an_operator_without_translation_is_decomposed() -> None:

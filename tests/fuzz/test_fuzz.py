@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from exported import Recipe
 from fuzz.mutations import NASTY, as_json, mangled, mutated, replaced
-from fuzz.watch import EXAMPLES, LONG, Tally
+from fuzz.watch import EXAMPLES, EXPORT_SECONDS, LONG, Tally
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -97,7 +97,7 @@ def test_config(place: Place) -> None:
     different = [content for content in dict.fromkeys(accepted) if relevant(json.loads(content)) != relevant(valid)]
     for content in different[:: max(1, len(different) // WHOLE_EXPORTS)][:WHOLE_EXPORTS]:
         file.write_bytes(content)
-        with whole.case(place.root):
+        with whole.case(place.root, EXPORT_SECONDS):
             try:
                 export(place.checkpoint, place.root / "out", funnel="1:3:2")
             finally:
