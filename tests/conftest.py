@@ -19,5 +19,5 @@ torch.set_num_threads(1)
 PHASES = [phase for phase in Phase if phase is not Phase.explain]
 
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=25, database=None, phases=PHASES)
-settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
+settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

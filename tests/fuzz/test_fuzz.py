@@ -118,7 +118,7 @@ def test_every_value_everywhere(place: Place) -> None:
         file.write_bytes(content)
         with tally.case(place.root):
             build_model(place.checkpoint)
-    assert tally.refused > tally.accepted > 100
+    assert tally.refused > tally.accepted > 50
 
 
 def relevant(config: dict[str, Any]) -> dict[str, Any]:
