@@ -57,6 +57,12 @@ LARGE = {"2B": "6:19:2", "9B": "10:31:2", "27B": "11:34:2"}
 HOLES = "not compared: the weights are holes"
 
 
+def environment(python: str) -> dict[str, str]:
+    """Offline; an interpreter of another environment does not look for packages where this one was told to."""
+    own = python == sys.executable
+    return {name: value for name, value in os.environ.items() if own or name != "PYTHONPATH"} | QUIET
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
     """An exporter at one setting."""
@@ -83,7 +89,7 @@ class Contender:
         os.sync()  # what an earlier run wrote is not written at this one's cost
         result = timed(
             [self.python, str(EXPORTERS), "export", self.exporter, str(self.checkpoint), str(out), self.funnel],
-            env=os.environ | QUIET,
+            env=environment(self.python),
             stderr=subprocess.PIPE,
         )
         return {**result, "disk_gb": new_bytes(out, self.checkpoint) / 1e9}
@@ -92,7 +98,7 @@ class Contender:
 def helper(*arguments: str, python: str | None = sys.executable) -> dict[str, Any]:
     """Run another command of `exporters.py`."""
     assert python
-    result = timed([python, str(EXPORTERS), *arguments], env=os.environ | QUIET, stderr=subprocess.PIPE)
+    result = timed([python, str(EXPORTERS), *arguments], env=environment(python), stderr=subprocess.PIPE)
     del result["seconds"]
     return result
 
