@@ -84,7 +84,7 @@ def listing(root: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def limit(seconds: int) -> Iterator[None]:
+def limit(seconds: int = SECONDS) -> Iterator[None]:
     """Raise `HangError`, or end the process, rather than wait for ever."""
 
     def ring(*_: object) -> None:
