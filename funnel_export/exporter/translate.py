@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset18 as op  # the lowest that is exported: later ones may add attributes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
