@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import TensorProto
 
-MANIFEST, GRAPH, REPORTS = "manifest.json", "model.onnx", "reports"
+MANIFEST, GRAPH, REPORTS, ENGINES = "manifest.json", "model.onnx", "reports", "engines"
 
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
 WeightName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.safetensors$", max_length=255)]
@@ -137,7 +137,7 @@ def is_bundle(path: Path) -> bool:
     except BundleError:
         return False
     named = {graph.file for graph in manifest.graphs} | {weight.file for weight in manifest.weights}
-    return {entry.name for entry in path.iterdir()} <= named | {MANIFEST, CONFIG, INDEX, REPORTS, *COMPANIONS}
+    return {entry.name for entry in path.iterdir()} <= named | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
 
 
 def _read_manifest(folder: Path) -> Manifest:
