@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from funnel_export.bundle import Bundle, load_bundle
+    from funnel_export.checking import check
+    from funnel_export.compiling import compile_bundle
     from funnel_export.config import FunnelSpec
     from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
-    from funnel_export.pipeline import check, export
+    from funnel_export.pipeline import export
 
 __version__ = "0.1.0.dev0"
 
@@ -19,7 +21,8 @@ _HOMES = {
     "FunnelCache": "funnel_export.funnel",
     "FunnelSpec": "funnel_export.config",
     "apply_funnel": "funnel_export.funnel",
-    "check": "funnel_export.pipeline",
+    "check": "funnel_export.checking",
+    "compile_bundle": "funnel_export.compiling",
     "export": "funnel_export.pipeline",
     "load_bundle": "funnel_export.bundle",
     "remove_funnel": "funnel_export.funnel",
@@ -32,6 +35,7 @@ __all__ = [
     "__version__",
     "apply_funnel",
     "check",
+    "compile_bundle",
     "export",
     "load_bundle",
     "remove_funnel",

@@ -60,11 +60,16 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text as `write_bytes` does, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step, making its folder: a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh, claim = _claim(path, _make_file)
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content)
         fresh.chmod(0o666 & ~_umask())
         fresh.replace(path)
     finally:

@@ -148,11 +148,11 @@ def check(
     json_: Json = False,
 ) -> None:
     """Compare targets with eager PyTorch; the last line is JSON, and the exit code is 1 if one differs."""
-    from funnel_export import pipeline
+    from funnel_export import checking
     from funnel_export.verify.summary import describe_parity
 
     with _progress() as progress:
-        report = pipeline.check(
+        report = checking.check(
             bundle,
             targets=target or None,
             lengths=length or (),
@@ -168,6 +168,51 @@ def check(
         raise typer.Exit(TargetRefusedError.exit_code)
     if not report.passed:
         raise typer.Exit(1)
+
+
+@app.command("compile")
+def compile_(
+    bundle: BundleFolder,
+    target: Annotated[str, typer.Option(help="What to compile for: a name that `doctor` shows.")],
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME:]batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX",
+            help="Shapes that the engine is for, several times if wanted; TensorRT only.",
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the runtime by its own name, several times if wanted."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder in `engines/` [default: the target and what it is built for].")
+    ] = None,
+    list_options: Annotated[
+        bool, typer.Option("--list-options", help="Show the target's options, and compile nothing.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Compile a bundle for a target; the engine goes into the bundle's `engines/`."""
+    from funnel_export.compiling import compile_bundle
+    from funnel_export.verify.summary import describe_engine, describe_target_options
+
+    if list_options:
+        _print(describe_target_options(target))
+        return
+    pairs = [each.partition("=") for each in option or ()]
+    if any(not sign for _, sign, _ in pairs):
+        raise SpecError("an option is written KEY=VALUE", got=", ".join(option or ()), hint="--option tf32=true")
+    with _progress() as progress:
+        engine = compile_bundle(
+            bundle,
+            target,
+            profiles=profile or (),
+            options={key: value for key, _, value in pairs},
+            name=name,
+            progress=progress,
+        )
+    _print(engine.manifest.model_dump_json() if json_ else describe_engine(engine))
 
 
 @graph.command("show")
@@ -222,17 +267,27 @@ def doctor(json_: Json = False) -> None:
     packages = {"python": platform.python_version(), **packages}
     if json_:
         facts = {
-            name: {"available": t.available, "version": t.version, "detail": t.detail, "hint": t.hint}
+            name: {
+                "available": t.available,
+                "compiles": t.compiles,
+                "version": t.version,
+                "detail": t.detail,
+                "hint": t.hint,
+            }
             for name, t in targets.items()
         }
         _print(json.dumps({"packages": packages, "targets": facts}))
         return
     rows = [
-        (name, "yes" if t.available else "no", t.version or "-", t.detail + (f"; {t.hint}" if t.hint else ""))
+        (name, _yes(t.available), _yes(t.compiles), t.version or "-", t.detail + (f"; try: {t.hint}" if t.hint else ""))
         for name, t in targets.items()
     ]
     _print(tabulate(packages.items(), tablefmt="plain", disable_numparse=True))
-    _print("\n" + tabulate(rows, ("target", "works", "version", ""), disable_numparse=True))
+    _print("\n" + tabulate(rows, ("target", "runs", "compiles", "version", ""), disable_numparse=True))
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
 
 
 def _version(package: str) -> str:
@@ -248,25 +303,28 @@ def _print(text: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A line that says what is going on, on a terminal and from the first step on; nothing in a pipe."""
+    """A line that says what is going on, with a bar, on a terminal and from the first step on; nothing in a pipe."""
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from funnel_export.pipeline import no_progress
+    from funnel_export.progress import no_progress
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield no_progress
         return
-    status = console.status("starting")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("starting", total=None)
 
-    def show(step: str) -> None:
-        status.update(step)
-        status.start()
+    def show(step: str, done: float | None = None, /) -> None:
+        bar.update(task, description=step, total=None if done is None else 1.0, completed=done or 0.0)
+        bar.start()
 
     try:
         yield show
     finally:
-        status.stop()
+        bar.stop()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -18,7 +18,8 @@ from funnel_export.atomic import write_text
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, FunnelSpec, Task
 from funnel_export.errors import BundleError, SpecError
-from funnel_export.pipeline import Progress, export, no_progress
+from funnel_export.pipeline import export
+from funnel_export.progress import Progress, no_progress
 
 CHANGES = "CHANGES.md"
 TITLE = "# Accepted changes\n\nNewest first; `funnel-export graph accept --why` writes this.\n"

@@ -16,9 +16,11 @@ from tabulate import tabulate
 
 from funnel_export.atomic import write_text
 from funnel_export.bundle import Bundle, load_bundle
+from funnel_export.checking import check
 from funnel_export.config import FunnelSpec
 from funnel_export.errors import BundleError
-from funnel_export.pipeline import Progress, check, export
+from funnel_export.pipeline import export
+from funnel_export.progress import Progress
 from funnel_export.targets import get_target
 from funnel_export.verify.eager import Eager, without_progress_bars
 from funnel_export.verify.latency import Latency, measure_latency
@@ -73,8 +75,8 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 5, 
     return report
 
 
-def _prefixed(progress: Progress, prefix: str, step: str) -> None:
-    progress(f"{prefix}: {step}")
+def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = None, /) -> None:
+    progress(f"{prefix}: {step}", done)
 
 
 def describe_latency(report: DemoReport) -> str:

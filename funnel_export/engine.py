@@ -20,7 +20,7 @@ from funnel_export.errors import BundleError
 from funnel_export.files import LARGEST_JSON, open_regular, read_bytes
 from funnel_export.profile import Profile
 
-CACHES = ("timing.cache", "runtime.cache", "runtime.cache.json")
+CACHES = ("runtime.cache", "runtime.cache.json")
 """Files that may come and go beside an engine; each is read only if it proves to be the right one."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
@@ -191,6 +191,16 @@ def is_engine(path: Path) -> bool:
 def this_platform() -> str:
     """Operating system and processor architecture, as linux-x86_64."""
     return f"{platform.system().lower()}-{platform.machine()}"
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _read(path: Path) -> bytes:

@@ -43,6 +43,8 @@ class FunnelExportError(Exception):
         ]
         super().__init__(printable("\n".join(parts)))
         self.what = printable(what)
+        parts_given = {"got": got, "wanted": wanted, "hint": hint}
+        self.details = {key: str(value) for key, value in parts_given.items() if value is not None}
 
 
 class SpecError(FunnelExportError, ValueError):

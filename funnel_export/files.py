@@ -5,8 +5,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 LARGEST_JSON = 1 << 26
 """Bytes of a JSON file that is read: a config with a label for each of 256000 tokens has a fifth of it."""
@@ -19,7 +19,7 @@ LARGEST_GRAPH = 1 << 28
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file for reading; a pipe would block for ever, and a device may do anything.
 
     Raises:

@@ -1,31 +1,20 @@
-"""The two things that people come for, as functions: `export` and `check`."""
+"""`export`: from a checkpoint to a bundle."""
 
 import contextlib
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from funnel_export.atomic import refuse_something_else, replace_folder, write_text
-from funnel_export.bundle import REPORTS, Bundle, is_bundle, load_bundle
+from funnel_export.atomic import refuse_something_else, replace_folder
+from funnel_export.bundle import Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint import CONFIG, Checkpoint
 from funnel_export.config import Dtype, FunnelSpec, Placing, Task, parse_choice
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.errors import BundleError, SpecError
 from funnel_export.hub import find_checkpoint
-
-if TYPE_CHECKING:
-    from funnel_export.verify.parity import ParityReport
-
-Progress = Callable[[str], None]
-"""Called with the name of each step as it begins."""
-
-
-def no_progress(step: str) -> None:
-    """Report nothing."""
-
+from funnel_export.progress import Progress, no_progress
 
 OPSETS = range(18, 23)
 
@@ -145,65 +134,3 @@ def _refuse_the_checkpoints_place(source: Checkpoint, target: Path) -> None:
 def _suggestion(layers: int) -> str:
     """A funnel to begin with: half of the layers, in the middle, at half the length."""
     return f"--funnel {layers // 4}:{layers // 4 + layers // 2}:2"
-
-
-def check(
-    bundle: Bundle | str | os.PathLike[str],
-    *,
-    targets: Sequence[str] | None = None,
-    lengths: Sequence[int] = (),
-    max_length: int | None = None,
-    factor: float | None = None,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> "ParityReport":
-    """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
-
-    Args:
-        bundle: a bundle or its folder.
-        targets: names of targets; by default every one that can run the bundle here.
-        lengths: sequence lengths to check besides those around the stride and the sliding window.
-        max_length: leave out longer sequences; the report names what was left out.
-        factor: how many times eager PyTorch's own error in the bundle's dtype a target may show.
-        seed: seed of the tokens.
-        progress: called with the name of each step.
-
-    Raises:
-        BundleError: if the bundle is not whole.
-        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
-        TargetRefusedError: if a target refuses the graph.
-    """
-    from funnel_export.targets import get_target, require, target_names
-    from funnel_export.verify.inputs import plan_cases
-    from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
-
-    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    dtype = opened.manifest.dtype
-    chosen = [get_target(name) for name in targets or target_names()]
-    if targets is None:
-        chosen = [t for t in chosen if t.availability().available and t.supports(dtype) is None]
-        if not chosen:
-            raise TargetUnavailableError(
-                f"no target here runs a {dtype} graph",
-                wanted=" or ".join(target_names()),
-                hint="funnel-export doctor; or export with --dtype float32",
-            )
-    for target in chosen:
-        require(target, dtype)
-    for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
-        if value < 1:
-            raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
-    if factor is not None and not 1 <= factor < float("inf"):
-        raise SpecError("a target loses at least what eager PyTorch loses", got=factor, wanted="1 <= factor < inf")
-    if (opened.path / REPORTS).is_symlink():
-        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {opened.path / REPORTS}")
-    plan = plan_cases(opened.manifest.spec, opened.architecture, lengths, max_length)
-    refuse_if_too_large(opened, plan)
-    report = check_parity(
-        opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
-    )
-    try:
-        write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
-    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
-        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
-    return report

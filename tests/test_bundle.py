@@ -1,8 +1,6 @@
 """A bundle is whole or refused, and an export that fails leaves what was there."""
 
 import fcntl
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import pytest
 import torch
 from exported import Recipe
 from models import save_tiny_checkpoint
+from tamper import agree_with_graph, rewrite_graph, rewrite_json
 
 from funnel_export import FunnelSpec, check, export, load_bundle
 from funnel_export.atomic import replace_folder
@@ -25,26 +24,6 @@ from funnel_export.errors import BundleError, CheckpointError, ExportError, Funn
 def bundle(tmp_path: Path) -> Path:
     """A bundle of its own for a test to spoil."""
     return shutil.copytree(Recipe().bundle().path, tmp_path / "bundle")
-
-
-def rewrite_json(path: Path, change: Callable[[Any], None]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
-    """Change the graph, and let the manifest agree with it."""
-    graph = folder / "model.onnx"
-    model = onnx.load(graph, load_external_data=False)
-    change(model)
-    graph.write_bytes(model.SerializeToString())
-    agree_with_graph(folder)
-
-
-def agree_with_graph(folder: Path) -> None:
-    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    rewrite_json(folder / "manifest.json", lambda m: m["graphs"][0].update(sha256=digest))
 
 
 def external(model: onnx.ModelProto) -> onnx.TensorProto:

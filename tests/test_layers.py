@@ -29,6 +29,8 @@ STATIONS = [
     "targets",
     "verify",
     "pipeline",
+    "checking",
+    "compiling",
     "contracts",
     "demo",
     "cli",

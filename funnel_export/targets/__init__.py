@@ -1,5 +1,25 @@
-"""Runtimes that load a bundle."""
+"""Runtimes that compile and load bundles."""
 
-from funnel_export.targets.base import Availability, Session, Target, get_target, require, target_names
+from funnel_export.targets.base import (
+    Availability,
+    Compiled,
+    CompileRequest,
+    Session,
+    Target,
+    get_target,
+    refuse_misfit,
+    require,
+    target_names,
+)
 
-__all__ = ["Availability", "Session", "Target", "get_target", "require", "target_names"]
+__all__ = [
+    "Availability",
+    "CompileRequest",
+    "Compiled",
+    "Session",
+    "Target",
+    "get_target",
+    "refuse_misfit",
+    "require",
+    "target_names",
+]

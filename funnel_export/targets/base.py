@@ -1,16 +1,23 @@
-"""What every target can do: say whether it works here, load a bundle, run it with named tensors."""
+"""What every target can do: say whether it works here, compile a bundle, load it, run it with named tensors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype
-from funnel_export.errors import SpecError, TargetUnavailableError
+from funnel_export.engine import BuiltFor, Engine
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.profile import Profile
+from funnel_export.progress import Progress
+from funnel_export.targets.options import Options
+
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,12 +25,43 @@ class Availability:
     """Whether a target works on this machine."""
 
     available: bool
+    """Whether it runs bundles or engines here."""
+    compiles: bool = False
+    """Whether it builds engines here."""
     version: str | None = None
     """Version of the runtime, None if it is not installed."""
     detail: str = ""
     """The devices that it finds, or why it does not work."""
     hint: str | None = None
     """What to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileRequest:
+    """What a target is asked to compile."""
+
+    bundle: Bundle
+    profiles: tuple[Profile, ...] = ()
+    options: Options = field(default_factory=Options)
+    outputs: tuple[str, ...] = ()
+    """Names of inner values to give out besides the graph's outputs."""
+    earlier: Mapping[str, Path] = field(default_factory=dict)
+    """Files of the engine that is to be replaced, which proved to be whole: a build may begin with what it learnt."""
+
+    def options_as(self, kind: type[OptionsT]) -> OptionsT:
+        """The options, which are of this kind."""
+        assert isinstance(self.options, kind)
+        return self.options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """What a target has compiled."""
+
+    files: Sequence[str]
+    """Names of the files that it wrote, the one to load first."""
+    facts: Mapping[str, Any]
+    """What the build told."""
 
 
 class Session(Protocol):
@@ -40,9 +78,19 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """A runtime that loads bundles."""
+    """A runtime that compiles and loads bundles."""
 
-    name: ClassVar[str]
+    options: ClassVar[type[Options]]
+    """What can be asked of a build."""
+    takes_profiles: ClassVar[bool]
+    """Whether its engines are for ranges of shapes; others take any shape."""
+    runs_graphs: ClassVar[bool]
+    """Whether it runs a bundle's graph without an engine."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        ...
 
     def availability(self) -> Availability:
         """Whether it works here, without raising."""
@@ -52,12 +100,42 @@ class Target(Protocol):
         """None if it can run a graph of this dtype here, else the reason why not."""
         ...
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = ()) -> Session:
-        """Load a bundle's graph.
+    def built_for(self, request: CompileRequest) -> BuiltFor:
+        """The machines that an engine compiled here would run on.
+
+        Raises:
+            SpecError: for options that the target cannot honour.
+            TargetUnavailableError: if it cannot compile this here.
+        """
+        ...
+
+    def engine_name(self, built_for: BuiltFor) -> str:
+        """Name of the folder of an engine, unless another one is asked for."""
+        ...
+
+    def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
+        """Compile a bundle into files of a folder; `built_for` has accepted the request.
+
+        Raises:
+            TargetRefusedError: if it refuses the graph.
+        """
+        ...
+
+    def misfit(self, engine: Engine) -> str | None:
+        """Why an engine does not run here, told without reading it; None if it does.
+
+        Raises:
+            TargetUnavailableError: if nothing of this target runs here.
+        """
+        ...
+
+    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> Session:
+        """Load a bundle's graph, or an engine of it.
 
         Args:
             bundle: a verified bundle.
             outputs: names of inner values to give out besides the graph's outputs.
+            engine: a verified engine that runs here, `refuse_misfit` says so.
 
         Raises:
             TargetUnavailableError: if the target, or this dtype, does not work on this machine.
@@ -69,6 +147,8 @@ class Target(Protocol):
 _TARGETS = {
     "onnxruntime": ("funnel_export.targets.onnxruntime", "OnnxRuntimeTarget"),
     "openvino": ("funnel_export.targets.openvino", "OpenVinoTarget"),
+    "tensorrt": ("funnel_export.targets.tensorrt", "TensorRtTarget"),
+    "tensorrt-rtx": ("funnel_export.targets.tensorrt", "TensorRtRtxTarget"),
 }
 
 
@@ -97,6 +177,18 @@ def require(target: Target, dtype: Dtype) -> None:
             f"{target.name} cannot run a {dtype} graph here",
             got=reason,
             hint="another --target, or export with --dtype float32",
+        )
+
+
+def refuse_misfit(target: Target, engine: Engine) -> None:
+    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
+    why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
+    if why is not None:
+        raise BundleError(
+            f"the engine {engine.name} does not run in {target.name} here",
+            got=why,
+            wanted="an engine for this version and this device",
+            hint="compile the bundle again, here",
         )
 
 

@@ -1,24 +1,63 @@
 """ONNX Runtime: on the CPU, or on CUDA where its provider works. The reference among the targets."""
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 
-from funnel_export.bundle import Bundle
+from funnel_export.bundle import GRAPH, Bundle
 from funnel_export.config import Dtype
-from funnel_export.errors import TargetRefusedError, TargetUnavailableError
-from funnel_export.targets.base import Availability, require
+from funnel_export.engine import BuiltFor, Engine, processor, this_platform
+from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
+from funnel_export.progress import Progress
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, require
+from funnel_export.targets.options import Options, parse_options
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WEIGHTS = "weights.bin"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
+
+
+class OnnxRuntimeOptions(Options):
+    """Session options by their names; a name with a dot is a session configuration entry, others go to the provider."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    provider: Annotated[
+        Literal["cpu", "cuda"] | None, Field(description="where it runs; without, CUDA if it works here, else the CPU")
+    ] = None
+    graph_optimization_level: Annotated[
+        Literal["basic", "extended", "all"],
+        Field(description="what is done to the graph; `all` fits this processor only"),
+    ] = "extended"
+    intra_op_num_threads: Annotated[int, Field(ge=0, description="threads within an op; 0 is one per core")] = 0
+    inter_op_num_threads: Annotated[int, Field(ge=0, description="threads across ops, in parallel execution")] = 0
+    execution_mode: Annotated[Literal["sequential", "parallel"], Field(description="order of ops")] = "sequential"
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """Session configuration entries."""
+        return {name: str(value) for name, value in (self.model_extra or {}).items() if "." in name}
+
+    @property
+    def provider_options(self) -> dict[str, str]:
+        """What is for the provider."""
+        return {name: str(value) for name, value in (self.model_extra or {}).items() if "." not in name}
 
 
 class OnnxRuntimeTarget:
     """ONNX Runtime with one provider: CUDA if this build has it, else the CPU. It never falls back silently."""
 
     name: ClassVar[str] = "onnxruntime"
+    options: ClassVar[type[Options]] = OnnxRuntimeOptions
+    takes_profiles: ClassVar[bool] = False
+    runs_graphs: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Whether ONNX Runtime is installed, and with which providers."""
@@ -30,7 +69,7 @@ class OnnxRuntimeTarget:
             )
         unused = CUDA in ort.get_available_providers() and not cuda_works()
         detail = self.provider() + ("; this build has CUDA, and it does not work here" if unused else "")
-        return Availability(available=True, version=ort.__version__, detail=detail)
+        return Availability(available=True, compiles=True, version=ort.__version__, detail=detail)
 
     def provider(self) -> str:
         """The provider that sessions run on."""
@@ -42,31 +81,108 @@ class OnnxRuntimeTarget:
             return "ONNX Runtime's CPU provider has no bfloat16 kernels"
         return None
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = ()) -> "OnnxRuntimeSession":
-        """See `Target.load`."""
-        require(self, bundle.manifest.dtype)
+    def built_for(self, request: CompileRequest) -> BuiltFor:
+        """See `Target.built_for`."""
+        require(self, request.bundle.manifest.dtype)
+        options = request.options_as(OnnxRuntimeOptions)
+        provider = self._provider(options)
+        if options.provider_options and provider == CPU:
+            raise SpecError(
+                "there are no such options of ONNX Runtime on the CPU",
+                got=", ".join(options.provider_options),
+                wanted=f"{', '.join(OnnxRuntimeOptions.model_fields)}, or a session configuration entry, with a dot",
+                hint="session.intra_op.allow_spinning=0",
+            )
+        exact = options.graph_optimization_level == "all"
+        return BuiltFor(device=f"{provider}, {processor()}" if exact else provider, platform=this_platform())
+
+    def engine_name(self, built_for: BuiltFor) -> str:
+        """See `Target.engine_name`."""
+        return f"{self.name}-{'cuda' if built_for.device.startswith(CUDA) else 'cpu'}"
+
+    def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
+        """Optimise the graph as a session does, and keep the result: its weights are a copy, laid out anew."""
         import onnxruntime as ort
 
-        provider = self.provider()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        model: str | bytes = str(bundle.graph)
+        progress("optimising the graph")
+        options = request.options_as(OnnxRuntimeOptions)
+        session = _session_options(options)
+        level = f"ORT_ENABLE_{options.graph_optimization_level.upper()}"
+        session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        session.optimized_model_filepath = str(folder / GRAPH)
+        session.add_session_config_entry(NEW_WEIGHTS, WEIGHTS)
+        session.add_session_config_entry(SMALLEST_EXTERNAL, "1024")
+        start = time.perf_counter()
+        _make_session(str(request.bundle.graph), session, self._provider(options), options.provider_options)
+        files = [name for name in (GRAPH, WEIGHTS) if (folder / name).exists()]
+        return Compiled(files=files, facts={"build_seconds": round(time.perf_counter() - start, 2)})
+
+    def misfit(self, engine: Engine) -> str | None:
+        """See `Target.misfit`."""
+        here, built = self.availability(), engine.manifest
+        if built.version != here.version:
+            return f"it was built with version {built.version}, and {here.version} is installed"
+        wanted, found = built.built_for, f"{self._provider(_options_of(engine))}, {processor()}"
+        if wanted.platform != this_platform() or not f"{found},".startswith(f"{wanted.device},"):
+            return f"it was built for {wanted.device} on {wanted.platform}, and this is {found} on {this_platform()}"
+        return None
+
+    def load(
+        self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None
+    ) -> "OnnxRuntimeSession":
+        """See `Target.load`; inner values are those of the bundle's graph, not of the optimised one."""
+        require(self, bundle.manifest.dtype)
+        chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)
+        graph = bundle.graph if engine is None or outputs else engine.file
+        options = _session_options(chosen)
+        model: str | bytes = str(graph)
         if outputs or bundle.manifest.dtype is Dtype.BFLOAT16:
-            options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.path))
-            model = _with_outputs(bundle, outputs)
-        settings = {"use_tf32": "0"} if provider == CUDA else {}  # float32 is to mean float32
-        try:
-            session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-        except ort_errors() as err:
-            raise TargetRefusedError("ONNX Runtime refused the graph", got=err) from err
-        if session.get_providers()[0] != provider:
-            raise TargetUnavailableError(
-                "ONNX Runtime fell back to another provider",
-                got=", ".join(session.get_providers()),
-                wanted=provider,
-                hint="install the CUDA and cuDNN versions that this onnxruntime-gpu was built for",
-            )
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.parent))
+            model = _with_outputs(graph, outputs)
+        session = _make_session(model, options, self._provider(chosen), chosen.provider_options)
         return OnnxRuntimeSession(session, bundle.manifest.dtype)
+
+    def _provider(self, options: OnnxRuntimeOptions) -> str:
+        if options.provider == "cuda" and not cuda_works():
+            raise TargetUnavailableError("ONNX Runtime has no CUDA here", hint="--option provider=cpu, or a GPU")
+        return self.provider() if options.provider is None else {"cpu": CPU, "cuda": CUDA}[options.provider]
+
+
+def _options_of(engine: Engine) -> OnnxRuntimeOptions:
+    return parse_options(OnnxRuntimeOptions, engine.manifest.options)
+
+
+def _session_options(options: OnnxRuntimeOptions) -> Any:
+    """Session options for building and for running."""
+    import onnxruntime as ort
+
+    session = ort.SessionOptions()
+    session.log_severity_level = 3
+    session.intra_op_num_threads = options.intra_op_num_threads
+    session.inter_op_num_threads = options.inter_op_num_threads
+    session.execution_mode = getattr(ort.ExecutionMode, f"ORT_{options.execution_mode.upper()}")
+    for name, value in options.entries.items():
+        session.add_session_config_entry(name, value)
+    return session
+
+
+def _make_session(model: str | bytes, options: Any, provider: str, settings: Mapping[str, str]) -> Any:
+    """A session on this provider and no other; float32 means float32 unless TF32 is asked for."""
+    import onnxruntime as ort
+
+    exact = {"use_tf32": "0"} if provider == CUDA else {}
+    try:
+        session = ort.InferenceSession(model, options, providers=[(provider, {**exact, **settings})])
+    except ort_errors() as err:
+        raise TargetRefusedError("ONNX Runtime refused the graph", got=err) from err
+    if session.get_providers()[0] != provider:
+        raise TargetUnavailableError(
+            "ONNX Runtime fell back to another provider",
+            got=", ".join(session.get_providers()),
+            wanted=provider,
+            hint="install the CUDA and cuDNN versions that this onnxruntime-gpu was built for",
+        )
+    return session
 
 
 class OnnxRuntimeSession:
@@ -118,11 +234,11 @@ def cuda_works() -> bool:
 _CAST = ".float32"
 
 
-def _with_outputs(bundle: Bundle, names: Sequence[str]) -> bytes:
+def _with_outputs(graph: Path, names: Sequence[str]) -> bytes:
     """The graph with more outputs; bfloat16 ones, which numpy does not know, are cast."""
     import onnx_ir as ir
 
-    model = ir.load(bundle.graph)
+    model = ir.load(graph)
     values = {value.name: value for node in model.graph for value in node.outputs}
     wanted = [*model.graph.outputs, *(values[name] for name in names)]
     model.graph.outputs.clear()

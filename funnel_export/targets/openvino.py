@@ -1,23 +1,41 @@
 """OpenVINO on the CPU: float32, and bfloat16 where the processor has it."""
 
+import io
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
 
 import ml_dtypes
+import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype
-from funnel_export.errors import TargetRefusedError
-from funnel_export.targets.base import Availability, as_float, require
+from funnel_export.engine import BuiltFor, Engine, this_platform
+from funnel_export.errors import SpecError, TargetRefusedError
+from funnel_export.progress import Progress
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, require
+from funnel_export.targets.options import Options
 
-DEVICE = "CPU"
+DEVICE, BLOB = "CPU", "model.blob"
+PRECISION = "INFERENCE_PRECISION_HINT"
+
+
+class OpenVinoOptions(Options):
+    """Properties of OpenVINO's CPU plugin, as NUM_STREAMS, INFERENCE_NUM_THREADS or PERFORMANCE_HINT."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class OpenVinoTarget:
     """OpenVINO's CPU plugin, told to compute in the graph's dtype: left alone it takes bfloat16 for float32 graphs."""
 
     name: ClassVar[str] = "openvino"
+    options: ClassVar[type[Options]] = OpenVinoOptions
+    takes_profiles: ClassVar[bool] = False
+    runs_graphs: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Whether OpenVINO is installed, and for which processor."""
@@ -32,29 +50,116 @@ class OpenVinoTarget:
             return Availability(available=False, version=openvino.__version__, detail="its CPU plugin does not load")
         name = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         native = "native bfloat16" if _has_bfloat16(core) else "bfloat16 graphs run in float32"
-        return Availability(available=True, version=openvino.__version__, detail=f"{name}, {native}")
+        detail = f"{name}, {native}"
+        return Availability(available=True, compiles=True, version=openvino.__version__, detail=detail)
 
     def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
         """The CPU plugin takes all three."""
         return None
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = ()) -> "OpenVinoSession":
-        """See `Target.load`."""
+    def built_for(self, request: CompileRequest) -> BuiltFor:
+        """See `Target.built_for`."""
+        require(self, request.bundle.manifest.dtype)
+        import openvino
+
+        core = openvino.Core()
+        known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
+        settable = sorted(name for name, access in known.items() if access != "RO")
+        unknown = sorted(set(request.options.recorded()) - set(settable))
+        if unknown:
+            raise SpecError(
+                "OpenVINO's CPU plugin has no such properties", got=", ".join(unknown), wanted=", ".join(settable)
+            )
+        return BuiltFor(device=core.get_property(DEVICE, "FULL_DEVICE_NAME"), platform=this_platform())
+
+    def engine_name(self, built_for: BuiltFor) -> str:  # noqa: ARG002 - a Target's signature
+        """See `Target.engine_name`."""
+        return f"{self.name}-cpu"
+
+    def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
+        """Compile, and export the compiled model: a blob that holds the weights too."""
+        import openvino
+
+        progress("compiling")
+        core = openvino.Core()
+        start = time.perf_counter()
+        compiled = _compile(core, request.bundle, (), request.options.recorded())
+        progress("writing the blob")
+        with (folder / BLOB).open("wb") as stream:
+            compiled.export_model(_Writer(stream))
+        return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
+
+    def misfit(self, engine: Engine) -> str | None:
+        """See `Target.misfit`."""
+        import openvino
+
+        built, here = engine.manifest, openvino.Core().get_property(DEVICE, "FULL_DEVICE_NAME")
+        if built.version != openvino.__version__:
+            return f"it was built with OpenVINO {built.version}, and {openvino.__version__} is installed"
+        if (built.built_for.device, built.built_for.platform) != (here, this_platform()):
+            wanted = f"{built.built_for.device} on {built.built_for.platform}"
+            return f"it was built for {wanted}, and this is {here} on {this_platform()}"
+        return None
+
+    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OpenVinoSession":
+        """See `Target.load`; inner values are those of the bundle's graph."""
         require(self, bundle.manifest.dtype)
         import openvino
 
         core = openvino.Core()
-        bfloat16 = bundle.manifest.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
-        try:
-            model = core.read_model(bundle.graph)
-            if outputs:
-                model.add_outputs(list(outputs))
-            settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
-            compiled = core.compile_model(model, DEVICE, settings)
-        except RuntimeError as err:
-            raise TargetRefusedError("OpenVINO refused the graph", got=err) from err
+        settings = {} if engine is None else engine.manifest.options
+        if engine is not None and not outputs:
+            compiled = _import(core, engine, _settings(core, bundle, settings))
+        else:
+            compiled = _compile(core, bundle, outputs, settings)
         names = [*(output.name for output in bundle.manifest.graphs[0].outputs), *outputs]
         return OpenVinoSession(compiled, names, core.get_property(DEVICE, "FULL_DEVICE_NAME"))
+
+
+def _settings(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What was asked for, and the graph's own precision unless another one was."""
+    bfloat16 = bundle.manifest.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
+    return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
+
+
+def _compile(core: Any, bundle: Bundle, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:
+    try:
+        model = core.read_model(bundle.graph)
+        model.add_outputs(list(outputs))
+        return core.compile_model(model, DEVICE, _settings(core, bundle, settings))
+    except RuntimeError as err:
+        raise TargetRefusedError("OpenVINO refused the graph", got=err) from err
+
+
+def _import(core: Any, engine: Engine, settings: dict[str, str]) -> Any:
+    """A compiled model from its blob, which is mapped and not read."""
+    import openvino
+
+    blob = openvino.Tensor(np.memmap(engine.file, dtype=np.uint8, mode="r"))
+    try:
+        return core.import_model(blob, DEVICE, settings)
+    except RuntimeError as err:
+        raise TargetRefusedError("OpenVINO refused its own blob", got=err, hint="compile the bundle again") from err
+
+
+class _Writer(io.BytesIO):
+    """A stream of the one kind that OpenVINO exports to, and which writes to a file instead of keeping gigabytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _has_bfloat16(core: Any) -> bool:

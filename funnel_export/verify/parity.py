@@ -6,7 +6,8 @@ passes when it loses no more than a small factor of that.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Task
+from funnel_export.engine import Engine, fitting_profiles
 from funnel_export.errors import SpecError, TargetRefusedError
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
+from funnel_export.progress import Progress
 from funnel_export.targets import Session, Target
 from funnel_export.verify.eager import Eager
 from funnel_export.verify.inputs import Case, Plan
@@ -31,6 +34,28 @@ REFERENCE_DTYPES = {
     Dtype.FLOAT16: torch.float32,
     Dtype.BFLOAT16: torch.float32,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is compared with eager PyTorch: a target on the bundle's graph, or on one of its engines."""
+
+    target: Target
+    engine: Engine | None = None
+
+    @property
+    def name(self) -> str:
+        """How the report names it."""
+        return self.target.name if self.engine is None else self.engine.name
+
+    def takes(self, case: Case) -> bool:
+        """Whether the engine's optimization profiles have room for a batch."""
+        profiles = [] if self.engine is None else self.engine.manifest.profiles
+        return not profiles or bool(fitting_profiles(profiles, (len(case.lengths), max(case.lengths))))
+
+    def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
+        """See `Target.load`."""
+        return self.target.load(bundle, outputs=outputs, engine=self.engine)
 
 
 class _Report(BaseModel):
@@ -55,17 +80,26 @@ class Boundary(_Report):
 
 
 class TargetResult(_Report):
-    """One target on all batches."""
+    """One target on all batches, with the bundle's graph or with an engine."""
 
     target: str
+    engine: str | None = None
+    """Name of the engine, None for the bundle's graph."""
     device: str
     precision: str
     passed: bool
     cases: list[CaseResult]
+    left_out: list[str] = []
+    """Batches for which the engine has no optimization profile."""
     first_difference: Boundary | None = None
     """The first boundary beyond its limit, if the target did not pass."""
     error: str | None = None
     """Why the target could not run, if it could not."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name, or the target's."""
+        return self.engine or self.target
 
 
 class ParityReport(_Report):
@@ -91,14 +125,14 @@ class ParityReport(_Report):
 
 def check_parity(
     bundle: Bundle,
-    targets: Sequence[Target],
+    candidates: Sequence[Candidate],
     plan: Plan,
     *,
     factor: float = FACTOR,
     seed: int = 0,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> ParityReport:
-    """Compare targets with eager PyTorch on every case of a plan."""
+    """Compare targets and engines with eager PyTorch on every case of a plan."""
     inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
     dtype = bundle.manifest.dtype
     progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
@@ -121,14 +155,12 @@ def check_parity(
         targets=[],
     )
     results = []
-    for target in targets:
-        progress(target.name)
+    for candidate in candidates:
+        progress(candidate.name)
         try:
-            results.append(_check_target(bundle, target, plan, inputs, reference, report))
+            results.append(_check_candidate(bundle, candidate, plan, inputs, reference, report))
         except TargetRefusedError as err:  # the other targets have their say all the same
-            results.append(
-                TargetResult(target=target.name, device="", precision="", passed=False, cases=[], error=str(err))
-            )
+            results.append(_result(candidate, passed=False, error=str(err)))
     passed = bool(results) and all(result.passed for result in results)
     return report.model_copy(update={"targets": results, "passed": passed})
 
@@ -155,31 +187,46 @@ def refuse_if_too_large(bundle: Bundle, plan: Plan) -> None:
         )
 
 
-def _check_target(
+def _result(candidate: Candidate, **facts: Any) -> TargetResult:
+    engine = None if candidate.engine is None else candidate.engine.name
+    return TargetResult.model_validate(
+        {"target": candidate.target.name, "engine": engine, "device": "", "precision": "", "cases": [], **facts}
+    )
+
+
+def _check_candidate(
     bundle: Bundle,
-    target: Target,
+    candidate: Candidate,
     plan: Plan,
     inputs: Sequence[dict[str, NDArray[Any]]],
     reference: Sequence[NDArray[Any]],
     report: ParityReport,
 ) -> TargetResult:
-    session: Session = target.load(bundle)
+    session = candidate.load(bundle)
     cases, first_failed = [], 0
     output = bundle.manifest.graphs[0].outputs[0].name
-    for case, tokens, wanted in zip(plan.cases, inputs, reference, strict=True):
-        got = session.run(tokens)[output]
+    taken = [index for index, case in enumerate(plan.cases) if candidate.takes(case)]
+    for index in taken:
+        case, wanted = plan.cases[index], reference[index]
+        got = session.run(inputs[index])[output]
         metrics = measure(_real(got, case), wanted, logits=report.floor.kl is not None)
         cases.append(CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics)))
         if not cases[-1].passed and cases[first_failed].passed:
             first_failed = len(cases) - 1
-    passed = all(case.passed for case in cases)
-    result = TargetResult(
-        target=target.name, device=session.device, precision=session.precision, passed=passed, cases=cases
+    result = _result(
+        candidate,
+        device=session.device,
+        precision=session.precision,
+        passed=bool(cases) and all(case.passed for case in cases),
+        cases=cases,
+        left_out=[case.name for index, case in enumerate(plan.cases) if index not in taken],
+        error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
-    if passed:
+    if result.passed or not cases:
         return result
+    failed = taken[first_failed]
     try:
-        place = locate(bundle, target, plan.cases[first_failed], inputs[first_failed], report.factor)
+        place = locate(bundle, candidate, plan.cases[failed], inputs[failed], report.factor)
     except (TargetRefusedError, KeyError) as err:  # a graph so broken that it has no such boundaries
         return result.model_copy(update={"error": f"differs, and where it begins could not be found: {err}"})
     return result.model_copy(update={"first_difference": place})
@@ -196,11 +243,14 @@ def boundaries(bundle: Bundle) -> list[str]:
 
 
 def locate(
-    bundle: Bundle, target: Target, case: Case, inputs: dict[str, NDArray[Any]], factor: float
+    bundle: Bundle, candidate: Candidate, case: Case, inputs: dict[str, NDArray[Any]], factor: float
 ) -> Boundary | None:
-    """The first boundary at which a target loses more than `factor` times what eager PyTorch loses there."""
+    """The first boundary at which a target loses more than `factor` times what eager PyTorch loses there.
+
+    An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it.
+    """
     names = boundaries(bundle)
-    got = target.load(bundle, outputs=names).run(inputs)
+    got = candidate.load(bundle, names).run(inputs)
     dtype = bundle.manifest.dtype
     (reference,) = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), [inputs], names)
     (eager,) = _outputs(Eager(bundle, getattr(torch, dtype)), [inputs], names)

@@ -4,7 +4,10 @@ import onnx_ir as ir
 from tabulate import tabulate
 
 from funnel_export.bundle import Bundle
+from funnel_export.engine import Engine, engine_names
 from funnel_export.exporter.audit import find_faults
+from funnel_export.targets import get_target
+from funnel_export.targets.options import describe_options
 from funnel_export.verify.operations import count_operations, predicted_ratio
 from funnel_export.verify.parity import ParityReport
 from funnel_export.verify.picture import draw_funnel
@@ -49,6 +52,7 @@ def describe_bundle(bundle: Bundle) -> str:
         *(("input", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.inputs),
         ("audit", "; ".join(audit_bundle(bundle)) or "passed"),
         *(("output", f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]") for t in graph.outputs),
+        *(("engine", name) for name in engine_names(bundle)),
     ]
     parts = [
         tabulate(facts, tablefmt="plain"),
@@ -66,11 +70,35 @@ def describe_bundle(bundle: Bundle) -> str:
     return "\n\n".join(parts)
 
 
+def describe_engine(engine: Engine) -> str:
+    """An engine for a person to read."""
+    manifest = engine.manifest
+    built_for = manifest.built_for
+    kinds = f" ({', '.join(built_for.compute_capabilities)})" if built_for.compute_capabilities else ""
+    facts = [
+        ("engine", engine.path),
+        ("runs in", f"{manifest.target} {manifest.version}"),
+        ("on", f"{built_for.device}{kinds}, {built_for.platform}"),
+        *(("profile", profile) for profile in manifest.profiles),
+        *(("option", f"{key}={value}") for key, value in manifest.options.items()),
+        *(("file", f"{record.file}, {record.size / 1e6:.1f} MB") for record in manifest.files),
+        *((key.replace("_", " "), value) for key, value in manifest.facts.items() if value and key != "plan_bytes"),
+    ]
+    return tabulate(facts, tablefmt="plain", disable_numparse=True)
+
+
+def describe_target_options(name: str) -> str:
+    """The options that a target's builds take."""
+    rows = describe_options(get_target(name).options)
+    more = (get_target(name).options.__doc__ or "").strip()
+    return f"{more}\n\n{tabulate(rows, ('option', 'default', ''), disable_numparse=True)}"
+
+
 def describe_parity(report: ParityReport) -> str:
     """A parity report for a person to read: one line per target and case."""
     rows = [
         (
-            target.target,
+            target.name,
             target.precision,
             case.case,
             f"{case.metrics.max_rel:.1e}",
@@ -93,10 +121,12 @@ def describe_parity(report: ParityReport) -> str:
         lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
     for target in report.targets:
         place = target.first_difference
+        if target.left_out:
+            lines.append(f"{target.name} has no optimization profile for {', '.join(target.left_out)}")
         if target.error:
-            lines.append(f"{target.target}: {target.error}")
+            lines.append(f"{target.name}: {target.error}")
         elif place is not None:
-            lines.append(f"{target.target} first differs at {place.name} ({place.rms_rel:.1e} > {place.limit:.1e})")
+            lines.append(f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} > {place.limit:.1e})")
         elif not target.passed:
-            lines.append(f"{target.target} differs at the output, and at no boundary before it")
+            lines.append(f"{target.name} differs at the output, and at no boundary before it")
     return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""Options of a build, from `--option key=value`: checked by name and value before anything is built."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from funnel_export.errors import SpecError
+
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+class Options(BaseModel):
+    """Base of every target's options; each field's description is what the command line shows of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def recorded(self) -> dict[str, str | int | float | bool]:
+        """What was asked for beyond the defaults, as an engine's manifest keeps it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """Options from texts or values.
+
+    Raises:
+        SpecError: naming every option that does not exist or has another kind of value.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as err:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'together'}: {_say(e)}" for e in err.errors()]
+        raise SpecError(
+            "these options cannot be", got="\n".join(problems), wanted=f"options of {', '.join(kind.model_fields)}"
+        ) from err
+
+
+def _say(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such option"
+    return f"{error['msg']} (got {error['input']!r})"
+
+
+def describe_options(kind: type[Options]) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every option."""
+    fields = kind.model_fields.items()
+    return [(name, "" if f.default is None else str(f.default).lower(), f.description or "") for name, f in fields]

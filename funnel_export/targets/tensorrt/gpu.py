@@ -1,0 +1,65 @@
+"""The GPU, through NVIDIA's own bindings of CUDA: what it is, its memory, its stream, its graphs.
+
+Not through PyTorch: a machine that serves engines need not have a PyTorch with CUDA.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from funnel_export.errors import TargetRefusedError, TargetUnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    """As 9.0."""
+    driver: str
+    """Newest CUDA version that the driver knows, as 13.0."""
+
+
+def find_gpu() -> Gpu:
+    """The GPU that CUDA uses, the first of those in CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        TargetUnavailableError: saying what is missing: the bindings, a driver, or a GPU.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as err:
+        raise TargetUnavailableError(
+            "the GPU cannot be asked", got=f"not installed: {err}", hint="pip install cuda-bindings"
+        ) from err
+    _, driver = runtime.cudaDriverGetVersion()
+    if not driver:
+        raise TargetUnavailableError("there is no NVIDIA driver here", hint="install the driver, or another machine")
+    error, count = runtime.cudaGetDeviceCount()
+    if error != runtime.cudaError_t.cudaSuccess or not count:
+        raise TargetUnavailableError(
+            "there is no NVIDIA GPU here", got=_text(runtime, error), hint="CUDA_VISIBLE_DEVICES"
+        )
+    found = call("cudaGetDeviceProperties", call("cudaGetDevice"))
+    name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+    return Gpu(name, f"{found.major}.{found.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA runtime; its result, several as a tuple, none as None.
+
+    Raises:
+        TargetRefusedError: with CUDA's own words, if it fails.
+    """
+    from cuda.bindings import runtime
+
+    error, *results = getattr(runtime, function)(*arguments)
+    if error != runtime.cudaError_t.cudaSuccess:
+        raise TargetRefusedError(f"CUDA failed in {function}", got=_text(runtime, error))
+    if not results:
+        return None
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _text(runtime: Any, error: Any) -> str:
+    return f"{error.name}: {runtime.cudaGetErrorString(error)[1].decode()}"

@@ -1,0 +1,98 @@
+"""An ONNX graph as a TensorRT network; what the parser refuses is said whole, with its place in the funnel."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from funnel_export.config import Dtype, FunnelSpec
+from funnel_export.errors import TargetRefusedError
+from funnel_export.targets.place import describe_place, nodes_named_in
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "DOUBLE": "float64",
+}
+"""TensorRT's names of dtypes in numpy's words."""
+
+REMEDIES = (
+    (r"must have same input types|same type", "TensorRT casts nothing by itself: cast one of the inputs in the graph"),
+    (r"softcap|\[Attention\]", "TensorRT has no softcap in Attention: decompose it, as `funnel-export export` does"),
+    (r"RotaryEmbedding|RMSNormalization|LayerNormalization", "decompose this op, as `funnel-export export` does"),
+    (r"Plugin not found", "use ops of the standard ONNX domain only, or register the plugin that implements this one"),
+    (r"not supported for Turing|Turing \(SM75\)", "leave 7.5 out of compute_capabilities, or export in float16"),
+    (r"out of memory|OutOfMemory", "a smaller --profile, or --option workspace=..."),
+)
+OTHERWISE = "export the bundle again: what `funnel-export export` writes has been built"
+NOISE = re.compile(r".*catchCudaError.*(cudaError 35|driver version is insufficient).*")
+"""The builder looks for a driver that it does not need."""
+
+
+def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, spec: FunnelSpec | None) -> Any:
+    """Fill a network from a graph and its external data; returns the parser, which must outlive the build.
+
+    Raises:
+        TargetRefusedError: naming every node that was refused, its op, its place in the funnel and a remedy.
+    """
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(str(graph)):
+        return parser
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    raise TargetRefusedError(
+        f"{trt.__name__}'s parser refused {len(errors)} node{'s' * (len(errors) != 1)} of the graph",
+        got="\n".join(_describe_error(error, spec) for error in errors) or f"{graph}, without a reason",
+        hint=remedy("\n".join(f"[{error.node_operator()}] {error.desc()}" for error in errors)),
+    )
+
+
+def _describe_error(error: Any, spec: FunnelSpec | None) -> str:
+    name, place = error.node_name(), describe_place(error.node_name(), spec)
+    where = f" in {place}" if place else ""
+    inside = [f"inside {function}" for function in error.local_function_stack()]
+    lines = [line for line in error.desc().splitlines() if not NOISE.match(line)]
+    code = str(error.code()).removeprefix("ErrorCode.")
+    origin = f"({code}, {error.func()} at {error.file()}:{error.line()})"
+    return "\n  ".join([f"{error.node_operator()} {name or error.node()!r}{where}", *inside, *lines, origin])
+
+
+def describe_failure(messages: list[str], names: list[str], spec: FunnelSpec | None) -> str:
+    """What a builder said as it failed, and where the nodes stand that it named."""
+    lines = [line for line in messages if not NOISE.match(line)]
+    for name in nodes_named_in("\n".join(lines), names)[:10]:
+        place = describe_place(name, spec)
+        lines.append(f"{name} is in {place}" if place else name)
+    return "\n".join(lines) or "no reason was given"
+
+
+def remedy(text: str) -> str:
+    """What to try, from what was refused."""
+    return next((advice for pattern, advice in REMEDIES if re.search(pattern, text)), OTHERWISE)
+
+
+def count_products(trt: Any, network: Any) -> dict[str, int]:
+    """How many matrix products the network has in each dtype; TensorRT computes them as typed."""
+    kinds = (network.get_layer(i) for i in range(network.num_layers))
+    products = (layer for layer in kinds if layer.type == trt.LayerType.MATRIX_MULTIPLY)
+    return dict(Counter(dtype_name(product.get_output(0).dtype) for product in products))
+
+
+def dtype_name(dtype: Any) -> str:
+    """A dtype of TensorRT's in numpy's words."""
+    return DTYPES.get(dtype.name, str(dtype.name).lower())
+
+
+def refuse_other_dtypes(products: dict[str, int], dtype: Dtype) -> None:
+    """Raise `TargetRefusedError` unless most products are in the bundle's dtype: rotary angles may be in float32."""
+    if products.get(dtype, 0) <= sum(products.values()) / 2:
+        found = ", ".join(f"{count} in {name}" for name, count in products.items())
+        raise TargetRefusedError(
+            "the network does not compute in the bundle's dtype",
+            got=f"matrix products: {found or 'none'}",
+            wanted=f"most of them in {dtype}",
+            hint="export the bundle again",
+        )

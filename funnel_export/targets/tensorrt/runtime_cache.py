@@ -1,0 +1,68 @@
+"""The kernels that TensorRT-RTX has compiled for a GPU, kept beside the plan, and read only if they are those."""
+
+import hashlib
+import warnings
+from contextlib import suppress
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from funnel_export.atomic import write_bytes, write_text
+from funnel_export.bundle import Digest
+from funnel_export.engine import CACHES, Engine
+from funnel_export.errors import printable
+from funnel_export.files import LARGEST_JSON, read_bytes
+from funnel_export.targets.tensorrt.gpu import find_gpu
+
+CACHE, RECORD = CACHES
+LARGEST_CACHE = 1 << 30
+"""Bytes; NVIDIA advises against caches of more than a tenth of it."""
+
+
+class _Record(BaseModel):
+    """What a cache belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Digest
+    plan_sha256: Digest
+    version: str
+    gpu: str
+    driver: str
+
+
+def load_cache(engine: Engine) -> bytes | None:
+    """The cache beside a plan; None, with a warning, if it is another plan's, version's or GPU's, or was changed."""
+    if not (engine.path / CACHE).exists():
+        return None
+    try:
+        content = read_bytes(engine.path / CACHE, LARGEST_CACHE)
+        found = _Record.model_validate_json(read_bytes(engine.path / RECORD, LARGEST_JSON))
+    except (OSError, ValidationError) as err:
+        _warn(f"cannot be read: {err}")
+        return None
+    if found == _record(engine, content):
+        return content
+    _warn("is not the one that was kept for this plan, version, GPU and driver")
+    return None
+
+
+def save_cache(engine: Engine, content: bytes) -> None:
+    """Keep a cache beside a plan; a bundle that cannot be written to goes without."""
+    with suppress(OSError):
+        write_bytes(engine.path / CACHE, content)
+        write_text(engine.path / RECORD, _record(engine, content).model_dump_json() + "\n")
+
+
+def _record(engine: Engine, content: bytes) -> _Record:
+    gpu = find_gpu()
+    return _Record(
+        sha256=hashlib.sha256(content).hexdigest(),
+        plan_sha256=engine.manifest.files[0].sha256,
+        version=engine.manifest.version,
+        gpu=f"{gpu.name} {gpu.compute_capability}",
+        driver=gpu.driver,
+    )
+
+
+def _warn(why: str) -> None:
+    warnings.warn(f"the runtime cache is not used: it {printable(why)}", stacklevel=3)

@@ -1,0 +1,156 @@
+"""Running a plan: buffers that stay on the device, CUDA graphs, and the kernels that TensorRT-RTX compiles kept."""
+
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel_export.bundle import Bundle
+from funnel_export.engine import Engine, fitting_profiles
+from funnel_export.errors import BundleError, SpecError, TargetRefusedError
+from funnel_export.targets.base import as_float
+from funnel_export.targets.tensorrt.device import Device
+from funnel_export.targets.tensorrt.flavour import TENSORRT_RTX, Flavour
+from funnel_export.targets.tensorrt.gpu import find_gpu
+from funnel_export.targets.tensorrt.logger import make_logger
+from funnel_export.targets.tensorrt.parse import dtype_name
+from funnel_export.targets.tensorrt.runtime_cache import load_cache, save_cache
+
+
+class TensorRtSession:
+    """A plan in memory, with one execution context and one stream."""
+
+    def __init__(self, flavour: Flavour, bundle: Bundle, engine: Engine) -> None:
+        self._trt, self._flavour, self._engine = flavour.load(), flavour, engine
+        self._logger = make_logger(self._trt)
+        self.device = find_gpu().name
+        self.precision = str(bundle.manifest.dtype)
+        self._runtime = self._trt.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = engine.manifest.options.get("version_compatible") is True
+        self._plan = self._deserialize(bundle)
+        self._refuse_other_dtypes(bundle)
+        self._cache: Any = None
+        self._context = self._make_context()
+        self._runner = Runner(
+            self._trt, self._plan, self._context, Device(), engine, graphs=flavour is not TENSORRT_RTX
+        )
+
+    def _deserialize(self, bundle: Bundle) -> Any:
+        options = self._engine.manifest.options
+        with self._engine.file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            self._refuse_by_header(plan)
+            loaded = self._runtime.deserialize_cuda_engine(plan)
+        if loaded is None:
+            raise self._refused("could not be deserialized")
+        if options.get("strip_plan") is True:
+            refitter = self._trt.Refitter(loaded, self._logger)
+            parser = self._trt.OnnxParserRefitter(refitter, self._logger)
+            if not (parser.refit_from_file(str(bundle.graph)) and refitter.refit_cuda_engine()):
+                raise self._refused("did not take the bundle's weights")
+        if options.get("weight_streaming") is True:
+            loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
+        return loaded
+
+    def _refuse_by_header(self, plan: mmap.mmap) -> None:
+        """TensorRT-RTX tells from a plan's first bytes whether this GPU and driver run it."""
+        if self._flavour is not TENSORRT_RTX:
+            return
+        size = self._runtime.engine_header_size
+        validity, diagnostics = self._runtime.get_engine_validity(plan[:size])
+        if validity == self._trt.EngineValidity.INVALID:
+            known = self._trt.EngineInvalidityDiagnostics.__members__.items()
+            why = [name.lower() for name, flag in known if int(flag) & int(diagnostics)]
+            raise BundleError(
+                f"the engine {self._engine.name} does not run in {self._flavour.target} here",
+                got=", ".join(why) or "no reason was given",
+                wanted=f"a GPU of {', '.join(self._engine.manifest.built_for.compute_capabilities)}",
+                hint="compile the bundle again",
+            )
+
+    def _refuse_other_dtypes(self, bundle: Bundle) -> None:
+        """The plan's inputs and outputs must be the graph's."""
+        graph = bundle.manifest.graphs[0]
+        wanted = {record.name: record.dtype for record in (*graph.inputs, *graph.outputs)}
+        names = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
+        found = {name: dtype_name(self._plan.get_tensor_dtype(name)) for name in names}
+        if not wanted.items() <= found.items():
+            raise BundleError("the engine's inputs and outputs are not the graph's", got=found, wanted=wanted)
+
+    def _make_context(self) -> Any:
+        if self._flavour is not TENSORRT_RTX:
+            return self._plan.create_execution_context()
+        config = self._plan.create_runtime_config()
+        self._cache = config.create_runtime_cache()
+        earlier = load_cache(self._engine)
+        if earlier is not None:
+            self._cache.deserialize(earlier)
+        config.set_runtime_cache(self._cache)
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return self._plan.create_execution_context(config)
+
+    def _refused(self, what: str) -> TargetRefusedError:
+        said = "\n".join(self._logger.errors[-5:])
+        return TargetRefusedError(f"the engine {self._engine.name} {what}", got=said, hint="compile the bundle again")
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See `Session.run`."""
+        return self._runner.run(inputs)
+
+    def save_kernels(self) -> None:
+        """Keep what TensorRT-RTX has compiled for this GPU beside the plan, for a faster first run next time."""
+        if self._cache is not None:
+            save_cache(self._engine, bytes(self._cache.serialize()))
+
+
+class Runner:
+    """Moves inputs in and outputs out, and chooses the optimization profile."""
+
+    def __init__(self, trt: Any, plan: Any, context: Any, device: Device, engine: Engine, *, graphs: bool) -> None:
+        self._plan, self._context, self._device = plan, context, device
+        self._profiles, self._name = engine.manifest.profiles, engine.name
+        self._use_graphs = graphs
+        self._active = 0
+        names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
+        self._inputs = [n for n in names if plan.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self._outputs = [n for n in names if n not in self._inputs]
+        self._dtypes = {name: _numpy_dtype(dtype_name(plan.get_tensor_dtype(name))) for name in names}
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run on host arrays [batch, sequence]; outputs come back to the host."""
+        shape = inputs[self._inputs[0]].shape
+        self._choose_profile((shape[0], shape[1]))
+        for name in self._inputs:
+            array = np.ascontiguousarray(inputs[name], dtype=self._dtypes[name])
+            self._context.set_input_shape(name, array.shape)
+            self._context.set_tensor_address(name, self._device.put(name, array))
+        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        for name, size in shapes.items():
+            nbytes = int(np.prod(size)) * self._dtypes[name].itemsize
+            self._context.set_tensor_address(name, self._device.reserve(name, nbytes))
+        key = (self._active, shape) if self._use_graphs else None
+        if not self._device.launch(self._context.execute_async_v3, key):
+            raise TargetRefusedError(f"the engine {self._name} failed while running", got=f"inputs {shape}")
+        results = {name: np.empty(size, self._dtypes[name]) for name, size in shapes.items()}
+        self._device.fetch(results)
+        return {name: as_float(value) for name, value in results.items()}
+
+    def _choose_profile(self, shape: tuple[int, int]) -> None:
+        fitting = fitting_profiles(self._profiles, shape)
+        if not fitting:
+            raise SpecError(
+                f"the engine {self._name} takes no batch of this shape",
+                got=f"{shape[0]} rows of {shape[1]} tokens",
+                wanted=" or ".join(map(str, self._profiles)),
+                hint="compile with a --profile that covers it",
+            )
+        if fitting[0] != self._active:
+            self._context.set_optimization_profile_async(fitting[0], self._device.stream)
+            self._device.wait()
+            self._active = fitting[0]
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)

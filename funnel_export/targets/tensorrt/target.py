@@ -1,0 +1,190 @@
+"""The targets `tensorrt` and `tensorrt-rtx`: what they build, and which of their engines run here."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from funnel_export.bundle import Bundle
+from funnel_export.config import Dtype
+from funnel_export.engine import BuiltFor, Engine, record_file, this_platform
+from funnel_export.errors import TargetRefusedError, TargetUnavailableError
+from funnel_export.progress import Progress, no_progress
+from funnel_export.targets.base import Availability, Compiled, CompileRequest
+from funnel_export.targets.options import parse_options
+from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
+from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
+from funnel_export.targets.tensorrt.options import TensorRtOptions, refuse_what_cannot_be
+from funnel_export.targets.tensorrt.process import build_in_process
+from funnel_export.targets.tensorrt.request import BuildRequest
+
+if TYPE_CHECKING:
+    from funnel_export.targets.tensorrt.session import TensorRtSession
+
+PLAN, TIMINGS = "model.plan", "timing.cache"
+PORTABLE = ["8.0", "8.6", "8.9", "12.0"]
+"""Compute capabilities that a TensorRT-RTX plan runs on if none is named, by NVIDIA's documentation; and later ones."""
+
+
+class _Base:
+    """What both have in common."""
+
+    flavour: ClassVar[Flavour]
+    options: ClassVar[type[TensorRtOptions]] = TensorRtOptions
+    takes_profiles: ClassVar[bool] = True
+    runs_graphs: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """Name of the target."""
+        return self.flavour.target
+
+    def availability(self) -> Availability:
+        """Whether it is installed and loads, and whether there is a GPU for its engines."""
+        version = self.flavour.installed()
+        try:
+            self.flavour.load()
+        except TargetUnavailableError as err:
+            return Availability(
+                available=False,
+                version=version,
+                detail=f"{err.what}: {err.details['got']}",
+                hint=err.details.get("hint"),
+            )
+        try:
+            gpu = find_gpu()
+        except TargetUnavailableError as err:
+            compiles = self.flavour.builds_without_gpu
+            able = "compiles here; engines do not run here" if compiles else "neither compiles nor runs here"
+            return Availability(available=False, compiles=compiles, version=version, detail=f"{able}: {err.what}")
+        detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
+        return Availability(available=True, compiles=True, version=version, detail=detail)
+
+    def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
+        """All three dtypes; what a GPU lacks, the builder says."""
+        return None
+
+    def built_for(self, request: CompileRequest) -> BuiltFor:
+        """See `Target.built_for`."""
+        self.flavour.load()
+        options = request.options_as(TensorRtOptions)
+        gpu, why = _gpu_or_reason()
+        refuse_what_cannot_be(options, self.flavour, why)
+        if gpu is None and not self.flavour.builds_without_gpu:
+            raise TargetUnavailableError(
+                f"{self.name} builds on the GPU that it builds for",
+                got=why,
+                hint="--target tensorrt-rtx builds without one; or a machine with a GPU",
+            )
+        if self.flavour is TENSORRT_RTX:
+            kinds = options.capabilities or PORTABLE
+            return BuiltFor(device="GPUs of these kinds", platform=this_platform(), compute_capabilities=kinds)
+        assert gpu is not None
+        return BuiltFor(
+            device=gpu.name,
+            platform=this_platform(),
+            compute_capabilities=[gpu.compute_capability],
+            driver=gpu.driver,
+        )
+
+    def engine_name(self, built_for: BuiltFor) -> str:
+        """See `Target.engine_name`."""
+        kinds = "-".join(f"sm{kind.replace('.', '')}" for kind in built_for.compute_capabilities)
+        device = "" if self.flavour is TENSORRT_RTX else "-" + re.sub(r"[^a-z0-9]+", "-", built_for.device.lower())
+        return f"{self.name}-{kinds}{device.rstrip('-')}"
+
+    def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
+        """See `Target.compile`."""
+        options, manifest = request.options_as(TensorRtOptions), request.bundle.manifest
+        keeps_timings = self.flavour is TENSORRT
+        earlier = [path for path in (options.timing_cache, request.earlier.get(TIMINGS)) if path and path.is_file()]
+        facts = build_in_process(
+            BuildRequest(
+                target=self.flavour.target,
+                graph=request.bundle.graph,
+                plan=folder / PLAN,
+                dtype=manifest.dtype,
+                inputs=[record.name for record in manifest.graphs[0].inputs],
+                outputs=list(request.outputs),
+                funnel=manifest.funnel,
+                profiles=list(request.profiles),
+                options=options,
+                timing_caches=earlier,
+                new_timing_cache=folder / TIMINGS if keeps_timings else None,
+            ),
+            progress,
+        )
+        return Compiled(files=[PLAN, *([TIMINGS] if keeps_timings else [])], facts=facts)
+
+    def misfit(self, engine: Engine) -> str | None:
+        """See `Target.misfit`."""
+        built, version = engine.manifest, self.flavour.load().__version__
+        compatible = built.options.get("version_compatible") is True
+        if built.version != version and not (compatible and _is_later(version, built.version)):
+            return f"it was built with {self.name} {built.version}, and {version} is installed"
+        if built.built_for.platform != this_platform():
+            return f"it was built for {built.built_for.platform}, and this is {this_platform()}"
+        gpu = find_gpu()
+        if self.flavour is TENSORRT:
+            return _other_gpu(built.built_for, str(built.options.get("hardware_compatibility_level", "none")), gpu)
+        return None  # TensorRT-RTX reads the plan's header and says itself
+
+    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
+        """See `Target.load`; for inner values an engine of the same profiles and options is built for this once."""
+        find_gpu()
+        from funnel_export.targets.tensorrt.session import TensorRtSession
+
+        if engine is None:
+            raise TargetRefusedError(f"{self.name} runs engines, not graphs", got=bundle.path, hint="compile it first")
+        if not outputs:
+            return TensorRtSession(self.flavour, bundle, engine)
+        request = CompileRequest(
+            bundle=bundle,
+            profiles=tuple(engine.manifest.profiles),
+            options=parse_options(TensorRtOptions, engine.manifest.options),
+            outputs=tuple(outputs),
+        )
+        with tempfile.TemporaryDirectory() as name:
+            self.compile(request, Path(name), no_progress)
+            files = [record_file(Path(name) / PLAN)]
+            manifest = engine.manifest.model_copy(update={"files": files})
+            return TensorRtSession(self.flavour, bundle, Engine(Path(name), manifest))
+
+
+class TensorRtTarget(_Base):
+    """TensorRT 11: builds on the GPU that the engine is for."""
+
+    flavour: ClassVar[Flavour] = TENSORRT
+
+
+class TensorRtRtxTarget(_Base):
+    """TensorRT-RTX: builds on any machine, and runs on GeForce and RTX GPUs."""
+
+    flavour: ClassVar[Flavour] = TENSORRT_RTX
+
+
+def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
+    try:
+        return find_gpu(), None
+    except TargetUnavailableError as err:
+        return None, err.what
+
+
+def _other_gpu(built_for: BuiltFor, level: str, gpu: Gpu) -> str | None:
+    """Why a TensorRT plan does not run on this GPU, None if it does."""
+    (kind,) = built_for.compute_capabilities
+    here = f"{gpu.name} with compute capability {gpu.compute_capability}"
+    if level == "ampere_plus":
+        fits = int(gpu.compute_capability.split(".")[0]) >= 8
+    elif level == "same_compute_capability":
+        fits = gpu.compute_capability == kind
+    else:
+        fits = (gpu.name, gpu.compute_capability) == (built_for.device, kind)
+    return None if fits else f"it was built for {built_for.device} with compute capability {kind}, and this is {here}"
+
+
+def _is_later(version: str, built: str) -> bool:
+    """Whether a version of the same major number is as new or newer."""
+    found, wanted = ([int(part) for part in text.split(".")[:3]] for text in (version, built))
+    return found[0] == wanted[0] and found >= wanted

@@ -1,0 +1,51 @@
+"""The process that builds: reads a request from stdin, writes answers to stdout, a line of JSON each.
+
+A process of its own, because a build is minutes in a library that hears no Ctrl-C, takes gigabytes that it should give
+back, may be ended by the system for want of memory, and because Polygraphy serves one of the two modules in a process.
+"""
+
+import os
+import sys
+import threading
+import warnings
+from typing import TextIO
+
+from funnel_export.errors import FunnelExportError
+from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX
+from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
+
+
+def main() -> None:
+    """Build what the request asks for."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries may write to stdout
+    request = BuildRequest.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    flavour = TENSORRT_RTX if request.target == TENSORRT_RTX.target else TENSORRT
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour is TENSORRT_RTX))  # read when it is imported
+    warnings.simplefilter("ignore")  # the modules deprecate what Polygraphy calls
+    from funnel_export.targets.tensorrt.build import build
+
+    try:
+        facts = build(flavour, request, lambda step, done: _say(answers, Step(step=step, done=done)))
+    except FunnelExportError as err:
+        _say(answers, Refusal(kind=type(err).__name__, what=err.what, **err.details))
+    except OSError as err:
+        _say(answers, Refusal(kind="BundleError", what="the plan could not be written", got=str(err)))
+    else:
+        _say(answers, Built(facts=facts))
+
+
+def _say(answers: TextIO, message: Step | Refusal | Built) -> None:
+    answers.write(Answer(message=message).model_dump_json() + "\n")
+    answers.flush()
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent closes stdin, as its death does, and end."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

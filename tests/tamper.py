@@ -1,0 +1,29 @@
+"""Changing bundles behind their manifests' backs, or together with them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+
+def rewrite_json(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change the graph, and let the manifest agree with it."""
+    graph = folder / "model.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    change(model)
+    graph.write_bytes(model.SerializeToString())
+    agree_with_graph(folder)
+
+
+def agree_with_graph(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    rewrite_json(folder / "manifest.json", lambda m: m["graphs"][0].update(sha256=digest))
