@@ -13,12 +13,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
+from funnel_export.exporter.assemble import tidy
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel.masks import attention_bias
 from funnel_export.funnel.pooling import pool
@@ -135,7 +135,9 @@ def describe_ops(stride: int = 2) -> dict[str, str]:
 
 
 def _text(op: Op, model: ir.Model) -> str:
-    _tidy(model)
+    optimizer.optimize(model)
+    tidy(model)
+    _name_by_content(model)
     model.graph.name = op.name
     return f"# {op.name}: {op.about}\n{onnx.printer.to_text(ir.to_proto(model))}\n"
 
@@ -149,17 +151,8 @@ class _Call(nn.Module):
         return self.function(*tensors)
 
 
-def _tidy(model: ir.Model) -> None:
-    """Optimize as the exporter does; name constants by their value and values by the op that makes them."""
-    optimizer.optimize(model)
-    for cleanup in (
-        common.ClearMetadataAndDocStringPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    ):
-        cleanup(model)
+def _name_by_content(model: ir.Model) -> None:
+    """Name constants by their value and values by the op that makes them; leave out what names a run or a tool."""
     model.producer_name, model.producer_version = None, None
     constants = list(model.graph.initializers.values())
     model.graph.initializers.clear()
