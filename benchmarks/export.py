@@ -105,9 +105,9 @@ def helper(*arguments: str, python: str | None = sys.executable) -> dict[str, An
 
 def new_bytes(out: Path, checkpoint: Path) -> int:
     """Bytes of the files in `out` that are not files of the checkpoint too, by another hard link."""
-    old = {file.stat().st_ino for file in checkpoint.iterdir()}
+    old = {(file.stat().st_dev, file.stat().st_ino) for file in checkpoint.iterdir()}
     files = (file.stat() for file in out.rglob("*") if file.is_file())
-    return sum(file.st_size for file in files if file.st_ino not in old)
+    return sum(file.st_size for file in files if (file.st_dev, file.st_ino) not in old)
 
 
 def failure(err: Exception) -> str:
