@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import HERE, conditions, timed
+from measure import HERE, conditions, record, timed
 
 EXPORTERS = HERE / "exporters.py"
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -240,10 +240,7 @@ def main() -> None:
             result["peers"] = race_peers(folder, options.rounds, pythons)
         if options.part != "peers":
             result["shapes"] = race_shapes(folder, options.rounds)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    record(result, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import conditions, measured
+from measure import conditions, measured, record
 
 LAYERS, FUNNEL = 26, "6:20:2"
 
@@ -111,10 +111,7 @@ def main() -> None:
             print(kind, json.dumps(result[kind]), file=sys.stderr)
     ratios = zip(result["funnel"]["openvino"]["runs"], result["dense"]["openvino"]["runs"], strict=True)
     result["funnel_over_dense"] = {str(f["length"]): round(f["median_s"] / d["median_s"], 3) for f, d in ratios}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    record(result, options.out)
 
 
 if __name__ == "__main__":
