@@ -18,7 +18,7 @@ LAYERS, FUNNEL = 26, "6:20:2"
 
 
 def make_checkpoint(folder: Path) -> int:
-    """Write a Gemma2-2B of random weights, two layers at a time so that it never lies in memory whole."""
+    """Write a Gemma2-2B of random weights, nine layers at a time so that it never lies in memory whole."""
     import torch
     from safetensors.torch import save_file
     from transformers import Gemma2Config, Gemma2ForCausalLM
