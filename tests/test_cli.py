@@ -91,6 +91,15 @@ def test_errors(arguments: tuple[str, ...], code: int, message: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistake_of_ours_exits_with_70() -> None:
+    code = "from funnel_export import bundle, cli; bundle.load_bundle = None; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code, "inspect", "B"], capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert done.stderr.startswith("Traceback")
+    assert "TypeError" in done.stderr
+    assert done.stdout == ""
+
+
 def test_warnings_are_one_line(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
     done = run("export", checkpoint, tmp_path / "out", "--funnel", "none", "--dtype", "float16", "--json")
