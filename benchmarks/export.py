@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import HERE, conditions, timed
+from measure import HERE, conditions, record, timed
 
 EXPORTERS = HERE / "exporters.py"
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -105,9 +105,9 @@ def helper(*arguments: str, python: str | None = sys.executable) -> dict[str, An
 
 def new_bytes(out: Path, checkpoint: Path) -> int:
     """Bytes of the files in `out` that are not files of the checkpoint too, by another hard link."""
-    old = {file.stat().st_ino for file in checkpoint.iterdir()}
+    old = {(file.stat().st_dev, file.stat().st_ino) for file in checkpoint.iterdir()}
     files = (file.stat() for file in out.rglob("*") if file.is_file())
-    return sum(file.st_size for file in files if file.st_ino not in old)
+    return sum(file.st_size for file in files if (file.st_dev, file.st_ino) not in old)
 
 
 def failure(err: Exception) -> str:
@@ -240,10 +240,7 @@ def main() -> None:
             result["peers"] = race_peers(folder, options.rounds, pythons)
         if options.part != "peers":
             result["shapes"] = race_shapes(folder, options.rounds)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    record(result, options.out)
 
 
 if __name__ == "__main__":

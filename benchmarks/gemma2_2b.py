@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import conditions, measured
+from measure import conditions, measured, record
 
 LAYERS, FUNNEL = 26, "6:20:2"
 
 
 def make_checkpoint(folder: Path) -> int:
-    """Write a Gemma2-2B of random weights, two layers at a time so that it never lies in memory whole."""
+    """Write a Gemma2-2B of random weights, nine layers at a time so that it never lies in memory whole."""
     import torch
     from safetensors.torch import save_file
     from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -111,10 +111,7 @@ def main() -> None:
             print(kind, json.dumps(result[kind]), file=sys.stderr)
     ratios = zip(result["funnel"]["openvino"]["runs"], result["dense"]["openvino"]["runs"], strict=True)
     result["funnel_over_dense"] = {str(f["length"]): round(f["median_s"] / d["median_s"], 3) for f, d in ratios}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    record(result, options.out)
 
 
 if __name__ == "__main__":

@@ -76,3 +76,11 @@ def measured(code: str, *arguments: str) -> dict[str, Any]:
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return timed([sys.executable, "-c", code, *arguments], env=environment)
+
+
+def record(result: dict[str, Any], out: Path | None) -> None:
+    """Write a result to a file, if one is named, and print it as the last line of stdout."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))

@@ -59,7 +59,7 @@ AGREES = 1e-4
 
 LABELS = {
     "dense": "funnel_export, dense",
-    "funnel": "funnel_export, funnel 3:9:2",
+    "funnel": "funnel_export, funnel",
     "torch.onnx": "torch.onnx.export",
     "genai": "onnxruntime-genai builder",
     "optimum": "optimum-cli export onnx",
@@ -89,8 +89,9 @@ def export_peers() -> str:
     result: dict[str, Any] = json.loads((RESULTS / "export.json").read_text())
     peers = result["peers"]
     results = peers["results"]
+    labels = LABELS | {"funnel": f"{LABELS['funnel']} {peers['funnel']}"}
     rows = []
-    for name, label in LABELS.items():
+    for name, label in labels.items():
         found = results[name]
         if found["state"] != "run":
             rows.append((label, found["state"]))

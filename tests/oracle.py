@@ -31,22 +31,10 @@ class Funnel:
 
 @dataclass
 class Trace:
-    """What the oracle saw on its way; rows are tokens, or slots in the middle."""
+    """What the oracle saw on its way."""
 
-    embedded: Array
-    """Scaled embeddings, one row per token."""
     layers: list[Array] = field(default_factory=list)
     """Output of each layer: a row per token, or per slot in the middle layers."""
-    windows: list[list[int]] = field(default_factory=list)
-    """Token numbers that each slot summarises."""
-    slot_positions: list[int] = field(default_factory=list)
-    """Position of each slot in RoPE and masks."""
-    pooled: Array | None = None
-    """Slots as they enter the middle layers."""
-    middle: Array | None = None
-    """Slots as they leave the middle layers."""
-    recovered: Array | None = None
-    """Tokens as they enter the exit layers."""
     hidden: Array | None = None
     """Tokens after the final norm."""
 
@@ -166,7 +154,7 @@ def trace(weights: Weights, config: Config, funnel: Funnel | None, ids: Sequence
     """
     num_layers, positions = config["num_hidden_layers"], range(len(ids))
     x = np.stack([weights["embed_tokens.weight"][i] for i in ids]) * np.sqrt(config["hidden_size"])
-    seen = Trace(embedded=x)
+    seen = Trace()
     entry_end, middle_end = (funnel.pool_layer, funnel.recover_layer) if funnel else (num_layers, num_layers)
     for layer in range(entry_end):
         x = run_layer(x, positions, weights, layer, config)
@@ -194,9 +182,7 @@ def run_middle(x: Array, weights: Weights, config: Config, funnel: Funnel, seen:
     for token in range(len(x)):
         slot = slot_read_by(token, funnel.stride, funnel.lookahead)
         recovered.append(recover_token(x[token], pooled[slot], slots[slot], funnel.recovery))
-    seen.windows, seen.slot_positions = windows, positions
-    seen.pooled, seen.middle, seen.recovered = pooled, slots, np.stack(recovered)
-    return seen.recovered
+    return np.stack(recovered)
 
 
 def causal_lm_logits(weights: Weights, config: Config, hidden: Array) -> Array:

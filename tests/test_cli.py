@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from exported import Recipe, tiny_checkpoint
 
 from funnel_export import load_bundle
+from funnel_export.checkpoint import Checkpoint
 from funnel_export.config import Task
 
 
@@ -42,12 +44,8 @@ def test_export_inspect_check(tmp_path: Path) -> None:
     assert "onnxruntime" in checked.stdout.splitlines()[2]
 
 
-def test_a_failed_gate_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_gate_exits_with_1(tmp_path: Path) -> None:
     # A limit below the noise floor cannot be asked for; a NaN in the weights can be had.
-    import shutil
-
-    from funnel_export.checkpoint import Checkpoint
-
     bundle = shutil.copytree(Recipe().bundle().path, tmp_path / "bundle")
     norm = Checkpoint.open(bundle).tensors["model.norm.weight"]
     with (bundle / norm.file).open("r+b") as stream:
@@ -89,6 +87,15 @@ def test_errors(arguments: tuple[str, ...], code: int, message: str, tmp_path: P
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_of_ours_exits_with_70() -> None:
+    code = "from funnel_export import bundle, cli; bundle.load_bundle = None; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code, "inspect", "B"], capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert done.stderr.startswith("Traceback")
+    assert "TypeError" in done.stderr
+    assert done.stdout == ""
 
 
 def test_warnings_are_one_line(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
             _call(model, node, trace, functions, weights)
     common.InlinePass()(model)
     _name_values(model, trace)
+    tidy(model)
+    _finish(model)
+    return model, list(weights.values())
+
+
+def tidy(model: ir.Model) -> None:
+    """Make equal constants and equal nodes one, and drop what nobody reads, metadata included."""
     for cleanup in (
         common.ClearMetadataAndDocStringPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -52,8 +59,6 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
         common.TopologicalSortPass(),
     ):
         cleanup(model)
-    _finish(model)
-    return model, list(weights.values())
 
 
 def _parameters_to_inputs(model: ir.Model) -> dict[str, ir.Value]:

@@ -23,7 +23,7 @@ def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dty
     if spec is not None:
         spec.validate(checkpoint.architecture.num_hidden_layers)
         spec.validate_task(task)
-    find_weights(skeleton.shapes, checkpoint)
+    find_weights(skeleton.shapes, checkpoint)  # what is missing is said before the seconds that tracing takes
     model, parameters = assemble(trace(skeleton, task, spec, opset))
     refer_to_weights(model, parameters, checkpoint)
     return model

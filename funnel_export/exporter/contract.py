@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from funnel_export.exporter.assemble import PREFIXES
 from funnel_export.exporter.audit import sliding_window_of
 
 PRINTED = 16
@@ -20,7 +21,7 @@ PRINTED = 16
 
 _BLOCK = re.compile(r"(layers\.\d+|funnel/pool|funnel/recover)/")
 _LAYER_WEIGHT = re.compile(r"(?:model\.)?layers\.\d+\.")
-_BOUNDARIES = {"funnel/pool": "funnel.pooled", "funnel/recover": "funnel.recovered"}
+_BOUNDARIES = {prefix: name for name, prefix in PREFIXES.items()}
 
 _TYPES = {
     ir.DataType.FLOAT: "f32",

@@ -13,12 +13,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
+from funnel_export.exporter.assemble import tidy
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel.masks import attention_bias
 from funnel_export.funnel.pooling import pool
@@ -28,6 +28,13 @@ from funnel_export.funnel.windows import read_slots, slot_positions
 
 WIDTH, OPSET = 8, 20
 """Width of the hidden states and opset of the texts."""
+
+STATES = Operand(torch.float32, ("batch", "column", WIDTH))
+NUMBERS = Operand(torch.int64, ("batch", "column"))
+SLOTS = Operand(torch.int64, (1, "slot"))
+ONE_PER_ROW = Operand(torch.int64, ("batch", 1))
+
+_spec = partial(FunnelSpec, pool_layer=0, recover_layer=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,58 +51,73 @@ class Op:
 
 def funnel_ops(stride: int = 2) -> Iterator[Op]:
     """Every operation of a funnel, with each of its options."""
-    hidden, whole = torch.float32, torch.int64
-    states = {"x": Operand(hidden, ("batch", "column", WIDTH))}
-    slots = {"slots": Operand(whole, (1, "slot"))}
-    length = {"length": Operand(whole, ("batch", 1))}
-    spec = partial(FunnelSpec, pool_layer=0, recover_layer=1, stride=stride)
     yield Op(
         "rows",
         "where each row's tokens stand: number of every column, tokens in the row, column of its first token",
         _rows,
-        {"attention_mask": Operand(whole, ("batch", "column"))},
+        {"attention_mask": NUMBERS},
         ("numbers", "length", "first"),
     )
+    yield from _positions(stride)
+    yield from _reads(stride)
+    yield from _masks()
+    yield from _pooling(stride)
+    yield from _recovery(stride)
+
+
+def _positions(stride: int) -> Iterator[Op]:
     for positions in SlotPositions:
         for lookahead in (False, True):
             yield Op(
                 f"positions_{positions}{'_lookahead' * lookahead}",
                 f"position of each slot, -1 for slots that a row does not have; {positions}, stride {stride}",
-                partial(slot_positions, spec=spec(slot_positions=positions, lookahead=lookahead)),
-                slots | length,
+                partial(slot_positions, spec=_spec(stride=stride, slot_positions=positions, lookahead=lookahead)),
+                {"slots": SLOTS, "length": ONE_PER_ROW},
                 ("positions",),
             )
+
+
+def _reads(stride: int) -> Iterator[Op]:
     for lookahead in (False, True):
         yield Op(
             f"read_out{'_lookahead' * lookahead}",
             f"the slot that each token reads; stride {stride}",
-            partial(read_slots, spec=spec(lookahead=lookahead)),
-            {"numbers": Operand(whole, ("batch", "column"))},
+            partial(read_slots, spec=_spec(stride=stride, lookahead=lookahead)),
+            {"numbers": NUMBERS},
             ("reads",),
         )
+
+
+def _masks() -> Iterator[Op]:
     for name, window in (("full", None), ("sliding", 5)):
         yield Op(
             f"mask_{name}",
             "what is added to the scores: 0 where a query sees a key" + (f"; window {window}" if window else ""),
-            partial(attention_bias, sliding_window=window, dtype=hidden),
-            {"queries": Operand(whole, ("batch", "query")), "keys": Operand(whole, ("batch", "key"))},
+            partial(attention_bias, sliding_window=window, dtype=STATES.dtype),
+            {"queries": Operand(torch.int64, ("batch", "query")), "keys": Operand(torch.int64, ("batch", "key"))},
             ("bias",),
         )
+
+
+def _pooling(stride: int) -> Iterator[Op]:
     for pooling in Pooling:
         yield Op(
             f"pool_{pooling}",
             f"from the tokens of each window to one slot; {pooling}, stride {stride}",
-            partial(pool, spec=spec(pooling=pooling)),
-            states | slots | {"first": Operand(whole, ("batch", 1))} | length,
+            partial(pool, spec=_spec(stride=stride, pooling=pooling)),
+            {"x": STATES, "slots": SLOTS, "first": ONE_PER_ROW, "length": ONE_PER_ROW},
             ("pooled",),
         )
+
+
+def _recovery(stride: int) -> Iterator[Op]:
+    short = Operand(STATES.dtype, ("batch", "slot", WIDTH))
     for recovery in Recovery:
-        short = Operand(hidden, ("batch", "slot", WIDTH))
         yield Op(
             f"recover_{recovery}",
             f"from the slots back to every token; {recovery}",
-            partial(recover, spec=spec(recovery=recovery)),
-            states | {"pooled": short, "middle": short, "reads": Operand(whole, ("batch", "column"))},
+            partial(recover, spec=_spec(stride=stride, recovery=recovery)),
+            {"x": STATES, "pooled": short, "middle": short, "reads": NUMBERS},
             ("recovered",),
         )
 
@@ -113,7 +135,9 @@ def describe_ops(stride: int = 2) -> dict[str, str]:
 
 
 def _text(op: Op, model: ir.Model) -> str:
-    _tidy(model)
+    optimizer.optimize(model)
+    tidy(model)
+    _name_by_content(model)
     model.graph.name = op.name
     return f"# {op.name}: {op.about}\n{onnx.printer.to_text(ir.to_proto(model))}\n"
 
@@ -127,17 +151,8 @@ class _Call(nn.Module):
         return self.function(*tensors)
 
 
-def _tidy(model: ir.Model) -> None:
-    """Optimize as the exporter does; name constants by their value and values by the op that makes them."""
-    optimizer.optimize(model)
-    for cleanup in (
-        common.ClearMetadataAndDocStringPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    ):
-        cleanup(model)
+def _name_by_content(model: ir.Model) -> None:
+    """Name constants by their value and values by the op that makes them; leave out what names a run or a tool."""
     model.producer_name, model.producer_version = None, None
     constants = list(model.graph.initializers.values())
     model.graph.initializers.clear()

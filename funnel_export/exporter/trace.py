@@ -1,4 +1,4 @@
-"""From a checkpoint's config to one ONNX graph, without a single weight in memory."""
+"""From a skeleton to the outline of its graph and the parts to fill in, without a single weight in memory."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -24,7 +24,7 @@ def refer_to_weights(model: ir.Model, parameters: Sequence[ir.Value], checkpoint
     cast then, so that no runtime makes a second table of it.
 
     Raises:
-        CheckpointError: with all weights that are missing or of another shape, at once.
+        CheckpointError: as `find_weights` does.
     """
     shapes = {str(value.name): tuple(value.shape.numpy()) if value.shape is not None else () for value in parameters}
     stored = find_weights(shapes, checkpoint)

@@ -10,7 +10,7 @@ def take_columns(
 ) -> Float[Tensor, "batch taken width"]:
     """Gather columns of each row, as one gather over all rows: the form that every runtime takes.
 
-    Columns beyond the tensor, which only absent slots name, are clamped.
+    Columns beyond the tensor, which only absent slots and padding name, are clamped.
     """
     batch, length, width = x.shape
     rows = torch.arange(batch, device=x.device)[:, None] * length

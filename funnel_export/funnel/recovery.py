@@ -25,7 +25,7 @@ def recover(
         spec: recovery.
 
     `delta` x + (out - in), `add` x + out (Funnel-Transformer, Dai & Le 2020), `average` (x + out)/2, `replace` out.
-    Sums accumulate in float32; with stride 1, `delta` then gives back `out` as it is.
+    Sums accumulate in float32; with stride 1, `delta` then gives back `out`, but for float32's rounding.
     """
     match spec.recovery:
         case Recovery.REPLACE:

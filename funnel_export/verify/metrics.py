@@ -8,7 +8,10 @@ Array = NDArray[np.float64]
 
 
 class Metrics(BaseModel):
-    """Distance of a candidate from a reference, over real tokens only. Not finite where either is not."""
+    """Distance of a candidate from a reference, over real tokens only.
+
+    Where either is not finite, `max_rel` and `rms_rel` are not finite either; `cosine` and `top1` may not show it.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 

@@ -3,11 +3,21 @@
 import pytest
 import torch
 from exported import Forward, Recipe, forward_of_bundle
-from models import main_output, random_rows
-from properties import check_causal, check_padding, check_rows, lengths_around, oracle_of
+from models import main_output, make_batch, random_rows
+from properties import (
+    alone,
+    assert_close,
+    check_causal,
+    check_padding,
+    check_rows,
+    forward_of,
+    lengths_around,
+    oracle_of,
+)
 
 from funnel_export import FunnelSpec
-from funnel_export.config import Task
+from funnel_export.config import LARGEST_STRIDE, Task
+from funnel_export.funnel import apply_funnel
 
 RELATIVE = 2e-5
 """Largest error in float32, over the largest output."""
@@ -33,6 +43,20 @@ RECIPES = {
     "classes S=2 max lookahead": Recipe(
         task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:4:2", pooling="max", lookahead=True)
     ),
+}
+
+
+EXTREMES = {
+    "largest stride": Recipe(
+        task=Task.TOKEN_CLASSIFICATION,
+        funnel=FunnelSpec(pool_layer=1, recover_layer=3, stride=LARGEST_STRIDE, lookahead=True),
+        overrides=(("hidden_size", 8),),  # few numbers for each of the million tokens of a window
+    ),
+    "all layers": Recipe(funnel=FunnelSpec.parse("0:4:2")),
+    "no entry": RECIPES["S=3 max add compact"],
+    "no exit": RECIPES["S=4 first average"],
+    "stride 1": RECIPES["S=1 delta"],
+    "stride 1, all layers": RECIPES["S=1 replace, all layers"],
 }
 
 
@@ -75,3 +99,20 @@ def test_without_a_shorter_sequence_equals_hugging_face(name: str) -> None:
     rows = random_rows(lengths_around(3), seed=3)
     with torch.no_grad():
         check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, limit(run, rows))
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_equal_eager_and_the_oracle(name: str) -> None:
+    recipe = EXTREMES[name]
+    run, eager = (
+        forward_of_bundle(recipe.bundle()),
+        forward_of(apply_funnel(recipe.model(torch.float32), recipe.funnel)),
+    )
+    rows = random_rows([1, 13], seed=4)
+    within = limit(run, rows)
+    check_rows(run, alone(eager), rows, within)
+    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, within)
+    batch = make_batch(rows, "left", extra=1)
+    got, want = (batch.real(forward(batch.input_ids, batch.attention_mask)) for forward in (run, eager))
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, within, "padded")

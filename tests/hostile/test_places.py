@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -169,6 +170,28 @@ def test_no_permission(out: str, folder: Path) -> None:
     assert "Permission denied" in done.stderr
     assert "Traceback" not in done.stderr
     assert listing(closed) == before
+
+
+HALF_WRITTEN = """
+import runpy, sys, time
+from funnel_export.exporter import write
+write._manifest = lambda *_: (print("half written", flush=True), time.sleep(60))
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+"""Runs a script; its export says when all but the manifest is there, and goes no further."""
+
+
+def test_an_export_that_is_asked_to_end(folder: Path) -> None:
+    before = listing(folder)
+    python, *arguments = command(folder, str(folder / "made"))
+    with subprocess.Popen([python, "-c", HALF_WRITTEN, *arguments], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "half written\n"
+        (partial,) = folder.glob(".made.partial-*")
+        assert (partial / "model.safetensors").exists()
+        running.send_signal(signal.SIGTERM)
+    assert running.returncode == 143
+    assert listing(folder) == before
 
 
 def test_a_folder_whose_name_is_no_text(ready: None, folder: Path) -> None:

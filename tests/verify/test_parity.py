@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import broken
+from breaks import broken, swapped_masks
 from exported import Recipe
 
 from funnel_export import FunnelSpec, check
@@ -43,13 +43,6 @@ def shifted_read_out(model: ir.Model) -> None:
 
 def shifted_window(model: ir.Model) -> None:
     scaled(model, node(model, "funnel/pool/", "Gather"), 1, -1, add=True)
-
-
-def swapped_masks(model: ir.Model) -> None:
-    adds = [softmax.inputs[0].producer() for softmax in model.graph if softmax.op_type == "Softmax"]
-    one, other = adds[0].inputs[1], adds[3].inputs[1]
-    adds[0].replace_input_with(1, other)
-    adds[3].replace_input_with(1, one)
 
 
 def swapped_weights(model: ir.Model) -> None:

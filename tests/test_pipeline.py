@@ -1,0 +1,33 @@
+"""What `export` changes in the process that calls it, it gives back."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import Recipe
+
+from funnel_export import export
+from funnel_export.errors import ExportError
+from funnel_export.exporter import build
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was_after_an_error(
+    enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during = []
+
+    def fail(*_: Any) -> None:
+        during.append(gc.isenabled())
+        raise ExportError("no graph today")
+
+    monkeypatch.setattr(build, "build_graph", fail)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ExportError, match="no graph today"):
+            export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+        after = gc.isenabled()
+    finally:
+        gc.enable()
+    assert (during, after) == ([False], enabled)
