@@ -25,10 +25,10 @@ from typing import Any
 from models import save_tiny_checkpoint
 
 import funnel_export
-from funnel_export import atomic, bundle, pipeline
+from funnel_export import atomic, bundle, pipeline, place
 from funnel_export.exporter import build, write
 
-FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, write)}
+FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, place, write)}
 FORK = multiprocessing.get_context("fork")
 
 

@@ -18,6 +18,7 @@ STATIONS = [
     "config",
     "profile",
     "atomic",
+    "place",
     "rope",
     "architecture",
     "checkpoint",
