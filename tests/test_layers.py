@@ -30,6 +30,8 @@ STATIONS = [
     "targets",
     "verify",
     "pipeline",
+    "triton",
+    "package",
     "contracts",
     "demo",
     "cli",
