@@ -92,7 +92,7 @@ def package(
     target = _target(opened, Path(out), name)
     engine, built = (None, None) if chosen.backend is Backend.ONNXRUNTIME else _find_engine(opened, chosen.engine)
     profiles = [] if built is None else built.profiles
-    graph = _served(opened.manifest.graphs[0], chosen.backend)
+    graph = served(opened.manifest.graphs[0], chosen.backend)
     config = model_config(target.name, graph, opened.manifest.dtype, profiles, chosen)
     if built is not None:
         _warn_of_gaps(built, config.max_batch_size)
@@ -153,7 +153,7 @@ def _find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]
     )
 
 
-def _served(graph: GraphRecord, backend: Backend) -> GraphRecord:
+def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
     """The graph as Triton serves it: its ONNX Runtime back end has no bfloat16, so that outputs are cast there."""
     if backend is Backend.TENSORRT:
         return graph
