@@ -175,11 +175,11 @@ def package(
     bundle: BundleFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model repository; other models stay.")],
     format_: Annotated[str, typer.Option("--format", help="What to package it as: triton.")] = "triton",
-    name: Annotated[str | None, typer.Option(help="Name of the model [default: the bundle's folder].")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model (default: the bundle's folder).")] = None,
     backend: Annotated[str, typer.Option(help="onnxruntime, or tensorrt for an engine.")] = "onnxruntime",
-    engine: Annotated[str | None, typer.Option(help="Engine to take [default: the only one].")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine to take (default: the only one).")] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(help="Rows in a batch; 0: clients batch [default: the engine's, or 8].")
+        int | None, typer.Option(help="Rows in a batch; 0: clients batch (default: the engine's, or 8).")
     ] = None,
     dynamic_batching: Annotated[
         bool, typer.Option("--dynamic-batching", help="Put requests that wait together into one batch.")
@@ -190,7 +190,7 @@ def package(
     max_queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds that a request may wait.")] = None,
     instances: Annotated[int, typer.Option(help="Copies of the model, on every GPU if it runs there.")] = 1,
     kind: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted [default: all].")] = None,
+    gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted (default: all).")] = None,
     weights: Annotated[str, typer.Option(help="`link` hard-links weights and plans, `copy` copies them.")] = "link",
     json_: Json = False,
 ) -> None:
