@@ -98,22 +98,27 @@ def package(
         _warn_of_gaps(built, config.max_batch_size)
     _refuse_what_others_changed(target)
     with replace_folder(target, is_model) as folder:
-        try:
-            _write_config(folder, config)
-            shutil.copyfile(opened.path / MANIFEST, folder / MANIFEST)
-            (folder / VERSION).mkdir()
-            if engine is None:
-                progress("writing the graph")
-                _write_graph(folder / VERSION, opened, placing)
-            else:
-                progress("verifying the engine")
-                plan = load_engine(opened, engine)
-                progress("writing the engine")
-                place(plan.file, folder / VERSION / PLAN, placing)
-                shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
-        except OSError as err:
-            raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err
+        _fill(folder, opened, config, engine, placing, progress)
     return Package(target, config, engine)
+
+
+def _fill(folder: Path, bundle: Bundle, config: Any, engine: str | None, placing: Placing, progress: Progress) -> None:
+    """Write the model into a folder that is empty so far."""
+    try:
+        _write_config(folder, config)
+        shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
+        (folder / VERSION).mkdir()
+        if engine is None:
+            progress("writing the graph")
+            _write_graph(folder / VERSION, bundle, placing)
+        else:
+            progress("verifying the engine")
+            plan = load_engine(bundle, engine)
+            progress("writing the engine")
+            place(plan.file, folder / VERSION / PLAN, placing)
+            shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
+    except OSError as err:
+        raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err
 
 
 def _target(bundle: Bundle, out: Path, name: str | None) -> Path:
