@@ -215,6 +215,52 @@ def compile_(
     _print(engine.manifest.model_dump_json() if json_ else describe_engine(engine))
 
 
+@app.command()
+def package(
+    bundle: BundleFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model repository; other models stay.")],
+    format_: Annotated[str, typer.Option("--format", help="What to package it as: triton.")] = "triton",
+    name: Annotated[str | None, typer.Option(help="Name of the model (default: the bundle's folder).")] = None,
+    backend: Annotated[str, typer.Option(help="onnxruntime, or tensorrt for an engine.")] = "onnxruntime",
+    engine: Annotated[str | None, typer.Option(help="Engine to take (default: the only one).")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Rows in a batch; 0: clients batch (default: the engine's, or 8).")
+    ] = None,
+    dynamic_batching: Annotated[
+        bool, typer.Option("--dynamic-batching", help="Put requests that wait together into one batch.")
+    ] = False,
+    preferred_batch_size: Annotated[
+        list[int] | None, typer.Option(help="A batch that need not wait for more, several times if wanted.")
+    ] = None,
+    max_queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds that a request may wait.")] = None,
+    instances: Annotated[int, typer.Option(help="Copies of the model, on every GPU if it runs there.")] = 1,
+    kind: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted (default: all).")] = None,
+    weights: Annotated[str, typer.Option(help="`link` hard-links weights and plans, `copy` copies them.")] = "link",
+    json_: Json = False,
+) -> None:
+    """Add a bundle, or an engine compiled from it, to a Triton model repository."""
+    from funnel_export.config import parse_choice
+    from funnel_export.package import Format, package
+    from funnel_export.triton import Backend, Kind, TritonOptions
+
+    parse_choice("format", Format, format_)
+    options = TritonOptions(
+        backend=parse_choice("backend", Backend, backend),
+        engine=engine,
+        max_batch_size=max_batch_size,
+        dynamic_batching=dynamic_batching,
+        preferred_batch_size=tuple(preferred_batch_size or ()),
+        max_queue_delay_us=max_queue_delay_us,
+        instances=instances,
+        kind=parse_choice("kind", Kind, kind),
+        gpus=tuple(gpu or ()),
+    )
+    with _progress() as progress:
+        made = package(bundle, out, name=name, options=options, weights=weights, progress=progress)
+    _print(made.to_json() if json_ else "\n".join(str(made.path / file) for file in made.files()))
+
+
 @graph.command("show")
 def graph_show(bundle: BundleFolder) -> None:
     """Print what a bundle's graph computes, as a text without weights."""

@@ -6,10 +6,7 @@ a given time.
 """
 
 import argparse
-import hashlib
 import json
-import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -19,63 +16,16 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from killing import FORK, digest, forked
 from models import save_tiny_checkpoint
 
 import funnel_export
-from funnel_export import atomic, bundle, pipeline
+from funnel_export import atomic, bundle, pipeline, place
 from funnel_export.exporter import build, write
 
-FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, write)}
-FORK = multiprocessing.get_context("fork")
-
-
-def digest(folder: Path) -> str:
-    """Digest of every file in a folder, with its name."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        found.update(f"{path.relative_to(folder)} {path.is_dir()}".encode())
-        if path.is_file():
-            found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
-
-
-class Lines:
-    """Counts lines of the files that write, and kills the process after the last one that it may run."""
-
-    def __init__(self, last: int | None = None) -> None:
-        self.count, self.last = 0, last
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        """A trace function."""
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line":
-            if self.count == self.last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            self.count += 1
-        return self
-
-
-def run(job: Callable[[], None], last: int | None, count: Any) -> None:
-    """Run a job in this process until it has run so many lines."""
-    lines = Lines(last)
-    sys.settrace(lines)
-    job()
-    sys.settrace(None)
-    count.value = lines.count
-
-
-def forked(job: Callable[[], None], last: int | None = None) -> tuple[int, int]:
-    """Exit code of a job in a process of its own, and the lines that it ran to its end."""
-    count = FORK.Value("i", 0)
-    process = FORK.Process(target=run, args=(job, last, count))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode, count.value
+FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, place, write)}
 
 
 def prepare(folder: Path) -> dict[str, Callable[[], None]]:
@@ -105,7 +55,7 @@ def kill_at_lines(points: int) -> dict[str, Any]:
         old, new = digest(folder / "old"), digest(folder / "new")
         out = folder / "out"
         jobs["old"]()
-        code, lines = forked(jobs["new"])
+        code, lines = forked(jobs["new"], FILES)
         assert code == 0
         assert digest(out / "bundle") == new
         result: dict[str, Any] = {"lines": lines, "killed": 0, "old": 0, "new": 0, "lost": 0, "left": 0, "uncleaned": 0}
@@ -114,7 +64,7 @@ def kill_at_lines(points: int) -> dict[str, Any]:
         for last in (*along, *(lines - 1 - 3 * point for point in range(points - half))):
             jobs["old"]()
             assert digest(out / "bundle") == old
-            code, _ = forked(jobs["new"], last)
+            code, _ = forked(jobs["new"], FILES, last)
             result["killed"] += code == -signal.SIGKILL
             funnel_export.load_bundle(out / "bundle")
             found = {old: "old", new: "new"}.get(digest(out / "bundle"), "lost")

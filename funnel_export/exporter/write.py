@@ -1,10 +1,7 @@
 """Writing a bundle: graph, weights, companions, manifest."""
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +12,7 @@ from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorR
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Placing, Task
 from funnel_export.errors import BundleError, ExportError
+from funnel_export.place import place
 
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
@@ -48,7 +46,7 @@ def write_bundle(folder: Path, model: ir.Model, checkpoint: Checkpoint, facts: F
     try:
         ir.save(model, folder / GRAPH)
         for file in weights:
-            _place(checkpoint.path / file.file, folder / file.file, placing)
+            place(checkpoint.path / file.file, folder / file.file, placing)
         _write_config(folder, checkpoint, facts.spec)
         if [file.file for file in weights] != [SINGLE]:
             _write_index(folder, weights)
@@ -79,19 +77,6 @@ def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: F
         source=facts.source,
         versions={tool: version(tool) for tool in TOOLS},
     )
-
-
-def _place(source: Path, target: Path, placing: Placing) -> None:
-    real = source.resolve()  # a Hub cache holds links; the bundle must hold files
-    if placing is Placing.LINK:
-        try:
-            os.link(real, target)
-        except OSError as err:
-            if err.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                raise
-        else:
-            return
-    shutil.copyfile(real, target)
 
 
 def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from funnel_export.config import Dtype, FunnelSpec
 from funnel_export.errors import TargetRefusedError
-from funnel_export.targets.place import describe_place, nodes_named_in
+from funnel_export.targets.location import describe_place, nodes_named_in
 
 DTYPES = {
     "FLOAT": "float32",
