@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from funnel_export.architecture import SLIDING, Architecture
@@ -34,6 +35,7 @@ def find_faults(
     5. Products in the compute dtype, softmax and norms in float32.
     6. Pooling and recovery where the funnel says so.
     7. Every weight refers to the checkpoint; no large constant in the graph.
+    8. Every value has the dtype and the rank that its op gives it.
     """
     return [
         *_ops(model),
@@ -43,6 +45,7 @@ def find_faults(
         *_dtypes(model, dtype),
         *_funnel(model, architecture, spec),
         *_weights(model),
+        *_types(model),
     ]
 
 
@@ -208,3 +211,10 @@ def _constant(node: ir.Node | None, index: int) -> float | None:
     if value is None or value.const_value is None or value.const_value.size != 1:
         return None
     return float(np.asarray(value.const_value.numpy(), dtype=np.float64).reshape(-1)[0])
+
+
+def _types(model: ir.Model) -> Iterator[str]:
+    try:
+        onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as err:
+        yield f"dtypes or shapes are not what the ops give: {str(err).strip()}"

@@ -37,7 +37,8 @@ def pool(
         case Pooling.LAST:
             return take_columns(x, first + inside[:, :, -1])
         case Pooling.MAX:
-            return _windows(x, first, inside).amax(dim=2)
+            # Widened, which changes no maximum: torch's translation of a 16-bit amax gives float32 by another name.
+            return widen(_windows(x, first, inside)).amax(dim=2).to(x.dtype)
         case Pooling.MEAN:
             wide = widen(_windows(x, first, inside))
             weight = (numbers == inside).to(wide.dtype)[..., None]

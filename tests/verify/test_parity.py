@@ -87,10 +87,11 @@ def test_refuses_a_broken_graph_and_names_the_place(
         Recipe(),
         Recipe(funnel=None),
         Recipe(dtype="bfloat16"),
+        Recipe(dtype="bfloat16", funnel=FunnelSpec.parse("1:3:2", pooling="max")),
         Recipe(funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
                overrides=(("tie_word_embeddings", False),)),
     ],
-    ids=["funnel", "dense", "bfloat16", "compact"],
+    ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
 )  # fmt: skip
 def test_passes_what_was_exported(recipe: Recipe) -> None:
     bundle = recipe.bundle()
