@@ -76,6 +76,10 @@ class Session(Protocol):
         """Run on named tensors; 16-bit outputs come back as float16, or as float32 holding bfloat16's values."""
         ...
 
+    def close(self) -> None:
+        """Give memory back, and keep for next time what was learnt; a closed session does not run."""
+        ...
+
 
 class Target(Protocol):
     """A runtime that compiles and loads bundles."""

@@ -202,6 +202,10 @@ class OnnxRuntimeSession:
             raise TargetRefusedError("ONNX Runtime failed while running the graph", got=err) from err
         return {name.removesuffix(_CAST): value for name, value in zip(self._names, values, strict=True)}
 
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._session = None
+
 
 def ort_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: classes without a common base of their own."""

@@ -187,3 +187,8 @@ class OpenVinoSession:
             # The Python API hands bfloat16 out as float16: the right bits under the wrong name.
             results[name] = as_float(data.view(ml_dtypes.bfloat16) if kind == "bf16" else data).copy()
         return results
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._request = None
+        self._outputs.clear()

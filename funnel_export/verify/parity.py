@@ -5,6 +5,7 @@ The reference is eager PyTorch one step more precise than the bundle: float64 fo
 passes when it loses no more than a small factor of that.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,30 +204,30 @@ def _check_candidate(
     report: ParityReport,
 ) -> TargetResult:
     session = candidate.load(bundle)
-    cases, first_failed = [], 0
     output = bundle.manifest.graphs[0].outputs[0].name
+
+    def compare(index: int) -> CaseResult:
+        case, got = plan.cases[index], session.run(inputs[index])[output]
+        metrics = measure(_real(got, case), reference[index], logits=report.floor.kl is not None)
+        return CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics))
+
     taken = [index for index, case in enumerate(plan.cases) if candidate.takes(case)]
-    for index in taken:
-        case, wanted = plan.cases[index], reference[index]
-        got = session.run(inputs[index])[output]
-        metrics = measure(_real(got, case), wanted, logits=report.floor.kl is not None)
-        cases.append(CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics)))
-        if not cases[-1].passed and cases[first_failed].passed:
-            first_failed = len(cases) - 1
+    with contextlib.closing(session):
+        cases = {index: compare(index) for index in taken}
+    failed = [index for index, case in cases.items() if not case.passed]
     result = _result(
         candidate,
         device=session.device,
         precision=session.precision,
-        passed=bool(cases) and all(case.passed for case in cases),
-        cases=cases,
-        left_out=[case.name for index, case in enumerate(plan.cases) if index not in taken],
+        passed=bool(cases) and not failed,
+        cases=list(cases.values()),
+        left_out=[case.name for index, case in enumerate(plan.cases) if index not in cases],
         error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
-    if result.passed or not cases:
+    if not failed:
         return result
-    failed = taken[first_failed]
     try:
-        place = locate(bundle, candidate, plan.cases[failed], inputs[failed], report.factor)
+        place = locate(bundle, candidate, plan.cases[failed[0]], inputs[failed[0]], report.factor)
     except (TargetRefusedError, KeyError) as err:  # a graph so broken that it has no such boundaries
         return result.model_copy(update={"error": f"differs, and where it begins could not be found: {err}"})
     return result.model_copy(update={"first_difference": place})
@@ -250,7 +251,8 @@ def locate(
     An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it.
     """
     names = boundaries(bundle)
-    got = candidate.load(bundle, names).run(inputs)
+    with contextlib.closing(candidate.load(bundle, names)) as session:
+        got = session.run(inputs)
     dtype = bundle.manifest.dtype
     (reference,) = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), [inputs], names)
     (eager,) = _outputs(Eager(bundle, getattr(torch, dtype)), [inputs], names)

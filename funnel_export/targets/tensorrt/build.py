@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 from funnel_export.config import FunnelSpec
 from funnel_export.errors import SpecError, TargetRefusedError
 from funnel_export.targets.tensorrt.flavour import Flavour
+from funnel_export.targets.tensorrt.inspection import inspect_plan
 from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.options import TensorRtOptions
 from funnel_export.targets.tensorrt.parse import (
@@ -25,7 +26,8 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     """Build a plan and write it.
 
     Returns:
-        What the build told: seconds, bytes, layers, matrix products by dtype, warnings.
+        What the build told: seconds, bytes, layers, matrix products by dtype, what the inspector says if there is a
+        GPU to load the plan, warnings.
 
     Raises:
         TargetRefusedError: if parser or builder refuse.
@@ -52,11 +54,13 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
         raise TargetRefusedError(f"{flavour.target} could not build the graph", got=failure, hint=remedy(failure))
     if request.new_timing_cache is not None:
         request.new_timing_cache.write_bytes(config.get_timing_cache().serialize())
+    seconds = round(time.perf_counter() - start, 2)
     return {
-        "build_seconds": round(time.perf_counter() - start, 2),
+        "build_seconds": seconds,
         "plan_bytes": written,
         "layers": network.num_layers,
         "matrix_products": products,
+        "inspected": inspect_plan(trt, logger, request.plan, request.dtype),
         "warnings": [warning for warning in logger.warnings if "Int64 binding" not in warning],
     }
 

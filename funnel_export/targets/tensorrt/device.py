@@ -1,5 +1,6 @@
 """Memory, stream and CUDA graphs of the GPU: buffers are kept from call to call and grow when they must."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -68,12 +69,18 @@ class Device:
         call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Give graphs, buffers and stream back."""
+        """Give graphs, buffers and stream back; what is closed already stays so."""
         self._forget_graphs()
         for address, _ in self._buffers.values():
             call("cudaFree", address)
         self._buffers.clear()
-        call("cudaStreamDestroy", self.stream)
+        if self.stream:
+            call("cudaStreamDestroy", self.stream)
+            self.stream = 0
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # a process that ends gives everything back anyway
+            self.close()
 
     def _capture(self, work: Callable[[int], bool]) -> Any:
         from cuda.bindings import runtime

@@ -99,10 +99,12 @@ class TensorRtSession:
         """See `Session.run`."""
         return self._runner.run(inputs)
 
-    def save_kernels(self) -> None:
-        """Keep what TensorRT-RTX has compiled for this GPU beside the plan, for a faster first run next time."""
+    def close(self) -> None:
+        """See `Session.close`; what TensorRT-RTX has compiled for this GPU stays beside the plan."""
         if self._cache is not None:
             save_cache(self._engine, bytes(self._cache.serialize()))
+            self._cache = None
+        self._runner.close()
 
 
 class Runner:
@@ -136,6 +138,10 @@ class Runner:
         results = {name: np.empty(size, self._dtypes[name]) for name, size in shapes.items()}
         self._device.fetch(results)
         return {name: as_float(value) for name, value in results.items()}
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._device.close()
 
     def _choose_profile(self, shape: tuple[int, int]) -> None:
         fitting = fitting_profiles(self._profiles, shape)

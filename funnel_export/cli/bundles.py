@@ -1,0 +1,128 @@
+"""Commands about bundles: demo, export, inspect, check."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
+from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
+from funnel_export.errors import SpecError, TargetRefusedError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    json_: Json = False,
+) -> None:
+    """Do it all on a small model that is made here: no download, no GPU."""
+    from funnel_export.demo import describe_demo, run_demo
+
+    with progress_bar() as progress:
+        report = run_demo(out, progress=progress)
+    say(report.model_dump_json() if json_ else describe_demo(out, report))
+    if not report.parity.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or Hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
+    funnel: Annotated[
+        str, typer.Option(metavar="P:R:S", help="Pool at layer P, recover at R, stride S; `none` for the dense model.")
+    ] = "auto",
+    pooling: Annotated[Pooling | None, typer.Option(help="How a window becomes a slot (default: mean).")] = None,
+    recovery: Annotated[Recovery | None, typer.Option(help="How tokens take a slot up (default: delta).")] = None,
+    slot_positions: Annotated[
+        SlotPositions | None, typer.Option(help="Position of a slot in RoPE and masks (default: original).")
+    ] = None,
+    lookahead: Annotated[
+        bool, typer.Option("--lookahead", help="Give an unfinished last window a slot; not for text generation.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="Task as Optimum names it; `auto` reads the architectures.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; `auto` is what is stored.")] = "auto",
+    weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id (default: main).")] = None,
+    json_: Json = False,
+) -> None:
+    """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
+    from funnel_export import pipeline
+
+    options = {"pooling": pooling, "recovery": recovery, "slot_positions": slot_positions}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if lookahead:
+        given["lookahead"] = True
+    if given and funnel in ("auto", "none"):
+        raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
+    spec = funnel if funnel in ("auto", "none") else FunnelSpec.parse(funnel, **given)
+    with progress_bar() as progress:
+        bundle = pipeline.export(
+            checkpoint,
+            out,
+            funnel=spec,
+            task=task,
+            dtype=dtype,
+            weights=weights,
+            opset=opset,
+            revision=revision,
+            progress=progress,
+        )
+    say(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")
+
+
+@app.command()
+def inspect(bundle: BundleFolder, json_: Json = False) -> None:
+    """Show what is in a bundle: its funnel as a picture, its audit, and what it is predicted to save."""
+    from funnel_export.bundle import load_bundle
+    from funnel_export.verify.summary import audit_bundle, describe_bundle, predictions
+
+    opened = load_bundle(bundle)
+    if not json_:
+        say(describe_bundle(opened))
+        return
+    manifest = opened.manifest.model_dump(mode="json")
+    say(json.dumps({"manifest": manifest, "audit": audit_bundle(opened), "predicted": predictions(opened)}))
+
+
+@app.command()
+def check(
+    bundle: BundleFolder,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target to check, several times if wanted (default: all that work here).")
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="A further sequence length, several times if wanted.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Leave out longer sequences, as around a window of 4096.")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(min=1.0, help="How many times eager PyTorch's own error may be lost (default: 4).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Compare targets with eager PyTorch; the last line is JSON, and the exit code is 1 if one differs."""
+    from funnel_export import checking
+    from funnel_export.verify.summary import describe_parity
+
+    with progress_bar() as progress:
+        report = checking.check(
+            bundle,
+            targets=target or None,
+            lengths=length or (),
+            max_length=max_length,
+            factor=factor,
+            seed=seed,
+            progress=progress,
+        )
+    if not json_:
+        say(describe_parity(report))
+    say(report.model_dump_json())
+    if any(result.error and not result.cases for result in report.targets):
+        raise typer.Exit(TargetRefusedError.exit_code)
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,120 @@
+"""`doctor` tells the truth, whatever is missing: package, library, driver or GPU."""
+
+import json
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from funnel_export.errors import TargetUnavailableError
+from funnel_export.targets import get_target, target_names
+from funnel_export.targets.tensorrt import flavour, gpu
+from funnel_export.targets.tensorrt.gpu import Gpu
+
+runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed", exc_type=ImportError)
+SUCCESS = runtime.cudaError_t.cudaSuccess
+NO_DEVICE = runtime.cudaError_t.cudaErrorNoDevice
+H200 = Gpu("NVIDIA H200", "9.0", "13.0")
+
+
+def without(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Let an import of a module fail, as if it were not installed."""
+    monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "module"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("tensorrt", "tensorrt")]
+)
+def test_without_its_package_a_target_neither_runs_nor_compiles(
+    target: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, module)
+    here = get_target(target).availability()
+    assert (here.available, here.compiles) == (False, False)
+    assert "not installed" in here.detail
+    assert here.hint == f"pip install 'funnel-export[{target}]'"
+
+
+def test_a_package_whose_library_does_not_load_is_said_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavour, "version", lambda _: "11.4.0.106")
+    without(monkeypatch, "tensorrt")
+    here = get_target("tensorrt").availability()
+    assert (here.available, here.compiles, here.version) == (False, False, "11.4.0.106")
+    assert "installed and does not load" in here.detail
+
+
+def cuda(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    """Let functions of the CUDA runtime answer as on another machine."""
+    for function, answer in answers.items():
+        monkeypatch.setattr(runtime, function, lambda *_, answer=answer: answer)
+
+
+def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, cudaDriverGetVersion=(SUCCESS, 0))
+    with pytest.raises(TargetUnavailableError, match="there is no NVIDIA driver here"):
+        gpu.find_gpu()
+
+
+def test_a_machine_with_a_driver_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, cudaDriverGetVersion=(SUCCESS, 13000), cudaGetDeviceCount=(NO_DEVICE, 0))
+    with pytest.raises(TargetUnavailableError, match=r"(?s)no NVIDIA GPU here.*cudaErrorNoDevice: no CUDA-capable"):
+        gpu.find_gpu()
+
+
+def test_a_machine_without_the_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "cuda.bindings")
+    with pytest.raises(TargetUnavailableError, match=r"(?s)cannot be asked.*not installed.*pip install cuda-bindings"):
+        gpu.find_gpu()
+
+
+def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, major, minor = b"NVIDIA H200", 9, 0
+
+    cuda(
+        monkeypatch,
+        cudaDriverGetVersion=(SUCCESS, 13000),
+        cudaGetDeviceCount=(SUCCESS, 1),
+        cudaGetDevice=(SUCCESS, 0),
+        cudaGetDeviceProperties=(SUCCESS, Properties()),
+    )
+    assert gpu.find_gpu() == H200
+
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+@pytest.mark.parametrize(("target", "compiles"), [("tensorrt", False), ("tensorrt-rtx", True)])
+def test_with_the_package_and_no_gpu_only_rtx_compiles(
+    target: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[target], ModuleType(MODULES[target]))
+
+    def find() -> Gpu:
+        raise TargetUnavailableError("there is no NVIDIA driver here")
+
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", find)
+    here = get_target(target).availability()
+    assert (here.available, here.compiles) == (False, compiles)
+    assert "there is no NVIDIA driver here" in here.detail
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_with_package_and_gpu_both_compile_and_run(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[target], ModuleType(MODULES[target]))
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: H200)
+    here = get_target(target).availability()
+    assert (here.available, here.compiles) == (True, True)
+    assert here.detail == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+
+
+def test_doctor_shows_every_target_as_text_and_as_json() -> None:
+    run = [sys.executable, "-m", "funnel_export", "doctor"]
+    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    facts = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True, check=True).stdout)["targets"]
+    assert list(facts) == target_names()
+    for name, fact in facts.items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[1:3] == [("no", "yes")[fact["available"]], ("no", "yes")[fact["compiles"]]]

@@ -1,0 +1,268 @@
+"""How a plan is loaded and run, on a GPU and a TensorRT that tests make: the real ones have not been had."""
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from exported import Recipe
+from fakes import Cuda, Diagnostics, make_module
+
+from funnel_export import Bundle, check, load_bundle
+from funnel_export.engine import BuiltFor, Engine, EngineManifest, load_engine, record_file, this_platform
+from funnel_export.errors import BundleError, SpecError, TargetRefusedError
+from funnel_export.profile import Profile
+from funnel_export.targets import get_target, refuse_misfit
+from funnel_export.targets.tensorrt.gpu import Gpu
+
+pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed", exc_type=ImportError)
+
+H200 = Gpu("NVIDIA H200", "9.0", "13.0")
+PROFILES = ["step:batch=1:2:4,sequence=1", "prompt:batch=1:1:4,sequence=1:8:32"]
+VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """A GPU."""
+    made = Cuda()
+    monkeypatch.setattr("funnel_export.targets.tensorrt.device.call", made)
+    for module in ("target", "session", "runtime_cache"):
+        monkeypatch.setattr(f"funnel_export.targets.tensorrt.{module}.find_gpu", lambda: H200)
+    return made
+
+
+Install = Callable[..., tuple[Bundle, Engine]]
+
+
+@pytest.fixture
+def install(cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Gives a bundle with an engine of a target, and the module that runs it."""
+
+    def make(target: str = "tensorrt", *, plan: bytes = b"", options: Any = None, **module: Any) -> Any:
+        bundle = load_bundle(shutil.copytree(Recipe().bundle().path, tmp_path / "bundle"))
+        kinds = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+        monkeypatch.setitem(sys.modules, kinds[target], make_module(cuda, VERSIONS[target], **module))
+        folder = bundle.path / "engines" / "built"
+        folder.mkdir(parents=True)
+        (folder / "model.plan").write_bytes(b"vtrt\n" + str(bundle.graph).encode() + b"\n" + plan)
+        manifest = EngineManifest(
+            target=target,
+            version=VERSIONS[target],
+            built_for=BuiltFor(
+                device=H200.name, platform=this_platform(), compute_capabilities=["9.0"], driver=H200.driver
+            ),
+            dtype=bundle.manifest.dtype,
+            graph_sha256=bundle.manifest.graphs[0].sha256,
+            weights=bundle.manifest.weights,
+            profiles=[Profile.parse(text) for text in PROFILES],
+            options=options or {},
+            files=[record_file(folder / "model.plan")],
+            versions={},
+        )
+        (folder / "manifest.json").write_text(manifest.model_dump_json())
+        return bundle, load_engine(bundle, "built")
+
+    return make
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
+    ids = np.random.default_rng(seed).integers(1, 60, (rows, length))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def wanted(bundle: Bundle, inputs: dict[str, Any]) -> Any:
+    return get_target("onnxruntime").load(bundle).run(inputs)["logits"]
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_check_runs_an_engine_as_it_runs_any_target(target: str, install: Install) -> None:
+    bundle, _ = install(target)
+    report = check(bundle, targets=[target])
+    assert report.passed
+    (result,) = report.targets
+    assert (result.target, result.engine, result.device) == (target, "built", "NVIDIA H200")
+    assert len(result.cases) > 8
+    assert result.left_out == []
+
+
+def test_check_says_what_the_profiles_have_no_room_for(install: Install) -> None:
+    bundle, _ = install()
+    (result,) = check(bundle, targets=["tensorrt"], lengths=[40]).targets
+    assert "1x40" in result.left_out
+    assert result.passed
+
+
+def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install: Install, cuda: Cuda) -> None:
+    bundle, engine = install()
+    session = get_target("tensorrt").load(bundle, engine=engine)
+    for seed in range(4):  # runs, is captured, and is launched from then on
+        inputs = tokens(2, 8, seed)
+        np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
+    assert cuda.log.count("cudaMalloc") == 3
+    assert cuda.log.count("cudaStreamBeginCapture") == 1
+    assert cuda.log.count("cudaGraphLaunch") == 3
+    for length in (4, 5):  # smaller ones fit into the buffers
+        session.run(tokens(1, length))
+    assert cuda.log.count("cudaMalloc") == 3
+    session.run(tokens(4, 32))  # grows them, so that no graph may be launched that holds an old address
+    assert not cuda.graphs
+    for seed in range(3):
+        inputs = tokens(2, 8, seed)
+        np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
+    assert len(cuda.memory) == 3
+    session.close()
+    assert not cuda.memory
+    assert not cuda.graphs
+    assert cuda.log[-1] == "cudaStreamDestroy"
+
+
+def test_no_more_graphs_are_kept_than_is_sane(install: Install, cuda: Cuda) -> None:
+    bundle, engine = install()
+    session = get_target("tensorrt").load(bundle, engine=engine)
+    session.run(tokens(4, 32))
+    for length in range(2, 20):
+        for _ in range(2):
+            session.run(tokens(1, length))
+    assert len(cuda.graphs) <= 8
+
+
+def test_rtx_captures_graphs_itself(install: Install, cuda: Cuda) -> None:
+    bundle, engine = install("tensorrt-rtx")
+    session: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    for _ in range(3):
+        session.run(tokens(2, 8))
+    assert "cudaStreamBeginCapture" not in cuda.log
+    assert session._plan.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+
+
+def test_the_profile_is_the_one_tuned_nearest(install: Install) -> None:
+    bundle, engine = install()
+    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    for rows, length in ((2, 1), (2, 8), (1, 9), (4, 1)):
+        inputs = tokens(rows, length)
+        np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
+    assert session._context.profiles == [0, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 33)])
+def test_a_shape_that_no_profile_takes_is_refused(shape: tuple[int, int], install: Install) -> None:
+    bundle, engine = install()
+    with pytest.raises(SpecError, match=f"(?s){shape[0]} rows of {shape[1]} tokens.*step:batch=1:2:4.*or prompt"):
+        get_target("tensorrt").load(bundle, engine=engine).run(tokens(*shape))
+
+
+def test_bfloat16_comes_back_as_float32(install: Install) -> None:
+    bundle, engine = install(dtype="BF16")
+    outputs = [record.model_copy(update={"dtype": "bfloat16"}) for record in bundle.manifest.graphs[0].outputs]
+    graph = bundle.manifest.graphs[0].model_copy(update={"outputs": outputs})
+    manifest = bundle.manifest.model_copy(update={"graphs": [graph]})
+    narrow = Bundle(bundle.path, manifest, bundle.architecture)
+    inputs = tokens(1, 4)
+    got = get_target("tensorrt").load(narrow, engine=engine).run(inputs)["logits"]
+    assert got.dtype == np.float32
+    cut = (wanted(bundle, inputs).view(np.uint32) >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(got, cut.astype(np.float32))
+
+
+def test_a_plan_of_another_dtype_is_refused(install: Install) -> None:
+    bundle, engine = install(dtype="HALF")
+    with pytest.raises(BundleError, match=r"(?s)inputs and outputs are not the graph's.*float16"):
+        get_target("tensorrt").load(bundle, engine=engine)
+
+
+def test_host_code_runs_only_in_plans_that_were_built_with_it(install: Install) -> None:
+    bundle, engine = install(plan=b"host code")
+    with pytest.raises(TargetRefusedError, match=r"(?s)could not be deserialized.*host code is not allowed"):
+        get_target("tensorrt").load(bundle, engine=engine)
+
+
+def test_version_compatible_plans_may_bring_host_code(install: Install) -> None:
+    bundle, engine = install(plan=b"host code", options={"version_compatible": True})
+    assert get_target("tensorrt").load(bundle, engine=engine).run(tokens(1, 2))
+
+
+def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
+    bundle, engine = install("tensorrt-rtx", diagnostics=int(Diagnostics.UNSUPPORTED_CC))
+    with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc\n.*a GPU of 9\.0"):
+        get_target("tensorrt-rtx").load(bundle, engine=engine)
+
+
+MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Gpu, str | None]] = {
+    "the same": ({}, {}, H200, None),
+    "another version": ({"version": "11.3.0.99"}, {}, H200, r"11\.3\.0\.99, and 11\.4"),
+    "an earlier one, compatible": ({"version": "11.3.0.99"}, {"version_compatible": True}, H200, None),
+    "a later one, compatible": ({"version": "11.5.0.1"}, {"version_compatible": True}, H200, r"built with"),
+    "another major, compatible": ({"version": "10.9.0.1"}, {"version_compatible": True}, H200, r"built with"),
+    "another GPU": ({}, {}, Gpu("NVIDIA H100", "9.0", "13.0"), "and this is NVIDIA H100"),
+    "another GPU of its kind": (
+        {},
+        {"hardware_compatibility_level": "same_compute_capability"},
+        Gpu("NVIDIA H100", "9.0", "13.0"),
+        None,
+    ),
+    "of another kind": (
+        {},
+        {"hardware_compatibility_level": "same_compute_capability"},
+        Gpu("NVIDIA B200", "10.0", "13.0"),
+        r"capability 9\.0",
+    ),
+    "Ampere and later": ({}, {"hardware_compatibility_level": "ampere_plus"}, Gpu("RTX", "12.0", "13.0"), None),
+    "before Ampere": ({}, {"hardware_compatibility_level": "ampere_plus"}, Gpu("T4", "7.5", "13.0"), "T4"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_plan_runs_only_where_it_was_built_for(case: str, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, options, here, why = MISFITS[case]
+    _, engine = install(options=options)
+    other = Engine(engine.path, engine.manifest.model_copy(update=changes))
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: here)
+    if why is None:
+        refuse_misfit(get_target("tensorrt"), other)
+    else:
+        with pytest.raises(BundleError, match=why):
+            refuse_misfit(get_target("tensorrt"), other)
+
+
+def test_kernels_are_kept_beside_the_plan_and_read_again(install: Install) -> None:
+    bundle, engine = install("tensorrt-rtx")
+    first: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    first.run(tokens(1, 2))
+    assert first._plan.caches == []
+    first.close()
+    second: Any = get_target("tensorrt-rtx").load(bundle, engine=load_engine(bundle, "built"))
+    assert second._plan.caches == [b"kernels"]
+
+
+SPOILT_CACHES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda folder: (folder / "runtime.cache").write_bytes(b"other"),
+    "without a record": lambda folder: (folder / "runtime.cache.json").unlink(),
+    "of another plan": lambda folder: (folder / "runtime.cache.json").write_text(
+        (folder / "runtime.cache.json").read_text().replace('"plan_sha256":"', '"plan_sha256":"' + "0" * 64 + '","x":"')
+    ),
+    "of another GPU": lambda folder: (folder / "runtime.cache.json").write_text(
+        (folder / "runtime.cache.json").read_text().replace("H200", "H100")
+    ),
+    "with a forged digest of nothing": lambda folder: (folder / "runtime.cache.json").write_text(
+        (folder / "runtime.cache.json")
+        .read_text()
+        .replace(hashlib.sha256(b"kernels").hexdigest(), hashlib.sha256(b"").hexdigest())
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT_CACHES)
+def test_a_cache_that_was_changed_is_not_read(case: str, install: Install) -> None:
+    bundle, engine = install("tensorrt-rtx")
+    session: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    session.close()
+    SPOILT_CACHES[case](engine.path)
+    with pytest.warns(UserWarning, match="the runtime cache is not used"):
+        again: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    assert again._plan.caches == []
