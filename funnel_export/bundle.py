@@ -137,7 +137,18 @@ def is_bundle(path: Path) -> bool:
     except BundleError:
         return False
     named = {graph.file for graph in manifest.graphs} | {weight.file for weight in manifest.weights}
-    return {entry.name for entry in path.iterdir()} <= named | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
+    known = named | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
+    return {entry.name for entry in path.iterdir()} <= known and _holds_engines_only(path / ENGINES)
+
+
+def _holds_engines_only(folder: Path) -> bool:
+    """Whether a folder is missing, or holds nothing but engines and what a build that was killed has left."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(
+        (entry / MANIFEST).is_file() or (entry.name.startswith(".") and ".partial-" in entry.name)
+        for entry in folder.iterdir()
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -163,6 +163,16 @@ def test_an_export_may_replace_a_bundle_with_engines(bundle: Bundle) -> None:
     assert engine_names(load_bundle(bundle.path)) == []
 
 
+def test_an_export_does_not_replace_what_else_lies_among_engines(bundle: Bundle) -> None:
+    (bundle.path / "engines" / ".openvino-cpu.partial-abcdefgh").mkdir()  # what a killed build leaves
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    (bundle.path / "engines").mkdir()
+    (bundle.path / "engines" / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert (bundle.path / "engines" / "notes.txt").read_text() == "mine"
+
+
 def test_a_build_that_fails_leaves_the_earlier_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(bundle.path)
 

@@ -26,8 +26,8 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     """Build a plan and write it.
 
     Returns:
-        What the build told: seconds, bytes, layers, matrix products by dtype, what the inspector says if there is a
-        GPU to load the plan, warnings.
+        What the build told: seconds, bytes, layers, flags, matrix products by dtype, what the inspector says if there
+        is a GPU to load the plan, warnings.
 
     Raises:
         TargetRefusedError: if parser or builder refuse.
@@ -59,6 +59,7 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
         "build_seconds": seconds,
         "plan_bytes": written,
         "layers": network.num_layers,
+        "builder_flags": [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)],
         "matrix_products": products,
         "inspected": inspect_plan(trt, logger, request.plan, request.dtype),
         "warnings": [warning for warning in logger.warnings if "Int64 binding" not in warning],
