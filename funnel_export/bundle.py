@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,8 @@ MANIFEST, GRAPH, REPORTS, ENGINES = "manifest.json", "model.onnx", "reports", "e
 
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
 WeightName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.safetensors$", max_length=255)]
+ManifestT = TypeVar("ManifestT", bound=BaseModel)
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -152,20 +154,28 @@ def _holds_engines_only(folder: Path) -> bool:
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST
+    return read_manifest(folder, Manifest, "bundle", "funnel-export export")
+
+
+def read_manifest(folder: Path, kind: type[ManifestT], name: str, command: str) -> ManifestT:
+    """The manifest of a folder that one of our commands writes; `name` says what such a folder is.
+
+    Raises:
+        BundleError: if there is none, or it is of another make.
+    """
     try:
-        return Manifest.model_validate_json(read_bytes(_inside(folder, MANIFEST), LARGEST_JSON))
+        return kind.model_validate_json(read_bytes(_inside(folder, MANIFEST), LARGEST_JSON))
     except OSError as err:
         raise BundleError(
-            "there is no bundle here", got=err, wanted=f"a folder with {MANIFEST}", hint="funnel-export export"
+            f"there is no {name} here", got=err, wanted=f"a folder with {MANIFEST}", hint=command
         ) from err
     except ValidationError as err:
         details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
         raise BundleError(
             f"{MANIFEST} is not a manifest of this version of funnel_export",
-            got=f"{file}: {details}",
+            got=f"{folder / MANIFEST}: {details}",
             wanted="schema version 1",
-            hint="export the bundle again",
+            hint=f"{command} again",
         ) from err
 
 

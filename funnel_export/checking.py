@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from funnel_export.atomic import write_text
 from funnel_export.bundle import ENGINES, REPORTS, Bundle, load_bundle
-from funnel_export.engine import Engine, engine_names, load_engine, read_manifest
+from funnel_export.engine import Engine, engine_names, load_engine, read_engine_manifest
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 
@@ -109,7 +109,7 @@ def _engines_by_target(bundle: Bundle, *, strict: bool) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
         try:
-            found.setdefault(read_manifest(bundle.path / ENGINES / name).target, []).append(name)
+            found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
         except BundleError as err:
             _raise_or_warn(err, strict=strict)
     return found

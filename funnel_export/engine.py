@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from funnel_export.bundle import ENGINES, MANIFEST, Bundle, Digest, WeightRecord
+from funnel_export.bundle import ENGINES, MANIFEST, Bundle, Digest, WeightRecord, read_manifest
 from funnel_export.config import Dtype
 from funnel_export.errors import BundleError
-from funnel_export.files import LARGEST_JSON, open_regular, read_bytes
+from funnel_export.files import open_regular
 from funnel_export.profile import Profile
 
 CACHES = ("runtime.cache", "runtime.cache.json")
@@ -109,28 +109,16 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
     folder = bundle.path / ENGINES / name
     if folder.is_symlink() or folder.parent.is_symlink():
         raise BundleError("an engine lies outside its bundle", got=f"a symbolic link at {folder}", wanted="a folder")
-    manifest = read_manifest(folder)
+    manifest = read_engine_manifest(folder)
     refuse_other_bundle(manifest, bundle, folder)
     for record in manifest.files:
         verify_file(folder / record.file, record)
     return Engine(folder, manifest)
 
 
-def read_manifest(folder: Path) -> EngineManifest:
+def read_engine_manifest(folder: Path) -> EngineManifest:
     """An engine's manifest; `BundleError` if there is none, or it is of another make."""
-    try:
-        return EngineManifest.model_validate_json(_read(folder / MANIFEST))
-    except OSError as err:
-        raise BundleError(
-            "there is no engine here", got=err, wanted=f"a folder with {MANIFEST}", hint="funnel-export compile"
-        ) from err
-    except ValidationError as err:
-        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
-        raise BundleError(
-            f"{MANIFEST} is not an engine's of this version of funnel_export",
-            got=f"{folder / MANIFEST}: {details}",
-            hint="compile the bundle again",
-        ) from err
+    return read_manifest(folder, EngineManifest, "engine", "funnel-export compile")
 
 
 def refuse_other_bundle(manifest: EngineManifest, bundle: Bundle, folder: Path) -> None:
@@ -181,7 +169,7 @@ def record_file(path: Path) -> FileRecord:
 def is_engine(path: Path) -> bool:
     """Whether this folder is an engine of ours and nothing else: one that a new one may replace."""
     try:
-        manifest = read_manifest(path)
+        manifest = read_engine_manifest(path)
     except BundleError:
         return False
     named = {record.file for record in manifest.files} | {MANIFEST, *CACHES}
@@ -201,12 +189,6 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _read(path: Path) -> bytes:
-    if path.is_symlink():
-        raise BundleError("a file of an engine is a symbolic link", got=path, wanted="a file")
-    return read_bytes(path, LARGEST_JSON)
 
 
 def fitting_profiles(profiles: Sequence[Profile], shape: tuple[int, int]) -> list[int]:

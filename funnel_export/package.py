@@ -13,7 +13,7 @@ from typing import Any
 from funnel_export.atomic import replace_folder
 from funnel_export.bundle import ENGINES, MANIFEST, Bundle, GraphRecord, Manifest, is_bundle, load_bundle
 from funnel_export.config import Dtype, Placing, parse_choice
-from funnel_export.engine import EngineManifest, engine_names, load_engine, read_manifest
+from funnel_export.engine import EngineManifest, engine_names, load_engine, read_engine_manifest
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.files import LARGEST_JSON, read_bytes
 from funnel_export.place import place
@@ -141,7 +141,11 @@ def _target(bundle: Bundle, out: Path, name: str | None) -> Path:
 
 def _find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
     """The engine of a name, or the only one that Triton can load."""
-    found = {each: read_manifest(bundle.path / ENGINES / each) for each in engine_names(bundle) if name in (None, each)}
+    found = {
+        each: read_engine_manifest(bundle.path / ENGINES / each)
+        for each in engine_names(bundle)
+        if name in (None, each)
+    }
     fitting = [each for each, manifest in found.items() if manifest.target == TARGET]
     if len(fitting) == 1:
         return fitting[0], found[fitting[0]]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from funnel_export.atomic import refuse_something_else, replace_folder
 from funnel_export.bundle import Bundle, is_bundle, load_bundle
@@ -73,19 +74,26 @@ def export(
         warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
 
     _refuse_the_checkpoints_place(source, target)
+    name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
+    facts = {"task": chosen_task, "dtype": compute, "spec": spec, "source": name}
     with _collector_paused():
-        from funnel_export.exporter import audit, build, write
+        return _build_and_write(source, target, facts, opset, placing, progress)
 
-        name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
-        facts = write.Facts(task=chosen_task, dtype=compute, spec=spec, source=name)
-        with replace_folder(target, is_bundle) as folder:
-            progress("tracing")
-            model = build.build_graph(source, chosen_task, spec, compute, opset)
-            progress("auditing the graph")
-            audit.audit(model, source.architecture, chosen_task, spec, compute)
-            progress("writing the bundle")
-            write.write_bundle(folder, model, source, facts, placing)
-            bundle = load_bundle(folder)
+
+def _build_and_write(
+    source: Checkpoint, target: Path, facts: dict[str, Any], opset: int, placing: Placing, progress: Progress
+) -> Bundle:
+    from funnel_export.exporter import audit, build, write
+
+    what = write.Facts(**facts)
+    with replace_folder(target, is_bundle) as folder:
+        progress("tracing")
+        model = build.build_graph(source, what.task, what.spec, what.dtype, opset)
+        progress("auditing the graph")
+        audit.audit(model, source.architecture, what.task, what.spec, what.dtype)
+        progress("writing the bundle")
+        write.write_bundle(folder, model, source, what, placing)
+        bundle = load_bundle(folder)
     return replace(bundle, path=target)
 
 

@@ -106,7 +106,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "folder a link": (link_all, "symbolic link"),
     "blob a pipe": (pipe, "cannot be read"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "no engine here"),
-    "manifest no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "not an engine's"),
+    "manifest no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "is not a manifest"),
     "another schema": (edit(schema_version=2), "schema_version"),
     "an unknown key": (edit(extra=1), "extra"),
     "a path for a file": (edit(files=[{"file": "../model.onnx", "size": 1, "sha256": "0" * 64}]), "files.0.file"),
