@@ -1,0 +1,84 @@
+"""What only a machine with an NVIDIA GPU can show: plans that load, run and agree with eager PyTorch."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exported import Recipe
+
+from funnel_export import Bundle, FunnelSpec, check, compile_bundle, load_bundle
+from funnel_export.config import Task
+from funnel_export.errors import TargetUnavailableError
+from funnel_export.targets import get_target
+from funnel_export.targets.tensorrt.gpu import find_gpu
+
+pytestmark = pytest.mark.gpu
+
+RECIPES = {
+    "float32": Recipe(),
+    "bfloat16": Recipe(dtype="bfloat16", stored=torch.bfloat16),
+    "dense": Recipe(funnel=None),
+    "lookahead": Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "streamed": {"weight_streaming": True},
+    "stripped": {"refit": "identical", "strip_plan": True},
+    "any version": {"version_compatible": True},
+    "any GPU of its kind": {"hardware_compatibility_level": "same_compute_capability"},
+}
+PROFILES = ["step:batch=1:2:4,sequence=1", "prompt:batch=1:1:8,sequence=1:8:32"]
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def target(request: pytest.FixtureRequest) -> str:
+    """A target that compiles and runs here."""
+    here = get_target(request.param).availability()
+    if not here.available:
+        pytest.skip(f"{request.param} does not run here: {here.detail}")
+    return str(request.param)
+
+
+def own(recipe: Recipe, folder: Path) -> Bundle:
+    return load_bundle(shutil.copytree(recipe.bundle().path, folder / "bundle"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_engine_agrees_with_eager_pytorch(name: str, target: str, tmp_path: Path) -> None:
+    bundle = own(RECIPES[name], tmp_path)
+    engine = compile_bundle(bundle, target, profiles=PROFILES)
+    assert RECIPES[name].dtype in engine.manifest.facts["inspected"]["tensors"]
+    report = check(bundle, targets=[target])
+    assert report.passed, report
+    assert check(bundle, targets=[target]).passed  # with the kernels that the first check has kept
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_engine_with_options_does_too(name: str, target: str, tmp_path: Path) -> None:
+    refused = get_target(target).flavour.refuses  # type: ignore[attr-defined]
+    if set(OPTIONS[name]) & set(refused):
+        pytest.skip(f"{target} has no {', '.join(OPTIONS[name])}")
+    bundle = own(Recipe(), tmp_path)
+    compile_bundle(bundle, target, profiles=PROFILES, options=OPTIONS[name])
+    assert check(bundle, targets=[target]).passed
+
+
+def test_a_second_build_begins_with_the_timings_of_the_first(tmp_path: Path) -> None:
+    if not get_target("tensorrt").availability().available:
+        pytest.skip("tensorrt does not run here")
+    bundle = own(Recipe(), tmp_path)
+    first, second = (compile_bundle(bundle, "tensorrt", profiles=PROFILES) for _ in range(2))
+    assert [record.file for record in second.manifest.files] == ["model.plan", "timing.cache"]
+    assert first.manifest.profiles == second.manifest.profiles
+
+
+def test_onnx_runtime_on_cuda(tmp_path: Path) -> None:
+    try:
+        find_gpu()
+    except TargetUnavailableError as err:
+        pytest.skip(err.what)
+    bundle = own(RECIPES["bfloat16"], tmp_path)
+    engine = compile_bundle(bundle, "onnxruntime", options={"provider": "cuda"})
+    assert engine.name == "onnxruntime-cuda"
+    assert check(bundle, targets=["onnxruntime"]).passed
