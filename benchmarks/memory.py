@@ -42,11 +42,13 @@ class Watch:
         if not self._samples:
             return {}
         top = max(self._samples, key=lambda sample: sample["VmRSS"])
+        most = max(self._samples, key=lambda sample: sample["RssAnon"])
         return {
             "peak_gb": _gb(self._samples[-1]["VmHWM"]),
             "anonymous_gb": _gb(top["RssAnon"]),
             "mapped_gb": _gb(top["RssFile"]),
-            "largest_anonymous_gb": _gb(max(sample["RssAnon"] for sample in self._samples)),
+            "largest_anonymous_gb": _gb(most["RssAnon"]),
+            "written_by_then_gb": _gb(most["written"]),
             "anonymous_before_writing_gb": _gb(self._samples[self._written_at(1 << 20)]["RssAnon"]),
         }
 
