@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import HERE, conditions, record, timed
+from measure import HERE, conditions, failure, record, timed
 
 EXPORTERS = HERE / "exporters.py"
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -108,13 +108,6 @@ def new_bytes(out: Path, checkpoint: Path) -> int:
     old = {(file.stat().st_dev, file.stat().st_ino) for file in checkpoint.iterdir()}
     files = (file.stat() for file in out.rglob("*") if file.is_file())
     return sum(file.st_size for file in files if (file.st_dev, file.st_ino) not in old)
-
-
-def failure(err: Exception) -> str:
-    """What a person needs of an error, in one line."""
-    text = err.stderr if isinstance(err, subprocess.CalledProcessError) and err.stderr else str(err)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"failed: {lines[-1][:300] if lines else repr(err)}"
 
 
 def make_checkpoint(folder: Path) -> int:

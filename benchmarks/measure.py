@@ -71,11 +71,18 @@ def timed(command: list[str], **options: Any) -> dict[str, Any]:
     return {"seconds": round(seconds, 2), **result}
 
 
-def measured(code: str, *arguments: str) -> dict[str, Any]:
-    """Run code that prints JSON in a process of its own, in which this module can be imported."""
+def measured(code: str, *arguments: str, **options: Any) -> dict[str, Any]:
+    """Run code that prints JSON in a process of its own, in which this module can be imported; `options` as `timed`."""
     paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return timed([sys.executable, "-c", code, *arguments], env=environment)
+    return timed([sys.executable, "-c", code, *arguments], env=environment, **options)
+
+
+def failure(err: Exception) -> str:
+    """What a person needs of an error, in one line."""
+    text = err.stderr if isinstance(err, subprocess.CalledProcessError) and err.stderr else str(err)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"failed: {lines[-1][:300] if lines else repr(err)}"
 
 
 def record(result: dict[str, Any], out: Path | None) -> None:

@@ -4,7 +4,9 @@ python benchmarks/tables.py           write them
 """
 
 import json
+import math
 import re
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -148,9 +150,105 @@ def _shape_budget(found: dict[str, Any], limit: float | None) -> str:
     return f"{limit} s, 1 GB: {'met' if met else 'MISSED'}"
 
 
+def compile_rtx() -> str:
+    """TensorRT-RTX: time and size of each small engine, what was not built, and why."""
+    small = json.loads((RESULTS / "compile.json").read_text())["small"]
+    rows, reasons = [], {}
+    for name, found in small["results"].items():
+        rows.append((name, *(_cell(by_target["tensorrt-rtx"]) for by_target in found.values())))
+        for dtype, by_target in found.items():
+            for target, result in by_target.items():
+                if result["state"] != "built":
+                    place = name if result["state"] == "refused" else f"{target}, {dtype}"
+                    reasons[f"{place}: {_reason(result)}"] = None
+    dtypes = list(next(iter(small["results"].values())))
+    text = tabulate(rows, ("", *dtypes), tablefmt="github", disable_numparse=True)
+    return f"{text}\n\nNot built:\n\n" + "\n".join(f"- {reason}" for reason in reasons)
+
+
+def _cell(result: dict[str, Any]) -> str:
+    if result["state"] != "built":
+        return {"refused": "refused", "unavailable": "not here"}.get(result["state"], "FAILED")
+    return f"{result['seconds']:.1f} s, {result['bytes'] / 1e6:.0f} MB"
+
+
+def _reason(result: dict[str, Any]) -> str:
+    lines = [line.strip() for line in result["why"].splitlines()]
+    shown = {"refused": lines[:1], "unavailable": lines[:2]}.get(result["state"], lines)
+    return f"{result['state']}: {', '.join(shown)}"
+
+
+def compile_targets() -> str:
+    """All small engines of a target and a dtype in a row."""
+    small = json.loads((RESULTS / "compile.json").read_text())["small"]
+    rows = []
+    for target in ("tensorrt-rtx", "onnxruntime", "openvino"):
+        for dtype in next(iter(small["results"].values())):
+            asked = [found[dtype][target] for found in small["results"].values()]
+            asked = [result for result in asked if result["state"] != "refused"]
+            rows.append((target, dtype, *_summary([result for result in asked if result["state"] == "built"], asked)))
+            if target == "tensorrt-rtx":
+                rows[-1] = (*rows[-1][:-1], f"not run; {_products(asked, dtype)}")
+    headers = ("target", "dtype", "built", "seconds", "size", "checked")
+    text = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return f"{text}\n\n({listed(small['conditions'])})"
+
+
+def _summary(built: list[dict[str, Any]], asked: list[dict[str, Any]]) -> tuple[str, ...]:
+    count = f"{len(built)} of {len(asked)}"
+    if not built:
+        return (count, "-", "-", "-")
+    times, sizes = [result["seconds"] for result in built], [result["bytes"] / 1e6 for result in built]
+    parity = [result["parity"] for result in built if "parity" in result]
+    worst = max((p["rms_rel"] / p["limit_rms_rel"] for p in parity if p.get("rms_rel") is not None), default=math.nan)
+    passed = sum(p["passed"] for p in parity)
+    return (
+        count,
+        f"{statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f})",
+        f"{min(sizes):.0f} to {max(sizes):.0f} MB",
+        f"{passed} of {len(built)} pass; rms error at most {worst:.2f} of its limit",
+    )
+
+
+def _products(results: list[dict[str, Any]], dtype: str) -> str:
+    counts = [result["matrix_products"] for result in results if result["state"] == "built"]
+    own, total = sum(count.get(dtype, 0) for count in counts), sum(sum(count.values()) for count in counts)
+    return f"{own} of {total} matrix products in {dtype}"
+
+
+def compile_large() -> str:
+    """TensorRT-RTX at Gemma2-2B's shapes: time, plan, and the memory of the process that builds."""
+    large = json.loads((RESULTS / "compile.json").read_text())["large"]
+    labels = {"funnel": f"funnel {large['funnel']}", "funnel, limited": "the same, limited"}
+    rows = []
+    for name, found in large["results"].items():
+        limit = found.get("limit")
+        under = f"{limit['limit_gb']:.2f} GB, {limit['most_used_gb']:.2f} GB used" if limit else "-"
+        if found["state"] != "built":
+            rows.append((labels.get(name, name), ": ".join(found[k] for k in ("state", "why") if k in found), under))
+            continue
+        plan = f"{found['bytes'] / 1e9:.2f} GB, {found['bytes'] / found['weights_bytes']:.3f} of the weights"
+        peak = f"{found['peak_gb']:.1f} GB: {found['anonymous_gb']:.1f} anonymous, {found['mapped_gb']:.1f} mapped"
+        anonymous = f"{found['largest_anonymous_gb']:.1f} GB"
+        rows.append((labels.get(name, name), f"{found['seconds']:.0f} s", under, plan, peak, anonymous))
+    headers = ("", "compile", "limit of memory", "plan", "peak memory", "anonymous at most")
+    text = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    weights = large["results"]["dense"]["weights_bytes"] / 1e9
+    return (
+        f"{text}\n\n{weights:.2f} GB of weights in {large['dtype']}; one build each.\n\n({listed(large['conditions'])})"
+    )
+
+
 TABLES = {
     "README.md": {"demo": demo},
-    "benchmarks/README.md": {"export_peers": export_peers, "export_shapes": export_shapes, "gemma2_2b": gemma2_2b},
+    "benchmarks/README.md": {
+        "export_peers": export_peers,
+        "export_shapes": export_shapes,
+        "gemma2_2b": gemma2_2b,
+        "compile_rtx": compile_rtx,
+        "compile_targets": compile_targets,
+        "compile_large": compile_large,
+    },
 }
 
 
