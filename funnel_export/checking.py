@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from funnel_export.atomic import write_text
 from funnel_export.bundle import ENGINES, REPORTS, Bundle, load_bundle
 from funnel_export.engine import Engine, engine_names, load_engine, read_engine_manifest
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Cand
     from funnel_export.verify.parity import Candidate
 
     dtype = bundle.manifest.dtype
-    engines = _engines_by_target(bundle, strict=targets is not None)
+    engines = _engines_by_target(bundle)
     for target in map(get_target, targets or target_names()):
         if targets is not None:
             require(target, dtype)
@@ -105,13 +105,13 @@ def _candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Cand
                 yield Candidate(target, engine)
 
 
-def _engines_by_target(bundle: Bundle, *, strict: bool) -> dict[str, list[str]]:
+def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
         try:
             found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
-        except BundleError as err:
-            _raise_or_warn(err, strict=strict)
+        except BundleError as err:  # of whatever target it is
+            _raise_or_warn(err, strict=False)
     return found
 
 
@@ -122,13 +122,13 @@ def _open_engine(bundle: Bundle, target: "Target", name: str, *, strict: bool) -
     try:
         engine = load_engine(bundle, name)
         refuse_misfit(target, engine)
-    except BundleError as err:
+    except FunnelExportError as err:
         _raise_or_warn(err, strict=strict)
         return None
     return engine
 
 
-def _raise_or_warn(err: BundleError, *, strict: bool) -> None:
+def _raise_or_warn(err: FunnelExportError, *, strict: bool) -> None:
     if strict:
         raise err
     warnings.warn(f"an engine is left out: {err}", stacklevel=2)

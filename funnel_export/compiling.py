@@ -16,8 +16,10 @@ from funnel_export.engine import (
     EngineManifest,
     EngineName,
     is_engine,
-    load_engine,
+    read_engine_manifest,
     record_file,
+    refuse_other_bundle,
+    verify_file,
 )
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.profile import Profile
@@ -64,11 +66,11 @@ def compile_bundle(
         options=parse_options(chosen.options, options or {}),
     )
     built_for = chosen.built_for(request)
-    folder = opened.path / ENGINES / _checked(name or chosen.engine_name(built_for))
+    folder = opened.path / ENGINES / _checked(chosen.engine_name(built_for) if name is None else name)
     if folder.parent.is_symlink():
         raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
     request = CompileRequest(
-        bundle=opened, profiles=request.profiles, options=request.options, earlier=_earlier(opened, folder.name)
+        bundle=opened, profiles=request.profiles, options=request.options, earlier=_earlier(chosen, opened, folder)
     )
     with replace_folder(folder, is_engine) as fresh:
         compiled = chosen.compile(request, fresh, progress)
@@ -115,13 +117,17 @@ def _checked(name: str) -> str:
         ) from err
 
 
-def _earlier(bundle: Bundle, name: str) -> dict[str, Path]:
-    """Files of the engine that is there now, if it is whole and of this bundle."""
+def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:
+    """What the target reuses of the engine that is there now, if it is of this bundle, and as it was built."""
     try:
-        engine = load_engine(bundle, name)
+        manifest = read_engine_manifest(folder)
+        refuse_other_bundle(manifest, bundle, folder)
+        reused = [record for record in manifest.files if record.file in target.reuses]
+        for record in reused:
+            verify_file(folder / record.file, record)
     except BundleError:
         return {}
-    return {record.file: engine.path / record.file for record in engine.manifest.files}
+    return {record.file: folder / record.file for record in reused}
 
 
 def _manifest(

@@ -173,7 +173,8 @@ def is_engine(path: Path) -> bool:
     except BundleError:
         return False
     named = {record.file for record in manifest.files} | {MANIFEST, *CACHES}
-    return {entry.name for entry in path.iterdir()} <= named
+    left = tuple(f".{name}.partial-" for name in CACHES)  # by a process that was killed
+    return {entry.name for entry in path.iterdir() if not entry.name.startswith(left)} <= named
 
 
 def this_platform() -> str:

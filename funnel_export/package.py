@@ -139,6 +139,22 @@ def _target(bundle: Bundle, out: Path, name: str | None) -> Path:
     return repository / chosen
 
 
+def _refuse_weightless(name: str, manifest: EngineManifest) -> None:
+    """Triton gives a plan no weights; and it runs a plan's host code only if the server is told to."""
+    if manifest.options.get("strip_plan") is True:
+        raise BundleError(
+            "Triton cannot fill a plan that was built without weights",
+            got=f"{name}: strip_plan",
+            wanted="a plan with its weights",
+            hint="compile without strip_plan",
+        )
+    if manifest.options.get("version_compatible") is True:
+        warnings.warn(
+            f"{name} is version compatible: start Triton with --backend-config=tensorrt,version-compatible=true",
+            stacklevel=4,
+        )
+
+
 def _find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
     """The engine of a name, or the only one that Triton can load."""
     found = {
@@ -148,6 +164,7 @@ def _find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]
     }
     fitting = [each for each, manifest in found.items() if manifest.target == TARGET]
     if len(fitting) == 1:
+        _refuse_weightless(fitting[0], found[fitting[0]])
         return fitting[0], found[fitting[0]]
     if fitting:
         raise SpecError("the bundle has several engines", got=", ".join(fitting), hint=f"--engine {fitting[0]}")

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from funnel_export.errors import SpecError
 
@@ -13,7 +13,7 @@ LARGEST = 1 << 20
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 
 AXES = ("batch", "sequence")
-_WRITTEN = re.compile(r"(?:([A-Za-z0-9_-]{1,64}):)?((?:\w+=[\d:]+,?)+)", re.ASCII)
+_AXIS = re.compile(r"(batch|sequence)=(\d{1,7})(?::(\d{1,7}):(\d{1,7}))?", re.ASCII)
 
 
 class Range(BaseModel):
@@ -25,6 +25,12 @@ class Range(BaseModel):
     opt: Size
     """The size that the engine is tuned for."""
     max: Size
+
+    @model_validator(mode="after")
+    def _grow(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"its sizes do not grow: {self}")
+        return self
 
     def __contains__(self, size: int) -> bool:
         return self.min <= size <= self.max
@@ -50,22 +56,18 @@ class Profile(BaseModel):
         Raises:
             SpecError: if the text names no profile.
         """
-        match = _WRITTEN.fullmatch(text.strip())
-        pairs = [pair.split("=") for pair in match[2].rstrip(",").split(",")] if match else []
-        if match is None or sorted(axis for axis, _ in pairs) != sorted(AXES):
+        name, colon, rest = text.strip().partition(":")
+        named = bool(colon) and "=" not in name
+        axes = [_AXIS.fullmatch(part) for part in (rest if named else text.strip()).split(",")]
+        if not all(axes) or sorted(match[1] for match in axes if match) != list(AXES):
             raise _error(text, "not of that form")
-        ranges: dict[str, dict[str, int]] = {}
-        for axis, sizes in pairs:
-            numbers = [int(size) for size in sizes.split(":") if 0 < len(size) < 10]
-            if len(numbers) == 1 and ":" not in sizes:
-                numbers *= 3
-            if len(numbers) != 3 or sizes.count(":") not in (0, 2):
-                raise _error(text, f"{axis} is {sizes}")
-            if not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
-                raise _error(text, f"{axis} is {sizes}, and its sizes do not grow from 1 on")
-            ranges[axis] = dict(zip(("min", "opt", "max"), numbers, strict=True))
+        ranges = {
+            match[1]: {"min": match[2], "opt": match[3] or match[2], "max": match[4] or match[2]}
+            for match in axes
+            if match
+        }
         try:
-            return cls.model_validate({**ranges, **({"name": match[1]} if match[1] else {})})
+            return cls.model_validate({**ranges, **({"name": name} if named else {})})
         except ValidationError as err:
             raise _error(text, err.errors()[0]["msg"]) from err
 

@@ -158,6 +158,13 @@ def test_check_refuses_a_spoilt_engine_that_was_asked_for_and_else_leaves_it_out
     assert [each.engine for each in report.targets] == [None, "onnxruntime-cpu", None]
 
 
+def test_an_engine_of_an_unknown_make_hinders_no_other(bundle: Bundle) -> None:
+    (bundle.path / "engines" / "future").mkdir()
+    (bundle.path / "engines" / "future" / "manifest.json").write_text('{"schema_version": 2}')
+    with pytest.warns(UserWarning, match="an engine is left out: manifest.json is not a manifest of this version"):
+        assert check(bundle, targets=["onnxruntime"], max_length=1).passed
+
+
 def test_an_export_may_replace_a_bundle_with_engines(bundle: Bundle) -> None:
     export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
     assert engine_names(load_bundle(bundle.path)) == []
@@ -207,9 +214,6 @@ def test_engines_that_lie_elsewhere_are_refused(bundle: Bundle, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".hidden", "x" * 200, "a\n"])
 def test_an_engine_has_a_plain_name(name: str, bundle: Bundle) -> None:
-    if name == "":  # as if none was given
-        assert compile_bundle(bundle, "onnxruntime", name=name).name == "onnxruntime-cpu"
-        return
     with pytest.raises(SpecError, match="plain file name"):
         compile_bundle(bundle, "onnxruntime", name=name)
 
@@ -236,6 +240,35 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(case: str, bundle: 
 def test_a_value_that_a_runtime_refuses_is_its_refusal(bundle: Bundle) -> None:
     with pytest.raises(FunnelExportError, match="number of streams from str: many"):
         compile_bundle(bundle, "openvino", options={"NUM_STREAMS": "many"}, name="new")
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("openvino", {"CACHE_DIR": "cache"}, "no such properties\n  got: CACHE_DIR"),
+        ("onnxruntime", {"ep.context_enable": "1"}, "no such options.*\n  got: ep.context_enable"),
+        ("onnxruntime", {"session.optimized_model_external_initializers_file_name": "x"}, "no such options"),
+        ("onnxruntime", {"fast": 1}, "no such options"),
+        ("onnxruntime", {"provider": "tpu"}, "provider: Input should be 'cpu' or 'cuda'"),
+    ],
+)
+def test_options_of_a_manifest_are_checked_as_those_of_a_build(
+    target: str, options: dict[str, Any], message: str, bundle: Bundle
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        compile_bundle(bundle, target, options=options, name="new")
+    edit(options=options)(bundle.path / "engines" / f"{target}-cpu")
+    with pytest.raises(SpecError, match=message):
+        run_engine(bundle, get_target(target), f"{target}-cpu")
+    with pytest.warns(UserWarning, match="an engine is left out"):
+        assert check(bundle, max_length=1).passed
+
+
+def test_values_that_no_runtime_takes_are_refused(bundle: Bundle) -> None:
+    for options in ({"intra_op_num_threads": 2**31}, {"a.b": [1]}, {"session.intra_op_thread_affinities": "x"}):
+        with pytest.raises(FunnelExportError):
+            compile_bundle(bundle, "onnxruntime", options={"intra_op_num_threads": 2, **options}, name="new")
+    assert engine_names(bundle) == ["onnxruntime-cpu", "openvino-cpu"]
 
 
 def test_options_are_recorded_and_hold_when_the_engine_is_loaded(bundle: Bundle) -> None:

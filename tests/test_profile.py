@@ -4,7 +4,7 @@ import pytest
 
 from funnel_export.engine import fitting_profiles
 from funnel_export.errors import SpecError
-from funnel_export.profile import Profile
+from funnel_export.profile import Profile, Range
 
 
 def test_a_written_profile_says_itself_again() -> None:
@@ -34,11 +34,18 @@ def test_one_size_stands_for_all_three_and_axes_come_in_any_order() -> None:
         "batch=1,sequence=" + "9" * 5000,
         "a b:batch=1,sequence=1",
         "x" * 65 + ":batch=1,sequence=1",
+        "batch=1sequence=2",
+        "batch=" + "111111=1" * 200 + "!",
     ],
 )
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(SpecError, match="--profile batch=1:1:8,sequence=16:512:4096"):
         Profile.parse(text)
+
+
+def test_ranges_are_checked_at_birth() -> None:
+    with pytest.raises(ValueError, match="do not grow: 4:1:1"):
+        Range(min=4, opt=1, max=1)
 
 
 def test_the_profile_tuned_for_the_nearest_length_comes_first() -> None:

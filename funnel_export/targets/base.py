@@ -46,7 +46,7 @@ class CompileRequest:
     outputs: tuple[str, ...] = ()
     """Names of inner values to give out besides the graph's outputs."""
     earlier: Mapping[str, Path] = field(default_factory=dict)
-    """Files of the engine that is to be replaced, which proved to be whole: a build may begin with what it learnt."""
+    """Those files of the engine that is to be replaced that the target reuses, and that proved to be whole."""
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
         """The options, which are of this kind."""
@@ -90,6 +90,8 @@ class Target(Protocol):
     """Whether its engines are for ranges of shapes; others take any shape."""
     runs_graphs: ClassVar[bool]
     """Whether it runs a bundle's graph without an engine."""
+    reuses: ClassVar[tuple[str, ...]]
+    """Files of an earlier engine that a build may begin with."""
 
     @property
     def name(self) -> str:

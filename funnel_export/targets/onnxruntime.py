@@ -20,6 +20,8 @@ from funnel_export.targets.options import Options, parse_options
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS = "weights.bin"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+FILES = ("ep.context", "session.model_external", "session.optimized_model")
+"""What session configuration entries begin with that name files to read or write: those are ours to set."""
 NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
@@ -36,8 +38,12 @@ class OnnxRuntimeOptions(Options):
         Literal["basic", "extended", "all"],
         Field(description="what is done to the graph; `all` fits this processor only"),
     ] = "extended"
-    intra_op_num_threads: Annotated[int, Field(ge=0, description="threads within an op; 0 is one per core")] = 0
-    inter_op_num_threads: Annotated[int, Field(ge=0, description="threads across ops, in parallel execution")] = 0
+    intra_op_num_threads: Annotated[
+        int, Field(ge=0, le=1024, description="threads within an op; 0 is one per core")
+    ] = 0
+    inter_op_num_threads: Annotated[
+        int, Field(ge=0, le=1024, description="threads across ops, in parallel execution")
+    ] = 0
     execution_mode: Annotated[Literal["sequential", "parallel"], Field(description="order of ops")] = "sequential"
 
     @property
@@ -58,6 +64,7 @@ class OnnxRuntimeTarget:
     options: ClassVar[type[Options]] = OnnxRuntimeOptions
     takes_profiles: ClassVar[bool] = False
     runs_graphs: ClassVar[bool] = True
+    reuses: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:
         """Whether ONNX Runtime is installed, and with which providers."""
@@ -86,13 +93,6 @@ class OnnxRuntimeTarget:
         require(self, request.bundle.manifest.dtype)
         options = request.options_as(OnnxRuntimeOptions)
         provider = self._provider(options)
-        if options.provider_options and provider == CPU:
-            raise SpecError(
-                "there are no such options of ONNX Runtime on the CPU",
-                got=", ".join(options.provider_options),
-                wanted=f"{', '.join(OnnxRuntimeOptions.model_fields)}, or a session configuration entry, with a dot",
-                hint="session.intra_op.allow_spinning=0",
-            )
         exact = options.graph_optimization_level == "all"
         return BuiltFor(device=f"{provider}, {processor()}" if exact else provider, platform=this_platform())
 
@@ -145,7 +145,17 @@ class OnnxRuntimeTarget:
     def _provider(self, options: OnnxRuntimeOptions) -> str:
         if options.provider == "cuda" and not cuda_works():
             raise TargetUnavailableError("ONNX Runtime has no CUDA here", hint="--option provider=cpu, or a GPU")
-        return self.provider() if options.provider is None else {"cpu": CPU, "cuda": CUDA}[options.provider]
+        provider = self.provider() if options.provider is None else {"cpu": CPU, "cuda": CUDA}[options.provider]
+        ours = [name for name in options.entries if name.startswith(FILES)]
+        unknown = [*ours, *(options.provider_options if provider == CPU else ())]
+        if unknown:
+            raise SpecError(
+                "there are no such options of ONNX Runtime here",
+                got=", ".join(unknown),
+                wanted=f"{', '.join(OnnxRuntimeOptions.model_fields)}, or a session configuration entry, with a dot",
+                hint="session.intra_op.allow_spinning=0",
+            )
+        return provider
 
 
 def _options_of(engine: Engine) -> OnnxRuntimeOptions:
@@ -174,7 +184,7 @@ def _make_session(model: str | bytes, options: Any, provider: str, settings: Map
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, {**exact, **settings})])
     except ort_errors() as err:
-        raise TargetRefusedError("ONNX Runtime refused the graph", got=err) from err
+        raise TargetRefusedError("ONNX Runtime refused the graph, or an option", got=err) from err
     if session.get_providers()[0] != provider:
         raise TargetUnavailableError(
             "ONNX Runtime fell back to another provider",
@@ -208,11 +218,12 @@ class OnnxRuntimeSession:
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: classes without a common base of their own."""
+    """What ONNX Runtime raises: classes without a common base of their own, and Python's."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = [getattr(state, name) for name in dir(state)]
-    return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
+    own = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
+    return (*own, RuntimeError)  # for values of session configuration entries
 
 
 @functools.cache

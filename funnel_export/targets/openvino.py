@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype
 from funnel_export.engine import BuiltFor, Engine, this_platform
-from funnel_export.errors import SpecError, TargetRefusedError
+from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, require
 from funnel_export.targets.options import Options
@@ -36,6 +36,7 @@ class OpenVinoTarget:
     options: ClassVar[type[Options]] = OpenVinoOptions
     takes_profiles: ClassVar[bool] = False
     runs_graphs: ClassVar[bool] = True
+    reuses: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:
         """Whether OpenVINO is installed, and for which processor."""
@@ -63,13 +64,7 @@ class OpenVinoTarget:
         import openvino
 
         core = openvino.Core()
-        known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
-        settable = sorted(name for name, access in known.items() if access != "RO")
-        unknown = sorted(set(request.options.recorded()) - set(settable))
-        if unknown:
-            raise SpecError(
-                "OpenVINO's CPU plugin has no such properties", got=", ".join(unknown), wanted=", ".join(settable)
-            )
+        _settings(core, request.bundle, request.options.recorded())
         return BuiltFor(device=core.get_property(DEVICE, "FULL_DEVICE_NAME"), platform=this_platform())
 
     def engine_name(self, built_for: BuiltFor) -> str:  # noqa: ARG002 - a Target's signature
@@ -85,15 +80,20 @@ class OpenVinoTarget:
         start = time.perf_counter()
         compiled = _compile(core, request.bundle, (), request.options.recorded())
         progress("writing the blob")
-        with (folder / BLOB).open("wb") as stream:
-            compiled.export_model(_Writer(stream))
+        try:
+            with (folder / BLOB).open("wb") as stream:
+                compiled.export_model(_Writer(stream))
+        except OSError as err:
+            raise BundleError("the blob could not be written", got=err, wanted=folder) from err
         return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
         import openvino
 
-        built, here = engine.manifest, openvino.Core().get_property(DEVICE, "FULL_DEVICE_NAME")
+        core, built = openvino.Core(), engine.manifest
+        _refuse_unknown(core, built.options)
+        here = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         if built.version != openvino.__version__:
             return f"it was built with OpenVINO {built.version}, and {openvino.__version__} is installed"
         if (built.built_for.device, built.built_for.platform) != (here, this_platform()):
@@ -118,8 +118,20 @@ class OpenVinoTarget:
 
 def _settings(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, str]:
     """What was asked for, and the graph's own precision unless another one was."""
+    _refuse_unknown(core, settings)
     bfloat16 = bundle.manifest.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
     return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
+
+
+def _refuse_unknown(core: Any, settings: Mapping[str, Any]) -> None:
+    """Raise `SpecError` for other than the CPU plugin's properties, as for a folder to cache models in."""
+    known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
+    settable = sorted(name for name, access in known.items() if access != "RO")
+    unknown = sorted(set(settings) - set(settable))
+    if unknown:
+        raise SpecError(
+            "OpenVINO's CPU plugin has no such properties", got=", ".join(unknown), wanted=", ".join(settable)
+        )
 
 
 def _compile(core: Any, bundle: Bundle, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:

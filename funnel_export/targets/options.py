@@ -26,6 +26,11 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     Raises:
         SpecError: naming every option that does not exist or has another kind of value.
     """
+    strange = [
+        f"{name}: {value!r}" for name, value in values.items() if not isinstance(value, str | int | float | bool)
+    ]
+    if strange and kind.model_config.get("extra") == "allow":
+        raise SpecError("an option's value is a text or a number", got="\n".join(strange))
     try:
         return kind.model_validate(dict(values))
     except ValidationError as err:

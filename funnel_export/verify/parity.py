@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Task
 from funnel_export.engine import Engine, fitting_profiles
-from funnel_export.errors import SpecError, TargetRefusedError
+from funnel_export.errors import FunnelExportError, SpecError
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
 from funnel_export.progress import Progress
 from funnel_export.targets import Session, Target
@@ -160,7 +160,7 @@ def check_parity(
         progress(candidate.name)
         try:
             results.append(_check_candidate(bundle, candidate, plan, inputs, reference, report))
-        except TargetRefusedError as err:  # the other targets have their say all the same
+        except FunnelExportError as err:  # the other targets have their say all the same
             results.append(_result(candidate, passed=False, error=str(err)))
     passed = bool(results) and all(result.passed for result in results)
     return report.model_copy(update={"targets": results, "passed": passed})
@@ -228,7 +228,7 @@ def _check_candidate(
         return result
     try:
         place = locate(bundle, candidate, plan.cases[failed[0]], inputs[failed[0]], report.factor)
-    except (TargetRefusedError, KeyError) as err:  # a graph so broken that it has no such boundaries
+    except (FunnelExportError, KeyError) as err:  # a graph so broken that it has no such boundaries
         return result.model_copy(update={"error": f"differs, and where it begins could not be found: {err}"})
     return result.model_copy(update={"first_difference": place})
 

@@ -211,6 +211,15 @@ def test_an_engine_is_refused_where_it_cannot_run(bundle: Bundle) -> None:
         refuse_misfit(target, load_engine(bundle, engine.name))
 
 
+def test_modules_that_lie_where_somebody_compiles_are_not_imported(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("polygraphy", "onnx", "funnel_export", "tensorrt_rtx", "typing"):
+        (bundle.path / f"{module}.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(bundle.path)
+    assert compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL]).file.stat().st_size
+
+
 def test_the_death_of_the_building_process_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     dying = "import os, signal, sys; sys.stderr.write('last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)"
     monkeypatch.setattr(process, "WORKER", [sys.executable, "-c", dying])
@@ -279,5 +288,5 @@ def test_a_plan_that_cannot_be_written_is_told(bundle: Bundle, tmp_path: Path) -
     }
     from funnel_export.targets.tensorrt.request import BuildRequest
 
-    with pytest.raises(BundleError, match="the plan could not be written"):
+    with pytest.raises(BundleError, match="the plan could not be written, or"):
         process.build_in_process(BuildRequest.model_validate(request), lambda *_: None)

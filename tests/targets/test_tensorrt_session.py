@@ -107,7 +107,7 @@ def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install:
     assert cuda.log.count("cudaMalloc") == 3
     assert cuda.log.count("cudaStreamBeginCapture") == 1
     assert cuda.log.count("cudaGraphLaunch") == 3
-    for length in (4, 5):  # smaller ones fit into the buffers
+    for length in (4, 5):  # smaller ones fit into the buffers, and end the graph
         session.run(tokens(1, length))
     assert cuda.log.count("cudaMalloc") == 3
     session.run(tokens(4, 32))  # grows them, so that no graph may be launched that holds an old address
@@ -122,14 +122,46 @@ def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install:
     assert cuda.log[-1] == "cudaStreamDestroy"
 
 
-def test_no_more_graphs_are_kept_than_is_sane(install: Install, cuda: Cuda) -> None:
+def test_a_context_has_one_graph_at_a_time(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
     session = get_target("tensorrt").load(bundle, engine=engine)
     session.run(tokens(4, 32))
-    for length in range(2, 20):
-        for _ in range(2):
-            session.run(tokens(1, length))
-    assert len(cuda.graphs) <= 8
+    for length in (2, 3, 2):
+        for seed in range(3):
+            inputs = tokens(1, length, seed)
+            np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
+        assert len(cuda.graphs) == 1
+
+
+def fail(*_: object) -> bool:
+    return False
+
+
+def test_work_that_cannot_be_captured_is_a_failure(install: Install, cuda: Cuda) -> None:
+    bundle, engine = install()
+    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    session.run(tokens(2, 8))
+    work = session._context.execute_async_v3
+    session._context.execute_async_v3 = lambda stream: work(stream) and False
+    with pytest.raises(TargetRefusedError, match="failed while running"):
+        session.run(tokens(2, 8))
+    assert not cuda.graphs
+
+
+@pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
+def test_what_the_context_refuses_is_a_failure(call: str, install: Install) -> None:
+    bundle, engine = install()
+    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    setattr(session._context, call, fail)
+    with pytest.raises(TargetRefusedError, match=r"(?s)failed while running.*inputs \(2, 8\)"):
+        session.run(tokens(2, 8))
+
+
+def test_no_room_for_a_context_is_told(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, engine = install()
+    monkeypatch.setattr("fakes.Engine.create_execution_context", lambda *_: None)
+    with pytest.raises(TargetRefusedError, match="no room here for an execution context"):
+        get_target("tensorrt").load(bundle, engine=engine)
 
 
 def test_rtx_captures_graphs_itself(install: Install, cuda: Cuda) -> None:
@@ -189,8 +221,10 @@ def test_version_compatible_plans_may_bring_host_code(install: Install) -> None:
 
 def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", diagnostics=int(Diagnostics.UNSUPPORTED_CC))
-    with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc\n.*a GPU of 9\.0"):
-        get_target("tensorrt-rtx").load(bundle, engine=engine)
+    with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc.*capability 9\.0"):
+        refuse_misfit(get_target("tensorrt-rtx"), engine)
+    with pytest.warns(UserWarning, match="an engine is left out"):  # and the other targets have their say
+        assert check(bundle, max_length=1).passed
 
 
 MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Gpu, str | None]] = {
@@ -228,6 +262,33 @@ def test_a_plan_runs_only_where_it_was_built_for(case: str, install: Install, mo
     else:
         with pytest.raises(BundleError, match=why):
             refuse_misfit(get_target("tensorrt"), other)
+
+
+def test_inner_values_come_from_a_plan_that_leaves_nothing(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, engine = install("tensorrt-rtx", options={"timing_cache": "/etc/hostname"})
+    engine = Engine(engine.path, engine.manifest.model_copy(update={"options": {"tf32": True}}))
+    asked: list[Any] = []
+
+    def build(request: Any, progress: Any) -> dict[str, Any]:
+        asked.append(request)
+        request.plan.write_bytes(engine.file.read_bytes())
+        return {}
+
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.build_in_process", build)
+    session: Any = get_target("tensorrt-rtx").load(bundle, outputs=["layers.0"], engine=engine)
+    session.run(tokens(1, 2))
+    session.close()
+    assert asked[0].outputs == ["layers.0"]
+    assert asked[0].options.tf32
+    assert not asked[0].plan.parent.exists()
+
+
+def test_options_of_a_manifest_are_checked_as_those_of_a_build(install: Install) -> None:
+    bundle, engine = install("tensorrt-rtx", options={"version_compatible": True})
+    with pytest.raises(SpecError, match="cannot honour"):
+        get_target("tensorrt-rtx").load(bundle, outputs=["layers.0"], engine=engine)
 
 
 def test_kernels_are_kept_beside_the_plan_and_read_again(install: Install) -> None:

@@ -1,7 +1,6 @@
 """Memory, stream and CUDA graphs of the GPU: buffers are kept from call to call and grow when they must."""
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -9,24 +8,23 @@ from numpy.typing import NDArray
 
 from funnel_export.targets.tensorrt.gpu import call
 
-MOST_GRAPHS = 8
-"""CUDA graphs that are kept, each for one shape."""
-
 
 class Device:
     """One stream, and named buffers."""
 
     def __init__(self) -> None:
-        self.stream = int(call("cudaStreamCreate"))
+        self.stream = 0
         self._buffers: dict[str, tuple[int, int]] = {}
-        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
-        """Captured work by key; None for what has run once and may be captured."""
+        self._key: Hashable | None = None
+        """What has run last, and may be captured."""
+        self._graph: Any = None
+        self.stream = int(call("cudaStreamCreate"))
 
     def reserve(self, name: str, nbytes: int) -> int:
         """Address of a buffer of at least so many bytes; it moves only when it grows."""
         address, size = self._buffers.get(name, (0, 0))
         if size < max(1, nbytes):
-            self._forget_graphs()  # they hold the old address
+            self._forget_graph()  # it holds the old address
             if address:
                 call("cudaFree", address)
                 del self._buffers[name]
@@ -47,22 +45,25 @@ class Device:
         self.wait()
 
     def launch(self, work: Callable[[int], bool], key: Hashable | None) -> bool:
-        """Put work on the stream: the second time that a key comes it is captured, from then on its graph is launched.
+        """Put work on the stream: the second time in a row that a key comes it is captured, then its graph is launched.
 
-        The first time must run as it is, since libraries may set themselves up in it.
+        The first time must run as it is, since libraries may set themselves up in it. Only the latest key keeps its
+        graph: NVIDIA advises against several graphs of one execution context.
         """
-        if key is None:
+        if key is None or key != self._key:
+            self._forget_graph()
+            self._key = key
             return work(self.stream)
-        if key not in self._graphs:
-            done = work(self.stream)
-            if done:
-                self._remember(key, None)
-            return done
-        if self._graphs[key] is None:
-            self._remember(key, self._capture(work))
-        self._graphs.move_to_end(key)
-        call("cudaGraphLaunch", self._graphs[key], self.stream)
+        if self._graph is None:
+            self._graph = self._capture(work)
+        if self._graph is None:
+            return False
+        call("cudaGraphLaunch", self._graph, self.stream)
         return True
+
+    def replays(self, key: Hashable | None) -> bool:
+        """Whether `launch` would launch a graph that is there: then nothing of the work may be changed."""
+        return self._graph is not None and key == self._key
 
     def wait(self) -> None:
         """Wait until all that was put on the stream is done."""
@@ -70,7 +71,7 @@ class Device:
 
     def close(self) -> None:
         """Give graphs, buffers and stream back; what is closed already stays so."""
-        self._forget_graphs()
+        self._forget_graph()
         for address, _ in self._buffers.values():
             call("cudaFree", address)
         self._buffers.clear()
@@ -83,33 +84,25 @@ class Device:
             self.close()
 
     def _capture(self, work: Callable[[int], bool]) -> Any:
+        """A graph of the work, None if the work failed."""
         from cuda.bindings import runtime
 
         self.wait()
         call("cudaStreamBeginCapture", self.stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
-            work(self.stream)
+            done = work(self.stream)
         finally:
             graph = call("cudaStreamEndCapture", self.stream)
         try:
-            return call("cudaGraphInstantiate", graph, 0)
+            return call("cudaGraphInstantiate", graph, 0) if done else None
         finally:
             call("cudaGraphDestroy", graph)
 
-    def _remember(self, key: Hashable, graph: Any) -> None:
-        self._graphs[key] = graph
-        while len(self._graphs) > MOST_GRAPHS:
-            self._destroy(self._graphs.popitem(last=False)[1])
-
-    def _forget_graphs(self) -> None:
-        for graph in self._graphs.values():
-            self._destroy(graph)
-        self._graphs.clear()
-
-    def _destroy(self, graph: Any) -> None:
-        if graph is not None:
+    def _forget_graph(self) -> None:
+        if self._graph is not None:
             self.wait()
-            call("cudaGraphExecDestroy", graph)
+            call("cudaGraphExecDestroy", self._graph)
+        self._graph = self._key = None
 
     def _copy(self, to: int, from_: int, nbytes: int, kind: str) -> None:
         from cuda.bindings import runtime

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from funnel_export.errors import TargetUnavailableError
@@ -44,6 +45,20 @@ class Flavour:
                 got=err,
                 hint=f"pip install 'funnel-export[{self.target}]'",
             ) from err
+
+    def load_builder(self) -> Any:
+        """The module, where Polygraphy is too, which builds need.
+
+        Raises:
+            TargetUnavailableError: if one of the two is missing.
+        """
+        if find_spec("polygraphy") is None:
+            raise TargetUnavailableError(
+                f"{self.target} builds with Polygraphy",
+                got="not installed: polygraphy",
+                hint=f"pip install 'funnel-export[{self.target}]'",
+            )
+        return self.load()
 
 
 TENSORRT = Flavour(

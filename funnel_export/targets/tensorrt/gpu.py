@@ -40,7 +40,10 @@ def find_gpu() -> Gpu:
         raise TargetUnavailableError(
             "there is no NVIDIA GPU here", got=_text(runtime, error), hint="CUDA_VISIBLE_DEVICES"
         )
-    found = call("cudaGetDeviceProperties", call("cudaGetDevice"))
+    try:
+        found = call("cudaGetDeviceProperties", call("cudaGetDevice"))
+    except TargetRefusedError as err:
+        raise TargetUnavailableError("the NVIDIA GPU here does not answer", got=err.details.get("got")) from err
     name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
     return Gpu(name, f"{found.major}.{found.minor}", f"{driver // 1000}.{driver % 1000 // 10}")
 

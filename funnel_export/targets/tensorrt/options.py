@@ -35,7 +35,9 @@ class TensorRtOptions(Options):
         str | None,
         Field(pattern=r"^\d+\.\d(,\d+\.\d)*$", description="GPUs that the plan is for, as 8.9,12.0"),
     ] = None
-    timing_cache: Annotated[Path | None, Field(description="file with timings to read and add to")] = None
+    timing_cache: Annotated[
+        Path | None, Field(description="file of timings to begin with, if it is there, and to add to")
+    ] = None
     profiling_verbosity: Annotated[
         Literal["none", "layer_names_only", "detailed"], Field(description="what the plan tells about its layers")
     ] = "detailed"
@@ -49,7 +51,7 @@ class TensorRtOptions(Options):
     @property
     def capabilities(self) -> list[str]:
         """The compute capabilities that were asked for."""
-        return [] if self.compute_capabilities is None else self.compute_capabilities.split(",")
+        return list(dict.fromkeys((self.compute_capabilities or "").split(","))) if self.compute_capabilities else []
 
 
 def refuse_what_cannot_be(options: TensorRtOptions, flavour: Flavour, no_gpu: str | None) -> None:

@@ -11,7 +11,8 @@ from funnel_export.errors import TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
 
-WORKER = [sys.executable, "-m", "funnel_export.targets.tensorrt.worker"]
+WORKER = [sys.executable, "-P", "-m", "funnel_export.targets.tensorrt.worker"]
+"""With -P, since a folder in which somebody compiles, a bundle perhaps, must not bring modules of its own."""
 LAST_WORDS = 1500
 """Characters of what a process that died had written."""
 

@@ -23,7 +23,7 @@ from funnel_export.targets.tensorrt.runtime_cache import load_cache, save_cache
 class TensorRtSession:
     """A plan in memory, with one execution context and one stream."""
 
-    def __init__(self, flavour: Flavour, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, flavour: Flavour, bundle: Bundle, engine: Engine, *, keep_kernels: bool = True) -> None:
         self._trt, self._flavour, self._engine = flavour.load(), flavour, engine
         self._logger = make_logger(self._trt)
         self.device = find_gpu().name
@@ -34,14 +34,16 @@ class TensorRtSession:
         self._refuse_other_dtypes(bundle)
         self._cache: Any = None
         self._context = self._make_context()
-        self._runner = Runner(
-            self._trt, self._plan, self._context, Device(), engine, graphs=flavour is not TENSORRT_RTX
-        )
+        if self._context is None:
+            raise self._refused("has no room here for an execution context")
+        if not keep_kernels:
+            self._cache = None
+        own_graphs = flavour is not TENSORRT_RTX  # which captures them itself
+        self._runner = Runner(self._trt, self._plan, self._context, engine, self._logger, own_graphs)
 
     def _deserialize(self, bundle: Bundle) -> Any:
         options = self._engine.manifest.options
         with self._engine.file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-            self._refuse_by_header(plan)
             loaded = self._runtime.deserialize_cuda_engine(plan)
         if loaded is None:
             raise self._refused("could not be deserialized")
@@ -53,22 +55,6 @@ class TensorRtSession:
         if options.get("weight_streaming") is True:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
         return loaded
-
-    def _refuse_by_header(self, plan: mmap.mmap) -> None:
-        """TensorRT-RTX tells from a plan's first bytes whether this GPU and driver run it."""
-        if self._flavour is not TENSORRT_RTX:
-            return
-        size = self._runtime.engine_header_size
-        validity, diagnostics = self._runtime.get_engine_validity(plan[:size])
-        if validity == self._trt.EngineValidity.INVALID:
-            known = self._trt.EngineInvalidityDiagnostics.__members__.items()
-            why = [name.lower() for name, flag in known if int(flag) & int(diagnostics)]
-            raise BundleError(
-                f"the engine {self._engine.name} does not run in {self._flavour.target} here",
-                got=", ".join(why) or "no reason was given",
-                wanted=f"a GPU of {', '.join(self._engine.manifest.built_for.compute_capabilities)}",
-                hint="compile the bundle again",
-            )
 
     def _refuse_other_dtypes(self, bundle: Bundle) -> None:
         """The plan's inputs and outputs must be the graph's."""
@@ -101,20 +87,23 @@ class TensorRtSession:
 
     def close(self) -> None:
         """See `Session.close`; what TensorRT-RTX has compiled for this GPU stays beside the plan."""
-        if self._cache is not None:
-            save_cache(self._engine, bytes(self._cache.serialize()))
+        try:
+            if self._cache is not None:
+                save_cache(self._engine, bytes(self._cache.serialize()))
+        finally:
             self._cache = None
-        self._runner.close()
+            self._runner.close()
 
 
 class Runner:
     """Moves inputs in and outputs out, and chooses the optimization profile."""
 
-    def __init__(self, trt: Any, plan: Any, context: Any, device: Device, engine: Engine, *, graphs: bool) -> None:
-        self._plan, self._context, self._device = plan, context, device
+    def __init__(self, trt: Any, plan: Any, context: Any, engine: Engine, logger: Any, graphs: bool) -> None:
+        self._context, self._logger, self._device = context, logger, Device()
         self._profiles, self._name = engine.manifest.profiles, engine.name
         self._use_graphs = graphs
         self._active = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
         names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
         self._inputs = [n for n in names if plan.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if n not in self._inputs]
@@ -124,24 +113,36 @@ class Runner:
         """Run on host arrays [batch, sequence]; outputs come back to the host."""
         shape = inputs[self._inputs[0]].shape
         self._choose_profile((shape[0], shape[1]))
-        for name in self._inputs:
-            array = np.ascontiguousarray(inputs[name], dtype=self._dtypes[name])
-            self._context.set_input_shape(name, array.shape)
-            self._context.set_tensor_address(name, self._device.put(name, array))
-        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
-        for name, size in shapes.items():
-            nbytes = int(np.prod(size)) * self._dtypes[name].itemsize
-            self._context.set_tensor_address(name, self._device.reserve(name, nbytes))
+        addresses = {
+            name: self._device.put(name, np.ascontiguousarray(inputs[name], dtype=self._dtypes[name]))
+            for name in self._inputs
+        }
         key = (self._active, shape) if self._use_graphs else None
-        if not self._device.launch(self._context.execute_async_v3, key):
-            raise TargetRefusedError(f"the engine {self._name} failed while running", got=f"inputs {shape}")
-        results = {name: np.empty(size, self._dtypes[name]) for name, size in shapes.items()}
+        if not self._device.replays(key):
+            self._bind(shape, addresses)
+        self._must(self._device.launch(self._context.execute_async_v3, key), shape)
+        results = {name: np.empty(size, self._dtypes[name]) for name, size in self._shapes.items()}
         self._device.fetch(results)
         return {name: as_float(value) for name, value in results.items()}
+
+    def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
+        """Tell the context the shapes and addresses of this run."""
+        for name, address in addresses.items():
+            self._must(self._context.set_input_shape(name, shape), shape)
+            self._must(self._context.set_tensor_address(name, address), shape)
+        self._shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        for name, size in self._shapes.items():
+            nbytes = int(np.prod(size)) * self._dtypes[name].itemsize
+            self._must(self._context.set_tensor_address(name, self._device.reserve(name, nbytes)), shape)
 
     def close(self) -> None:
         """Give the device's memory back."""
         self._device.close()
+
+    def _must(self, done: bool, shape: tuple[int, ...]) -> None:
+        if not done:
+            said = "\n".join([f"inputs {shape}", *self._logger.errors[-5:]])
+            raise TargetRefusedError(f"the engine {self._name} failed while running", got=said)
 
     def _choose_profile(self, shape: tuple[int, int]) -> None:
         fitting = fitting_profiles(self._profiles, shape)
@@ -153,7 +154,7 @@ class Runner:
                 hint="compile with a --profile that covers it",
             )
         if fitting[0] != self._active:
-            self._context.set_optimization_profile_async(fitting[0], self._device.stream)
+            self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), shape)
             self._device.wait()
             self._active = fitting[0]
 

@@ -4,8 +4,9 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from funnel_export.atomic import write_bytes
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype
 from funnel_export.engine import BuiltFor, Engine, record_file, this_platform
@@ -15,6 +16,7 @@ from funnel_export.targets.base import Availability, Compiled, CompileRequest
 from funnel_export.targets.options import parse_options
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
 from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
+from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.options import TensorRtOptions, refuse_what_cannot_be
 from funnel_export.targets.tensorrt.process import build_in_process
 from funnel_export.targets.tensorrt.request import BuildRequest
@@ -33,6 +35,7 @@ class _Base:
     flavour: ClassVar[Flavour]
     options: ClassVar[type[TensorRtOptions]] = TensorRtOptions
     takes_profiles: ClassVar[bool] = True
+    reuses: ClassVar[tuple[str, ...]] = (TIMINGS,)
     runs_graphs: ClassVar[bool] = False
 
     @property
@@ -44,7 +47,7 @@ class _Base:
         """Whether it is installed and loads, and whether there is a GPU for its engines."""
         version = self.flavour.installed()
         try:
-            self.flavour.load()
+            self.flavour.load_builder()
         except TargetUnavailableError as err:
             return Availability(
                 available=False,
@@ -67,7 +70,7 @@ class _Base:
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
         """See `Target.built_for`."""
-        self.flavour.load()
+        self.flavour.load_builder()
         options = request.options_as(TensorRtOptions)
         gpu, why = _gpu_or_reason()
         refuse_what_cannot_be(options, self.flavour, why)
@@ -115,6 +118,8 @@ class _Base:
             ),
             progress,
         )
+        if options.timing_cache is not None:
+            write_bytes(options.timing_cache, (folder / TIMINGS).read_bytes())
         return Compiled(files=[PLAN, *([TIMINGS] if keeps_timings else [])], facts=facts)
 
     def misfit(self, engine: Engine) -> str | None:
@@ -128,7 +133,7 @@ class _Base:
         gpu = find_gpu()
         if self.flavour is TENSORRT:
             return _other_gpu(built.built_for, str(built.options.get("hardware_compatibility_level", "none")), gpu)
-        return None  # TensorRT-RTX reads the plan's header and says itself
+        return _invalid_by_header(self.flavour.load(), engine)
 
     def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
         """See `Target.load`; for inner values an engine of the same profiles and options is built for this once."""
@@ -139,17 +144,16 @@ class _Base:
             raise TargetRefusedError(f"{self.name} runs engines, not graphs", got=bundle.path, hint="compile it first")
         if not outputs:
             return TensorRtSession(self.flavour, bundle, engine)
+        options = parse_options(TensorRtOptions, {**engine.manifest.options, "timing_cache": None})
+        refuse_what_cannot_be(options, self.flavour, None)
         request = CompileRequest(
-            bundle=bundle,
-            profiles=tuple(engine.manifest.profiles),
-            options=parse_options(TensorRtOptions, engine.manifest.options),
-            outputs=tuple(outputs),
+            bundle=bundle, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
         )
         with tempfile.TemporaryDirectory() as name:
             self.compile(request, Path(name), no_progress)
             files = [record_file(Path(name) / PLAN)]
             manifest = engine.manifest.model_copy(update={"files": files})
-            return TensorRtSession(self.flavour, bundle, Engine(Path(name), manifest))
+            return TensorRtSession(self.flavour, bundle, Engine(Path(name), manifest), keep_kernels=False)
 
 
 class TensorRtTarget(_Base):
@@ -173,7 +177,7 @@ def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
 
 def _other_gpu(built_for: BuiltFor, level: str, gpu: Gpu) -> str | None:
     """Why a TensorRT plan does not run on this GPU, None if it does."""
-    (kind,) = built_for.compute_capabilities
+    kind = ", ".join(built_for.compute_capabilities)
     here = f"{gpu.name} with compute capability {gpu.compute_capability}"
     if level == "ampere_plus":
         fits = int(gpu.compute_capability.split(".")[0]) >= 8
@@ -184,7 +188,20 @@ def _other_gpu(built_for: BuiltFor, level: str, gpu: Gpu) -> str | None:
     return None if fits else f"it was built for {built_for.device} with compute capability {kind}, and this is {here}"
 
 
+def _invalid_by_header(trt: Any, engine: Engine) -> str | None:
+    """What TensorRT-RTX tells from a plan's first bytes: why this GPU and driver do not run it, None if they do."""
+    runtime = trt.Runtime(make_logger(trt))
+    with engine.file.open("rb") as stream:
+        validity, diagnostics = runtime.get_engine_validity(stream.read(runtime.engine_header_size))
+    if validity != trt.EngineValidity.INVALID:
+        return None
+    known = trt.EngineInvalidityDiagnostics.__members__.items()
+    why = ", ".join(name.lower() for name, flag in known if int(flag) & int(diagnostics)) or "no reason was given"
+    kinds = ", ".join(engine.manifest.built_for.compute_capabilities)
+    return f"its header is not valid here: {why}; it was built for compute capability {kinds}"
+
+
 def _is_later(version: str, built: str) -> bool:
     """Whether a version of the same major number is as new or newer."""
-    found, wanted = ([int(part) for part in text.split(".")[:3]] for text in (version, built))
-    return found[0] == wanted[0] and found >= wanted
+    found, wanted = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (version, built))
+    return found[:1] == wanted[:1] and found >= wanted

@@ -31,7 +31,10 @@ def main() -> None:
     except FunnelExportError as err:
         _say(answers, Refusal(kind=type(err).__name__, what=err.what, **err.details))
     except OSError as err:
-        _say(answers, Refusal(kind="BundleError", what="the plan could not be written", got=str(err)))
+        _say(
+            answers,
+            Refusal(kind="BundleError", what="the plan could not be written, or a timing cache read", got=str(err)),
+        )
     else:
         _say(answers, Built(facts=facts))
 
