@@ -15,6 +15,7 @@ import openvino
 import pytest
 from exported import Recipe
 from serving import BF16, FP32, INT64, PLAN, add_engine, config, listing, read, tensor
+from tamper import rewrite_json
 
 from funnel_export import Bundle, load_bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
@@ -147,6 +148,16 @@ def test_an_engine_is_found_or_asked_for(bundle: Bundle, tmp_path: Path) -> None
         package(bundle, tmp_path / "models", options=ON_TENSORRT)
     made = package(bundle, tmp_path / "models", options=TritonOptions(backend=Backend.TENSORRT, engine="two"))
     assert made.engine == "two"
+
+
+def test_how_a_plan_was_built_is_minded(bundle: Bundle, tmp_path: Path) -> None:
+    folder = add_engine(bundle, "batch=1:1:4,sequence=1:8:16")
+    rewrite_json(folder / "manifest.json", lambda manifest: manifest.update(options={"strip_plan": True}))
+    with pytest.raises(BundleError, match="built without weights"):
+        package(bundle, tmp_path / "models", options=ON_TENSORRT)
+    rewrite_json(folder / "manifest.json", lambda manifest: manifest.update(options={"version_compatible": True}))
+    with pytest.warns(UserWarning, match="version-compatible=true"):
+        package(bundle, tmp_path / "models", options=ON_TENSORRT)
 
 
 def test_a_damaged_plan_takes_no_models_place(bundle: Bundle, tmp_path: Path) -> None:
