@@ -76,7 +76,8 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 5, 
 
 
 def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = None, /) -> None:
-    progress(f"{prefix}: {step}", done)
+    shares = () if done is None else (done,)
+    progress(f"{prefix}: {step}", *shares)
 
 
 def describe_latency(report: DemoReport) -> str:
