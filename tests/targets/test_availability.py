@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from exported import Recipe
 
 from funnel_export.errors import TargetUnavailableError
-from funnel_export.targets import get_target, target_names
+from funnel_export.targets import CompileRequest, get_target, target_names
 from funnel_export.targets.tensorrt import flavour, gpu
 from funnel_export.targets.tensorrt.gpu import Gpu
 
@@ -108,6 +109,19 @@ def test_with_package_and_gpu_both_compile_and_run(target: str, monkeypatch: pyt
     here = get_target(target).availability()
     assert (here.available, here.compiles) == (True, True)
     assert here.detail == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_without_polygraphy_engines_run_and_none_is_built(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, MODULES[target], ModuleType(MODULES[target]))
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: H200)
+    monkeypatch.setattr(flavour, "find_spec", lambda _: None)
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.has_polygraphy", lambda: False)
+    here = get_target(target).availability()
+    assert (here.available, here.compiles) == (True, False)
+    assert here.detail.endswith("does not compile without Polygraphy")
+    with pytest.raises(TargetUnavailableError, match="builds with Polygraphy"):
+        get_target(target).built_for(CompileRequest(bundle=Recipe().bundle()))
 
 
 def test_doctor_shows_every_target_as_text_and_as_json() -> None:

@@ -52,13 +52,18 @@ class Flavour:
         Raises:
             TargetUnavailableError: if one of the two is missing.
         """
-        if find_spec("polygraphy") is None:
+        if not has_polygraphy():
             raise TargetUnavailableError(
                 f"{self.target} builds with Polygraphy",
                 got="not installed: polygraphy",
                 hint=f"pip install 'funnel-export[{self.target}]'",
             )
         return self.load()
+
+
+def has_polygraphy() -> bool:
+    """Whether Polygraphy is installed, which builds need and runs do not."""
+    return find_spec("polygraphy") is not None
 
 
 TENSORRT = Flavour(

@@ -14,7 +14,7 @@ from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.targets.base import Availability, Compiled, CompileRequest
 from funnel_export.targets.options import parse_options
-from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour
+from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour, has_polygraphy
 from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
 from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.options import TensorRtOptions, refuse_what_cannot_be
@@ -47,7 +47,7 @@ class _Base:
         """Whether it is installed and loads, and whether there is a GPU for its engines."""
         version = self.flavour.installed()
         try:
-            self.flavour.load_builder()
+            self.flavour.load()
         except TargetUnavailableError as err:
             return Availability(
                 available=False,
@@ -55,14 +55,17 @@ class _Base:
                 detail=f"{err.what}: {err.details['got']}",
                 hint=err.details.get("hint"),
             )
+        builder = has_polygraphy()
+        lacking = "" if builder else "; does not compile without Polygraphy"
         try:
             gpu = find_gpu()
         except TargetUnavailableError as err:
-            compiles = self.flavour.builds_without_gpu
+            compiles = builder and self.flavour.builds_without_gpu
             able = "compiles here; engines do not run here" if compiles else "neither compiles nor runs here"
-            return Availability(available=False, compiles=compiles, version=version, detail=f"{able}: {err.what}")
-        detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
-        return Availability(available=True, compiles=True, version=version, detail=detail)
+            detail = f"{able}: {err.what}{lacking}"
+            return Availability(available=False, compiles=compiles, version=version, detail=detail)
+        detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}{lacking}"
+        return Availability(available=True, compiles=builder, version=version, detail=detail)
 
     def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
         """All three dtypes; what a GPU lacks, the builder says."""
