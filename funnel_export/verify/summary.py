@@ -1,5 +1,7 @@
 """Tables for people: what a bundle is, what a check found."""
 
+from typing import Any
+
 import onnx_ir as ir
 from tabulate import tabulate
 
@@ -82,9 +84,16 @@ def describe_engine(engine: Engine) -> str:
         *(("profile", profile) for profile in manifest.profiles),
         *(("option", f"{key}={value}") for key, value in manifest.options.items()),
         *(("file", f"{record.file}, {record.size / 1e6:.1f} MB") for record in manifest.files),
-        *((key.replace("_", " "), value) for key, value in manifest.facts.items() if value and key != "plan_bytes"),
+        *((key.replace("_", " "), _in_words(value)) for key, value in manifest.facts.items() if value),
     ]
     return tabulate(facts, tablefmt="plain", disable_numparse=True)
+
+
+def _in_words(fact: Any) -> str:
+    """A fact that a build told, in one line."""
+    if isinstance(fact, dict):
+        return ", ".join(f"{key}: {_in_words(value)}" for key, value in fact.items())
+    return ", ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
 
 
 def describe_target_options(name: str) -> str:
