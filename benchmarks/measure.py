@@ -25,15 +25,6 @@ def peak_gb() -> float:
     return int(found[1]) * 1024 / 1e9
 
 
-def processor() -> str:
-    """The processor's name."""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
 def commit() -> str:
     """The commit that is measured; says so if the package has changes that are not committed."""
 
@@ -48,6 +39,8 @@ def commit() -> str:
 
 def conditions(packages: Iterable[str]) -> dict[str, Any]:
     """What a measurement depends on."""
+    from funnel_export.engine import processor  # not at the top: peers import this file without our package
+
     return {
         "cpu": processor(),
         "cpus": os.cpu_count(),

@@ -50,8 +50,8 @@ class TensorRtOptions(Options):
 
     @property
     def capabilities(self) -> list[str]:
-        """The compute capabilities that were asked for."""
-        return list(dict.fromkeys((self.compute_capabilities or "").split(","))) if self.compute_capabilities else []
+        """The compute capabilities that were asked for, each once."""
+        return list(dict.fromkeys(filter(None, (self.compute_capabilities or "").split(","))))
 
 
 def refuse_what_cannot_be(options: TensorRtOptions, flavour: Flavour, no_gpu: str | None) -> None:
