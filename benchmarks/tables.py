@@ -13,7 +13,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from funnel_export.demo import DemoReport, describe_latency
+from funnel_export.demo import DemoReport
+from funnel_export.verify.summary import describe_latency
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,8 +28,8 @@ def listed(conditions: Mapping[str, Any]) -> str:
 def demo() -> str:
     """The demo's latencies with their conditions."""
     report = DemoReport.model_validate_json((RESULTS / "demo.json").read_text())
-    assert report.parity.passed
-    return f"```\n{describe_latency(report)}\n```\n\n({listed(report.conditions)}; float32, batch 1; parity passed)"
+    assert report.latency.passed
+    return f"```\n{describe_latency(report.latency)}\n```\n\n({listed(report.latency.conditions)}; parity passed)"
 
 
 def gemma2_2b() -> str:

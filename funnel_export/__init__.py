@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from funnel_export.benching import bench
     from funnel_export.bundle import Bundle, load_bundle
     from funnel_export.checking import check
     from funnel_export.compiling import compile_bundle
@@ -21,6 +22,7 @@ _HOMES = {
     "FunnelCache": "funnel_export.funnel",
     "FunnelSpec": "funnel_export.config",
     "apply_funnel": "funnel_export.funnel",
+    "bench": "funnel_export.benching",
     "check": "funnel_export.checking",
     "compile_bundle": "funnel_export.compiling",
     "export": "funnel_export.pipeline",
@@ -34,6 +36,7 @@ __all__ = [
     "FunnelSpec",
     "__version__",
     "apply_funnel",
+    "bench",
     "check",
     "compile_bundle",
     "export",

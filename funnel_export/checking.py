@@ -46,7 +46,7 @@ def check(
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     _refuse_numbers(lengths, max_length, factor)
-    chosen = list(_candidates(opened, targets))
+    chosen = list(candidates(opened, targets))
     if not chosen:
         raise TargetUnavailableError(
             f"no target here runs a {opened.manifest.dtype} graph, nor one of the bundle's engines",
@@ -79,7 +79,7 @@ def _refuse_numbers(lengths: Sequence[int], max_length: int | None, factor: floa
         raise SpecError("a target loses at least what eager PyTorch loses", got=factor, wanted="1 <= factor < inf")
 
 
-def _candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Candidate"]:
+def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Candidate"]:
     """What is to be checked: what was asked for, or else everything that runs here."""
     from funnel_export.targets import get_target, require, target_names
     from funnel_export.verify.parity import Candidate

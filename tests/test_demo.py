@@ -7,7 +7,9 @@ import pytest
 
 from funnel_export import load_bundle
 from funnel_export.demo import FUNNEL, describe_demo, run_demo
+from funnel_export.engine import engine_names
 from funnel_export.errors import BundleError
+from funnel_export.targets import get_target
 
 
 def test_demo(tmp_path: Path) -> None:
@@ -16,11 +18,15 @@ def test_demo(tmp_path: Path) -> None:
     assert report.parity.passed
     assert load_bundle(out / "funnel").manifest.spec == FUNNEL
     assert load_bundle(out / "dense").manifest.spec is None
-    assert [row.runtime for row in report.latency] == ["eager PyTorch", "onnxruntime", "openvino"]
-    assert all(row.ratio == row.funnel.median_ms / row.dense.median_ms for row in report.latency)
+    runtimes = ["eager", "onnxruntime", "onnxruntime-cpu", "openvino", "openvino-cpu"]
+    assert [row.runtime for row in report.latency.rows] == runtimes
+    assert report.latency.passed
+    assert set(runtimes[2::2]) <= set(engine_names(load_bundle(out / "funnel")))
+    if get_target("tensorrt-rtx").availability().compiles:
+        assert any(name.startswith("tensorrt-rtx-") for name in engine_names(load_bundle(out / "funnel")))
     assert json.loads((out / "demo.json").read_text())["parity"]["passed"] is True
     text = describe_demo(out, report)
-    for part in ("▼ pool: mean of 2 tokens", "limits: max", "funnel/dense", "predicted"):
+    for part in ("▼ pool: mean of 2 tokens", "limits: max", "funnel/dense", "predicted", "onnxruntime-cpu"):
         assert part in text
     assert any(step.startswith("parity:") for step in steps)
 

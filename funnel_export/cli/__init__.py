@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from funnel_export.cli import bundles, engines, graphs, machine  # noqa: F401 - each registers its commands
+from funnel_export.cli import bundles, engines, graphs, latency, machine  # noqa: F401 - each registers its commands
 from funnel_export.cli.app import app
 from funnel_export.errors import FunnelExportError, printable
 

@@ -1,6 +1,6 @@
 """What every target can do: say whether it works here, compile a bundle, load it, run it with named tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +74,14 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run on named tensors; 16-bit outputs come back as float16, or as float32 holding bfloat16's values."""
+        ...
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """A call that runs on these tensors, again and again, and returns when the device is done.
+
+        Inputs and outputs stay where the runtime has them, as a production runtime would bind them; a later `run` or
+        `prepare` ends it.
+        """
         ...
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -211,6 +211,23 @@ class OnnxRuntimeSession:
         except ort_errors() as err:
             raise TargetRefusedError("ONNX Runtime failed while running the graph", got=err) from err
         return {name.removesuffix(_CAST): value for name, value in zip(self._names, values, strict=True)}
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """See `Session.prepare`."""
+        import onnxruntime as ort
+
+        device = "cuda" if self.device == CUDA else "cpu"
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device))
+        for name in self._names:
+            binding.bind_output(name, device)
+
+        def call() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return call
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -199,6 +199,17 @@ class OpenVinoSession:
             # The Python API hands bfloat16 out as float16: the right bits under the wrong name.
             results[name] = as_float(data.view(ml_dtypes.bfloat16) if kind == "bf16" else data).copy()
         return results
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """See `Session.prepare`."""
+        import openvino
+
+        tensors = {name: openvino.Tensor(array) for name, array in inputs.items()}
+        request: Any = self._request
+        for name, tensor in tensors.items():
+            request.set_tensor(name, tensor)
+        infer: Callable[[], object] = request.infer
+        return infer
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -19,25 +19,32 @@ from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 
 
+def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
+    """The bundle's own weights in Hugging Face's model, without its funnel.
+
+    The weights are looked for beforehand: Hugging Face would make those that are missing, of any size.
+    """
+    source = Checkpoint.open(bundle.path)
+    find_weights(build_skeleton(source.config, bundle.manifest.task, bundle.manifest.dtype).shapes, source)
+    config = read_config(source.config)
+    with without_progress_bars():
+        model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
+            bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    return model.eval().requires_grad_(False)
+
+
 class Eager:
     """The bundle's own weights in Hugging Face's model, with the bundle's funnel.
 
-    A dense bundle is compared with the model as Hugging Face has it, unpatched. Its weights are looked for beforehand:
-    Hugging Face would make those that are missing, of any size.
+    A dense bundle is compared with the model as Hugging Face has it, unpatched.
     """
 
     def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
         self.spec = bundle.manifest.spec
         self.dense = self.spec is None
         self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
-        source = Checkpoint.open(bundle.path)
-        find_weights(build_skeleton(source.config, bundle.manifest.task, bundle.manifest.dtype).shapes, source)
-        config = read_config(source.config)
-        with without_progress_bars():
-            self.model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
-                bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
-            )
-        self.model.eval().requires_grad_(False)
+        self.model = load_model(bundle, dtype)
         self._seen: dict[str, Tensor | None] = {}
         if not self.dense:
             patch_forward(self.model, self.spec, self._run)

@@ -1,39 +1,199 @@
-"""Latency of several models side by side: interleaved, warmed up, medians."""
+"""Latency: what a race of models measured, medians and ratios with bootstrap intervals, and the gate over them."""
 
-import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from funnel_export.config import Dtype, Task
 
-class Latency(BaseModel):
-    """Wall-clock time of one call."""
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+PYTORCH = ("eager", "torch.compile")
+"""Runtimes that are baselines: the gate is over what was compiled from the bundle."""
 
+
+class _Report(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Model(StrEnum):
+    """Which of the two models."""
+
+    DENSE = "dense"
+    FUNNEL = "funnel"
+
+
+class Latency(_Report):
+    """Wall-clock time of one call."""
 
     median_ms: float
     low_ms: float
-    """A quarter of the calls were faster."""
+    """Lower end of the 95 % bootstrap interval of the median."""
     high_ms: float
-    """A quarter of the calls were slower."""
     rounds: int
 
 
-def measure_latency(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 7, warmup: int = 2
-) -> dict[str, Latency]:
-    """Time each call once per round, so that whatever else the machine does falls on all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(warmup + rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if index >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in seconds.items()}
+class Ratio(_Report):
+    """Median of one over median of another, of calls that took turns."""
+
+    value: float
+    low: float
+    """Lower end of the 95 % bootstrap interval; rounds are drawn in pairs."""
+    high: float
+
+    @property
+    def speedup(self) -> "Ratio":
+        """The ratio the other way round: how many times as fast."""
+        return Ratio(value=1 / self.value, low=1 / self.high, high=1 / self.low)
 
 
-def _summary(seconds: list[float]) -> Latency:
-    low, median, high = (float(q) * 1000 for q in np.quantile(seconds, [0.25, 0.5, 0.75]))
-    return Latency(median_ms=median, low_ms=low, high_ms=high, rounds=len(seconds))
+class Memory(_Report):
+    """The most that a contender's process held, weights and runtime included."""
+
+    host_bytes: int
+    device_bytes: int | None = None
+    """What the device's memory had less when all shapes had run; None where there is no GPU."""
+
+
+class ContenderResult(_Report):
+    """One model in one runtime, in a process of its own."""
+
+    runtime: str
+    """`eager`, `torch.compile`, a target or an engine."""
+    model: Model
+    dtype: Dtype
+    device: str = ""
+    precision: str = ""
+    load_seconds: float | None = None
+    memory: Memory | None = None
+    error: str | None = None
+    """Why it has no numbers, if it has none."""
+
+    @property
+    def name(self) -> str:
+        """For example `openvino, funnel`."""
+        return f"{self.runtime}, {self.model}"
+
+
+class Row(_Report):
+    """Dense and funnel in one runtime on one shape."""
+
+    runtime: str
+    batch: int
+    length: int
+    dense: Latency
+    funnel: Latency
+    ratio: Ratio
+    """Latency of the funnel over that of the dense model."""
+    predicted: float
+    """The same ratio in operations."""
+    dense_first_ms: float
+    """The first call on this shape, which may compile or allocate."""
+    funnel_first_ms: float
+    speedup_over_eager: Ratio | None = None
+    """How many times as fast the funnel is as the dense model in eager PyTorch, where that ran."""
+
+    @property
+    def place(self) -> str:
+        """For example `openvino at batch 1, length 512`."""
+        return f"{self.runtime} at batch {self.batch}, length {self.length}"
+
+    def tokens_per_second(self, latency: Latency) -> float:
+        """Tokens of the prompts that go through in a second."""
+        return 1000 * self.batch * self.length / latency.median_ms
+
+
+class Gate(_Report):
+    """What was demanded, and where it was not met."""
+
+    min_speedup: float
+    failures: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row met it."""
+        return not self.failures
+
+
+class LatencyReport(_Report):
+    """The outcome of `bench`."""
+
+    conditions: dict[str, str]
+    task: Task
+    dtype: Dtype
+    funnel: dict[str, int | str | bool]
+    num_layers: int
+    parity_passed: bool
+    rounds: int
+    contenders: list[ContenderResult]
+    rows: list[Row]
+    gate: Gate | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether parity holds, everything ran, and the gate, if there is one, is met."""
+        ran = not any(contender.error for contender in self.contenders)
+        return self.parity_passed and ran and (self.gate is None or self.gate.passed)
+
+
+def summarize(seconds: Sequence[float]) -> Latency:
+    """Median of some calls with its interval."""
+    low, high = _interval(np.median, (np.asarray(seconds),))
+    return Latency(
+        median_ms=float(np.median(seconds)) * 1000, low_ms=low * 1000, high_ms=high * 1000, rounds=len(seconds)
+    )
+
+
+def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
+    """Median of `one` over that of `other`, of calls that took turns: what disturbed a round disturbed both."""
+    pair = np.asarray(one), np.asarray(other)
+    low, high = _interval(_ratio_of_medians, pair)
+    return Ratio(value=float(_ratio_of_medians(*pair)), low=low, high=high)
+
+
+def _ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    ratio: NDArray[np.float64] = np.median(one, axis=axis) / np.median(other, axis=axis)
+    return ratio
+
+
+def _interval(statistic: object, samples: tuple[NDArray[np.float64], ...]) -> tuple[float, float]:
+    """Percentile bootstrap interval; of a single round it is that round."""
+    from scipy.stats import bootstrap
+
+    if len(samples[0]) < 2:
+        value = float(statistic(*samples))  # type: ignore[operator]
+        return value, value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of samples that are all equal
+        found = bootstrap(
+            samples,
+            statistic,
+            paired=len(samples) > 1,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def judge(rows: Sequence[Row], min_speedup: float) -> Gate:
+    """Whether each target is at least so many times as fast with the funnel: by the lower end of the interval.
+
+    Rows of PyTorch are baselines and have no say. No rows at all are a failure too.
+    """
+    judged = [row for row in rows if row.runtime not in PYTORCH]
+    failures = []
+    for row in judged:
+        found = row.ratio.speedup
+        if not found.low >= min_speedup:
+            interval = f"{found.low:.3f} to {found.high:.3f}"
+            failures.append(f"{row.place}: {found.value:.3f} times as fast ({interval}), wanted {min_speedup:g}")
+    if not judged:
+        failures.append("no target was measured")
+    return Gate(min_speedup=min_speedup, failures=failures)

@@ -10,6 +10,7 @@ from funnel_export.engine import Engine, engine_names
 from funnel_export.exporter.audit import find_faults
 from funnel_export.targets import get_target
 from funnel_export.targets.options import describe_options
+from funnel_export.verify.latency import LatencyReport, Row
 from funnel_export.verify.operations import count_operations, predicted_ratio
 from funnel_export.verify.parity import ParityReport
 from funnel_export.verify.picture import draw_funnel
@@ -139,3 +140,45 @@ def describe_parity(report: ParityReport) -> str:
         elif not target.passed:
             lines.append(f"{target.name} differs at the output, and at no boundary before it")
     return "\n".join(lines)
+
+
+def describe_latency(report: LatencyReport) -> str:
+    """A latency report for a person to read: rows, what has no numbers, the gate."""
+    headers = (
+        "runtime",
+        "batch",
+        "length",
+        "dense ms",
+        "funnel ms",
+        "tokens/s",
+        "funnel/dense",
+        "interval",
+        "predicted",
+    )
+    table = tabulate(map(_latency_row, report.rows), headers, disable_numparse=True, colalign=("left", *("right",) * 8))
+    lines = [
+        table,
+        "",
+        f"medians of {report.rounds} calls that took turns, in {report.dtype}; 95 % bootstrap intervals",
+    ]
+    lines += [f"{each.name}: {each.error}" for each in report.contenders if each.error]
+    if not report.parity_passed:
+        lines.append("parity: FAILED")
+    if report.gate is not None:
+        wanted = f"at least {report.gate.min_speedup:g} times as fast as dense in every target"
+        lines += [f"FAILED: {failure}" for failure in report.gate.failures] or [f"gate: {wanted}: passed"]
+    return "\n".join(lines)
+
+
+def _latency_row(row: Row) -> tuple[object, ...]:
+    return (
+        row.runtime,
+        row.batch,
+        row.length,
+        f"{row.dense.median_ms:.1f}",
+        f"{row.funnel.median_ms:.1f}",
+        f"{row.tokens_per_second(row.funnel):,.0f}",
+        f"{row.ratio.value:.2f}",
+        f"{row.ratio.low:.2f} to {row.ratio.high:.2f}",
+        f"{row.predicted:.2f}",
+    )

@@ -222,7 +222,7 @@ def test_modules_that_lie_where_somebody_compiles_are_not_imported(
 
 def test_the_death_of_the_building_process_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     dying = "import os, signal, sys; sys.stderr.write('last words'); sys.stderr.flush(); os.kill(os.getpid(), 9)"
-    monkeypatch.setattr(process, "WORKER", [sys.executable, "-c", dying])
+    monkeypatch.setattr(process, "PROGRAM", ("-c", dying))
     with pytest.raises(TargetRefusedError, match=r"(?s)died.*signal SIGKILL.*last words.*more memory"):
         compile_bundle(bundle, "tensorrt-rtx")
     assert engine_names(bundle) == []

@@ -122,6 +122,20 @@ def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install:
     assert cuda.log[-1] == "cudaStreamDestroy"
 
 
+def test_a_prepared_call_moves_nothing_and_waits(install: Install, cuda: Cuda) -> None:
+    bundle, engine = install()
+    session = get_target("tensorrt").load(bundle, engine=engine)
+    inputs = tokens(2, 8)
+    call = session.prepare(inputs)
+    cuda.log.clear()
+    for _ in range(3):
+        call()
+    assert "cudaMemcpyAsync" not in cuda.log
+    assert cuda.log.count("cudaGraphLaunch") == 3
+    assert cuda.log[-1] == "cudaStreamSynchronize"
+    np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
+
+
 def test_a_context_has_one_graph_at_a_time(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
     session = get_target("tensorrt").load(bundle, engine=engine)

@@ -1,7 +1,7 @@
 """Running a plan: buffers that stay on the device, CUDA graphs, and the kernels that TensorRT-RTX compiles kept."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -85,6 +85,10 @@ class TensorRtSession:
         """See `Session.run`."""
         return self._runner.run(inputs)
 
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """See `Session.prepare`."""
+        return self._runner.prepare(inputs)
+
     def close(self) -> None:
         """See `Session.close`; what TensorRT-RTX has compiled for this GPU stays beside the plan."""
         try:
@@ -111,6 +115,23 @@ class Runner:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run on host arrays [batch, sequence]; outputs come back to the host."""
+        self._launch(inputs)
+        results = {name: np.empty(size, self._dtypes[name]) for name, size in self._shapes.items()}
+        self._device.fetch(results)
+        return {name: as_float(value) for name, value in results.items()}
+
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
+        """A call on inputs that are on the device already; its outputs stay there."""
+        launch = self._launch(inputs)
+
+        def call() -> None:
+            launch()
+            self._device.wait()
+
+        return call
+
+    def _launch(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """Move inputs in and run on them once; the function that is returned does so again with what lies there."""
         shape = inputs[self._inputs[0]].shape
         self._choose_profile((shape[0], shape[1]))
         addresses = {
@@ -120,10 +141,12 @@ class Runner:
         key = (self._active, shape) if self._use_graphs else None
         if not self._device.replays(key):
             self._bind(shape, addresses)
-        self._must(self._device.launch(self._context.execute_async_v3, key), shape)
-        results = {name: np.empty(size, self._dtypes[name]) for name, size in self._shapes.items()}
-        self._device.fetch(results)
-        return {name: as_float(value) for name, value in results.items()}
+
+        def launch() -> None:
+            self._must(self._device.launch(self._context.execute_async_v3, key), shape)
+
+        launch()
+        return launch
 
     def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
         """Tell the context the shapes and addresses of this run."""

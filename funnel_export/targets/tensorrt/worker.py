@@ -13,12 +13,12 @@ from typing import TextIO
 from funnel_export.errors import FunnelExportError
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
+from funnel_export.worker import take_stdout
 
 
 def main() -> None:
     """Build what the request asks for."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries may write to stdout
+    answers = take_stdout()
     request = BuildRequest.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     flavour = TENSORRT_RTX if request.target == TENSORRT_RTX.target else TENSORRT

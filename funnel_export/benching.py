@@ -1,0 +1,215 @@
+"""`bench`: how fast is a bundle with its funnel, beside the dense model in the same runtimes?"""
+
+import contextlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from funnel_export.atomic import write_text
+from funnel_export.bundle import REPORTS, Bundle, load_bundle
+from funnel_export.checking import candidates, check
+from funnel_export.compiling import compile_bundle
+from funnel_export.engine import processor
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.pipeline import export
+from funnel_export.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from funnel_export.verify.latency import LatencyReport
+    from funnel_export.verify.parity import Candidate, ParityReport
+    from funnel_export.verify.race import Contender
+
+LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
+RUNTIMES = ("eager", "torch.compile")
+
+
+def bench(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    baseline: Bundle | str | os.PathLike[str] | None = None,
+    targets: Sequence[str] | None = None,
+    pytorch: Sequence[str] = RUNTIMES,
+    lengths: Sequence[int] = LENGTHS,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    min_speedup: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    parity: "ParityReport | None" = None,
+    progress: Progress = no_progress,
+) -> "LatencyReport":
+    """Time a bundle and the dense model side by side; the report goes into the bundle's `reports/latency.json`.
+
+    Dense and funnel run in PyTorch, in every target and as every engine of the bundle that runs here; all take turns.
+    No parity, no number: what does not agree with eager PyTorch has none.
+
+    Args:
+        bundle: a bundle with a funnel, or its folder.
+        baseline: a dense bundle of the same checkpoint; without, one is exported and removed again. Of each engine its
+            like is compiled from it, with the same options and profiles.
+        targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
+        pytorch: which of `eager` and `torch.compile` run beside them.
+        lengths: tokens of a row.
+        batches: rows of a batch.
+        rounds: counted calls of each.
+        min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
+            interval.
+        device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
+        seed: seed of the tokens.
+        parity: what `check` said of this bundle; without, it is asked.
+        progress: called with the name of each step.
+
+    Raises:
+        SpecError: for a dense bundle, or numbers that cannot be.
+        BundleError: if a bundle is not whole, or the baseline is no dense bundle of these weights.
+        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+        TargetRefusedError: if a target refuses the graph.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    shapes = _shapes(opened, lengths, batches, rounds, min_speedup, pytorch)
+    found = list(candidates(opened, targets))
+    if not found:
+        raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
+    if parity is None:
+        parity = check(opened, targets=targets, max_length=max(lengths), seed=seed, progress=progress)
+    from funnel_export.verify.inputs import Case
+    from funnel_export.verify.outcome import evaluate
+    from funnel_export.verify.race import race
+
+    failed = {result.name for result in parity.targets if not result.passed}
+    sound = [candidate for candidate in found if candidate.name not in failed]
+    with _baseline(opened, baseline, progress) as dense:
+        contenders = list(_in_pytorch(opened, dense, pytorch, device))
+        contenders += _in_targets(opened, dense, sound, shapes, progress)
+        tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
+        ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
+        entries = race(contenders, ids, rounds=rounds, progress=progress)
+    report = evaluate(opened, parity, entries, shapes, _conditions(found), min_speedup)
+    try:
+        write_text(opened.path / REPORTS / "latency.json", report.model_dump_json(indent=2) + "\n")
+    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
+        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
+    return report
+
+
+def _shapes(
+    bundle: Bundle,
+    lengths: Sequence[int],
+    batches: Sequence[int],
+    rounds: int,
+    min_speedup: float | None,
+    pytorch: Sequence[str],
+) -> list[tuple[int, int]]:
+    """Batches and lengths to time, the small ones first."""
+    if bundle.manifest.spec is None:
+        raise SpecError(
+            "a dense bundle has nothing to be compared with",
+            got=bundle.path,
+            wanted="a bundle with a funnel",
+            hint="name the bundle with the funnel, and the dense one as --baseline",
+        )
+    for name, values in (("length", lengths), ("batch", batches), ("rounds", [rounds])):
+        if not values or min(values) < 1:
+            raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
+    if min_speedup is not None and not 0 < min_speedup < float("inf"):
+        raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
+    unknown = set(pytorch) - set(RUNTIMES)
+    if unknown:
+        raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(RUNTIMES))
+    return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
+
+
+@contextlib.contextmanager
+def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, progress: Progress) -> Iterator[Bundle]:
+    """The dense model as a bundle, in a folder of its own: its engines come and go."""
+    place = bundle.path.parent if os.access(bundle.path.parent, os.W_OK) else None  # beside it, weights can be linked
+    with tempfile.TemporaryDirectory(prefix=".funnel-export-bench-", dir=place) as folder:
+        source = bundle.path
+        if given is not None:
+            dense = given if isinstance(given, Bundle) else load_bundle(given)
+            _refuse_other_model(bundle, dense)
+            source = dense.path
+        manifest = bundle.manifest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
+            yield export(
+                source,
+                Path(folder) / "dense",
+                funnel=None,
+                task=manifest.task,
+                dtype=manifest.dtype,
+                opset=manifest.opset,
+                progress=lambda step, *_: progress(f"dense baseline: {step}"),
+            )
+
+
+def _refuse_other_model(bundle: Bundle, dense: Bundle) -> None:
+    if dense.manifest.spec is not None or dense.manifest.weights != bundle.manifest.weights:
+        raise BundleError(
+            "this is no dense bundle of the same weights",
+            got=f"{dense.path}, funnel {dense.manifest.spec or 'none'}",
+            wanted="a bundle of the same checkpoint with --funnel none",
+        )
+
+
+def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Sequence[str], device: str) -> Iterator["Contender"]:
+    import torch
+
+    from funnel_export.verify.contender import Lineup
+    from funnel_export.verify.latency import Model
+    from funnel_export.verify.race import Contender
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    for runtime in runtimes:
+        for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
+            lineup = Lineup(bundle=source.path, compiled=runtime == "torch.compile", device=chosen)
+            yield Contender.of(runtime, model, bundle.manifest.dtype, lineup)
+
+
+def _in_targets(
+    bundle: Bundle,
+    dense: Bundle,
+    found: Sequence["Candidate"],
+    shapes: Sequence[tuple[int, int]],
+    progress: Progress,
+) -> Iterator["Contender"]:
+    """Each target and engine of the bundle, with its like of the dense model."""
+    from funnel_export.verify.contender import Lineup
+    from funnel_export.verify.inputs import Case
+    from funnel_export.verify.latency import Model
+    from funnel_export.verify.race import Contender
+
+    for candidate in found:
+        taken = frozenset(shape for shape in shapes if candidate.takes(Case((shape[1],) * shape[0])))
+        engine = candidate.engine
+        if engine is not None:
+            compile_bundle(
+                dense,
+                candidate.target.name,
+                profiles=engine.manifest.profiles,
+                options=engine.manifest.options,
+                name=engine.name,
+                progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
+            )
+        for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
+            lineup = Lineup(
+                bundle=source.path, target=candidate.target.name, engine=None if engine is None else engine.name
+            )
+            yield Contender.of(candidate.name, model, bundle.manifest.dtype, lineup, shapes=taken)
+
+
+def _conditions(found: Sequence["Candidate"]) -> dict[str, str]:
+    """What latencies depend on."""
+    packages = ("torch", "transformers", "funnel-export")
+    return {
+        "processor": processor(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        **{each.target.name: str(each.target.availability().version) for each in found},
+    }

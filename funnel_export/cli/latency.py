@@ -1,0 +1,57 @@
+"""The command that times a bundle: bench."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
+
+
+@app.command()
+def bench(
+    bundle: BundleFolder,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target to time, several times if wanted (default: all that work here).")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="DENSE", help="Dense bundle of the same checkpoint (default: export one).")
+    ] = None,
+    pytorch: Annotated[
+        list[str] | None,
+        typer.Option(help="eager, torch.compile or none, several times if wanted (default: the first two)."),
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(help="Tokens of a row, several times if wanted (default: 128 and 512).")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows, several times if wanted (default: 1).")] = None,
+    rounds: Annotated[int, typer.Option(help="Counted calls of each, taking turns.")] = 9,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(help="Fail unless the funnel is so many times as fast in every target, noise accounted for."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="PyTorch's device: auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Time the funnel beside the dense model; the exit code is 1 if it is wrong or not fast enough."""
+    from funnel_export import benching
+    from funnel_export.verify.summary import describe_latency
+
+    with progress_bar() as progress:
+        report = benching.bench(
+            bundle,
+            baseline=baseline,
+            targets=target or None,
+            pytorch=benching.RUNTIMES if pytorch is None else [each for each in pytorch if each != "none"],
+            lengths=length or benching.LENGTHS,
+            batches=batch or benching.BATCHES,
+            rounds=rounds,
+            min_speedup=min_speedup,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    say(report.model_dump_json() if json_ else describe_latency(report))
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,115 @@
+"""What a race means: rows of dense and funnel, without those that do not compute the same, and the gate."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from funnel_export.bundle import Bundle
+from funnel_export.verify.latency import ContenderResult, LatencyReport, Model, Row, compare, judge, summarize
+from funnel_export.verify.operations import predicted_ratio
+from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.race import Entry
+
+Shape = tuple[int, int]
+
+
+def evaluate(
+    bundle: Bundle,
+    parity: ParityReport,
+    entries: Sequence[Entry],
+    shapes: Sequence[Shape],
+    conditions: Mapping[str, str],
+    min_speedup: float | None,
+) -> LatencyReport:
+    """The report of a race of a bundle and its dense model.
+
+    No parity, no number: a target that did not pass `check` has no rows, nor has one whose outputs on a timed shape are
+    not those of eager PyTorch.
+    """
+    spec = bundle.manifest.spec
+    assert spec is not None
+    by_name = {(entry.contender.runtime, entry.contender.model): entry for entry in entries}
+    results = [_refuse_unequal(entry, by_name, parity) for entry in entries] + _failed(parity)
+    runtimes = dict.fromkeys(entry.contender.runtime for entry in entries)
+    sound = {runtime for runtime in runtimes if not any(r.error for r in results if r.runtime == runtime)}
+    rows = [
+        _row(bundle, by_name, runtime, shape)
+        for shape in shapes
+        for runtime in runtimes
+        if runtime in sound
+        and shape in by_name[runtime, Model.FUNNEL].times
+        and shape in by_name[runtime, Model.DENSE].times
+    ]
+    return LatencyReport(
+        conditions=dict(conditions),
+        task=bundle.manifest.task,
+        dtype=bundle.manifest.dtype,
+        funnel=spec.to_dict(),
+        num_layers=bundle.architecture.num_hidden_layers,
+        parity_passed=parity.passed,
+        rounds=max((row.funnel.rounds for row in rows), default=0),
+        contenders=results,
+        rows=rows,
+        gate=None if min_speedup is None else judge(rows, min_speedup),
+    )
+
+
+def _failed(parity: ParityReport) -> list[ContenderResult]:
+    """What did not pass `check`, and did not run for that."""
+    results = []
+    for target in parity.targets:
+        if target.passed:
+            continue
+        place = target.first_difference
+        why = f"it differs from eager PyTorch from {place.name} on" if place else target.error or "it failed its check"
+        results.append(
+            ContenderResult(
+                runtime=target.name, model=Model.FUNNEL, dtype=parity.dtype, error=f"no parity, no number: {why}"
+            )
+        )
+    return results
+
+
+def _refuse_unequal(entry: Entry, by_name: Mapping[tuple[str, Model], Entry], parity: ParityReport) -> ContenderResult:
+    """The result of a contender, with an error if what it computed is not what eager PyTorch computes."""
+    result = entry.result
+    if result.error is not None:
+        return result
+    eager = by_name.get(("eager", result.model))
+    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
+    for shape, times in entry.times.items():
+        if eager is None or shape not in eager.times:
+            continue
+        error = distance(times.sample, eager.times[shape].sample)
+        if not error <= limit:
+            where = f"batch {shape[0]}, length {shape[1]}"
+            found = f"its outputs at {where} are {error:.1e} off eager PyTorch's, and {limit:.1e} is allowed"
+            return result.model_copy(update={"error": f"no parity, no number: {found}"})
+    return result
+
+
+def distance(sample: Sequence[float], reference: Sequence[float]) -> float:
+    """Largest difference over the largest value of the reference; NaN if anything is."""
+    one, other = np.asarray(sample), np.asarray(reference)
+    if one.shape != other.shape:
+        return float("nan")
+    return float(np.abs(one - other).max() / max(np.abs(other).max(), np.finfo(np.float32).tiny))
+
+
+def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], Entry], runtime: str, shape: Shape) -> Row:
+    dense, funnel = (by_name[runtime, model].times[shape] for model in Model)
+    eager = by_name.get(("eager", Model.DENSE))
+    baseline = None if eager is None or shape not in eager.times else eager.times[shape].seconds
+    manifest = bundle.manifest
+    return Row(
+        runtime=runtime,
+        batch=shape[0],
+        length=shape[1],
+        dense=summarize(dense.seconds),
+        funnel=summarize(funnel.seconds),
+        ratio=compare(funnel.seconds, dense.seconds),
+        predicted=predicted_ratio(bundle.architecture, manifest.task, manifest.spec, shape[1]),
+        dense_first_ms=dense.first * 1000,
+        funnel_first_ms=funnel.first * 1000,
+        speedup_over_eager=None if baseline is None else compare(baseline, funnel.seconds),
+    )

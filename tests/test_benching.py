@@ -1,0 +1,180 @@
+"""The latency gate passes a funnel that is right and fast enough, and refuses what is not, naming the place."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from exported import Recipe
+from tamper import agree_with_graph
+from test_cli import run
+from verify.test_parity import another_softcap, node, shifted_read_out
+
+from funnel_export import Bundle, FunnelSpec, bench, check, compile_bundle, load_bundle
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.verify.latency import LatencyReport, Model
+
+QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 3}
+
+
+def own(folder: Path, recipe: Recipe | None = None) -> Bundle:
+    return load_bundle(shutil.copytree((recipe or Recipe()).bundle().path, folder / "bundle"))
+
+
+def changed(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
+    """A bundle with another graph, whose manifest agrees with it: what an export that went wrong would write."""
+    bundle = own(folder)
+    model = ir.load(bundle.graph)
+    change(model)
+    bundle.graph.unlink()
+    ir.save(model, bundle.graph)
+    agree_with_graph(bundle.path)
+    return load_bundle(bundle.path)
+
+
+def another_dtype(model: ir.Model) -> None:
+    """Let the second layer's MLP begin in float16."""
+    gelu = node(model, "layers.1/", "Gelu")
+    down = ir.node("Cast", [gelu.inputs[0]], attributes={"to": ir.DataType.FLOAT16}, name="down")
+    up = ir.node("Cast", [down.outputs[0]], attributes={"to": ir.DataType.FLOAT}, name="up")
+    model.graph.insert_before(gelu, [down, up])
+    gelu.replace_input_with(0, up.outputs[0])
+
+
+def slower(model: ir.Model) -> None:
+    """Let the recovery wait for sines of 4 million numbers, and add nothing of them."""
+    owner = next(n for n in model.graph if n.outputs[0].name == "funnel.recovered")
+    value = owner.inputs[0]
+    assert value is not None
+    constants = {"wide": [1 << 22], "axes": [0], "one": [1], "nothing": np.float32(1e-30)}
+    for name, number in constants.items():
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(np.array(number))))
+    wide, axes, one, nothing = (model.graph.initializers[name] for name in constants)
+    flat = ir.node("Reshape", [value, ir.Value(name="minus", const_value=ir.tensor(np.array([-1])))])
+    model.graph.register_initializer(flat.inputs[1])
+    first = ir.node("Slice", [flat.outputs[0], axes, one])
+    expanded = ir.node("Expand", [first.outputs[0], wide])
+    sines = ir.node("Sin", [expanded.outputs[0]])
+    again = ir.node("Sin", [sines.outputs[0]])
+    mean = ir.node("ReduceMean", [again.outputs[0], axes], attributes={"keepdims": 0})
+    less = ir.node("Mul", [mean.outputs[0], nothing])
+    added = ir.node("Add", [value, less.outputs[0]])
+    for number, made in enumerate(chain := [flat, first, expanded, sines, again, mean, less, added]):
+        made.name = made.outputs[0].name = f"slower{number}"
+    model.graph.insert_before(owner, chain)
+    owner.replace_input_with(0, added.outputs[0])
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, LatencyReport]:
+    """A bundle with an engine, timed in both targets."""
+    bundle = own(tmp_path_factory.mktemp("benched"))
+    compile_bundle(bundle, "onnxruntime", options={"intra_op_num_threads": 1}, name="one-thread")
+    return bundle, bench(bundle, targets=["onnxruntime", "openvino"], min_speedup=1e-6, **QUICK)
+
+
+def test_rows_of_every_runtime(benched: tuple[Bundle, LatencyReport]) -> None:
+    bundle, report = benched
+    assert report.passed
+    runtimes = ["eager", "onnxruntime", "one-thread", "openvino"]
+    assert [(row.length, row.runtime) for row in report.rows] == [(n, r) for n in (7, 20) for r in runtimes]
+    assert [(c.runtime, c.model) for c in report.contenders] == [(r, m) for r in runtimes for m in Model]
+    for row in report.rows:
+        assert row.ratio.low <= row.ratio.value <= row.ratio.high
+        assert row.ratio.value == pytest.approx(row.funnel.median_ms / row.dense.median_ms)
+        assert 0.5 < row.predicted < 1
+        assert row.speedup_over_eager is not None
+        assert row.funnel.rounds == 3
+    for contender in report.contenders:
+        assert contender.memory is not None
+        assert contender.memory.device_bytes is None
+    assert LatencyReport.model_validate_json((bundle.path / "reports" / "latency.json").read_text()) == report
+    assert sorted(path.name for path in bundle.path.parent.iterdir()) == ["bundle"], "the baseline is removed again"
+
+
+def test_the_baseline_may_be_given(tmp_path: Path) -> None:
+    dense = Recipe(funnel=None).bundle()
+    before = sorted(path.name for path in dense.path.iterdir())
+    parity = check(own(tmp_path), targets=["onnxruntime"], max_length=5)
+    options = QUICK | {"pytorch": ()}
+    report = bench(tmp_path / "bundle", baseline=dense, targets=["onnxruntime"], parity=parity, **options)
+    assert report.passed
+    assert sorted(path.name for path in dense.path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [(another_softcap, "layers.2"), (shifted_read_out, "funnel.recovered"), (another_dtype, "layers.1")],
+)
+def test_no_parity_no_number(change: Callable[[ir.Model], None], place: str, tmp_path: Path) -> None:
+    report = bench(changed(tmp_path, change), targets=["onnxruntime"], min_speedup=1e-6, **QUICK | {"pytorch": ()})
+    assert not report.passed
+    assert not report.parity_passed
+    assert report.rows == []
+    (contender,) = report.contenders
+    assert contender.name == "onnxruntime, funnel"
+    assert contender.error == f"no parity, no number: it differs from eager PyTorch from {place} on"
+    assert report.gate is not None
+    assert report.gate.failures == ["no target was measured"]
+
+
+def test_a_slower_funnel_is_refused_by_name(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, slower)
+    command = ["bench", bundle.path, "--target", "onnxruntime", "--pytorch", "none", "--length", 8, "--rounds", 3]
+    done = run(*command, "--min-speedup", 1.0)
+    assert done.returncode == 1, done.stderr
+    assert "FAILED: onnxruntime at batch 1, length 8: 0." in done.stdout
+    assert "parity: FAILED" not in done.stdout
+    passed = run(*command, "--json")
+    assert passed.returncode == 0
+    assert json.loads(passed.stdout)["parity_passed"] is True
+
+
+def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
+    """What passed `check` has no number all the same if it computes something else where it is timed."""
+    parity = check(own(tmp_path), targets=["onnxruntime"])
+    bundle = changed(tmp_path / "other", another_softcap)
+    report = bench(bundle, targets=["onnxruntime"], parity=parity, **QUICK)
+    assert not report.passed
+    assert report.parity_passed
+    (error,) = [contender.error for contender in report.contenders if contender.error]
+    assert error.startswith("no parity, no number: its outputs at batch 1, length 7 are ")
+    assert {row.runtime for row in report.rows} == {"eager"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": ()}, "length of a benchmark is at least 1"),
+        ({"batches": (0,)}, "batch of a benchmark is at least 1"),
+        ({"rounds": 0}, "rounds of a benchmark is at least 1"),
+        ({"min_speedup": float("nan")}, "a speedup is a positive number"),
+        ({"pytorch": ("jit",)}, "no such way to run"),
+    ],
+)
+def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        bench(Recipe().bundle(), **options)
+
+
+def test_a_dense_bundle_has_nothing_to_be_compared_with() -> None:
+    with pytest.raises(SpecError, match="a dense bundle has nothing"):
+        bench(Recipe(funnel=None).bundle())
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(funnel=FunnelSpec.parse("0:2:2")), Recipe(funnel=None, overrides=(("vocab_size", 64),))]
+)
+def test_a_baseline_of_another_model_is_refused(recipe: Recipe) -> None:
+    parity = check(Recipe().bundle(), targets=["onnxruntime"], max_length=3)
+    with pytest.raises(BundleError, match="no dense bundle of the same weights"):
+        bench(Recipe().bundle(), baseline=recipe.bundle(), targets=["onnxruntime"], parity=parity)
+
+
+def test_a_target_that_does_not_run_here() -> None:
+    with pytest.raises(TargetUnavailableError):
+        bench(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
