@@ -39,6 +39,7 @@ STATIONS = [
     "contracts",
     "demo",
     "cli",
+    "gates",
     "__main__",
 ]
 """From first to last; `__init__` only names what others hold."""

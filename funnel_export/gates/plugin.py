@@ -1,0 +1,128 @@
+"""Options and fixtures of the pytest plugin; it does nothing without `--funnel-bundle`."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from funnel_export.bundle import Bundle
+    from funnel_export.verify.latency import LatencyReport
+    from funnel_export.verify.parity import ParityReport
+
+GATES = str(Path(__file__).parent / "test_gates.py")
+BUNDLE = pytest.StashKey["Bundle"]()
+CANDIDATES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options, each beginning with `--funnel`."""
+    group = parser.getgroup("funnel", "gates for bundles of funnel_export")
+    group.addoption(
+        "--funnel-bundle", type=Path, metavar="DIR", help="bundle to test; without other paths, nothing else is tested"
+    )
+    group.addoption("--funnel-target", action="append", metavar="NAME", help="target to test (default: all that run)")
+    group.addoption("--funnel-min-speedup", type=float, metavar="X", help="wanted of every target, as by bench")
+    group.addoption("--funnel-baseline", type=Path, metavar="DIR", help="dense bundle (default: export one)")
+    group.addoption("--funnel-length", action="append", type=int, metavar="N", help="tokens of a row to time")
+    group.addoption("--funnel-batch", action="append", type=int, metavar="N", help="rows to time")
+    group.addoption("--funnel-rounds", type=int, metavar="N", help="counted calls of each")
+    group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the bundle, and let the gates be collected; what is wrong with either ends the run before it begins."""
+    folder = config.getoption("--funnel-bundle")
+    if folder is None:
+        return
+    from funnel_export.bundle import load_bundle
+    from funnel_export.checking import candidates
+    from funnel_export.errors import FunnelExportError
+
+    if config.getoption("--funnel-min-speedup") is not None and config.getoption("numprocesses", None):
+        raise pytest.UsageError("the latency gate needs the machine for itself: run it without --numprocesses")
+    try:
+        bundle = load_bundle(folder)
+        names = [candidate.name for candidate in candidates(bundle, config.getoption("--funnel-target"))]
+    except FunnelExportError as err:
+        raise pytest.UsageError(str(err)) from err
+    if not names:
+        raise pytest.UsageError(f"no target here runs {folder}; `funnel-export doctor` says why")
+    config.stash[BUNDLE], config.stash[CANDIDATES] = bundle, names
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args.clear()
+    if GATES not in config.args:  # pytest-xdist hands its workers the arguments of the process that started them
+        config.args.append(GATES)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Name the gates by the package, wherever it is installed."""
+    if str(module_path) != GATES:
+        return None
+    module: pytest.Module = pytest.Module.from_parent(parent, path=module_path, nodeid="funnel_export/gates")
+    return module
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each target and engine."""
+    if "funnel_runtime" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "funnel_runtime", metafunc.config.stash[CANDIDATES] if CANDIDATES in metafunc.config.stash else []
+        )
+
+
+@pytest.fixture(scope="session")
+def funnel_bundle(pytestconfig: pytest.Config) -> "Bundle":
+    """The bundle that `--funnel-bundle` names."""
+    if BUNDLE not in pytestconfig.stash:
+        pytest.skip("no --funnel-bundle")
+    return pytestconfig.stash[BUNDLE]
+
+
+@pytest.fixture(scope="session")
+def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "ParityReport":
+    """What `check` finds; the report is in the bundle too."""
+    from funnel_export.checking import check
+
+    option = pytestconfig.getoption
+    lengths = option("--funnel-length") or ()
+    with _without_debug_logs():
+        return check(
+            funnel_bundle, targets=option("--funnel-target"), lengths=lengths, max_length=option("--funnel-max-length")
+        )
+
+
+@pytest.fixture(scope="session")
+def funnel_latency(
+    funnel_bundle: "Bundle", funnel_parity: "ParityReport", pytestconfig: pytest.Config
+) -> "LatencyReport":
+    """What `bench` finds, beside eager PyTorch; the report is in the bundle too."""
+    from funnel_export import benching
+
+    option = pytestconfig.getoption
+    with _without_debug_logs():
+        return benching.bench(
+            funnel_bundle,
+            baseline=option("--funnel-baseline"),
+            targets=option("--funnel-target"),
+            pytorch=("eager",),
+            lengths=option("--funnel-length") or benching.LENGTHS,
+            batches=option("--funnel-batch") or benching.BATCHES,
+            rounds=option("--funnel-rounds") or benching.ROUNDS,
+            min_speedup=option("--funnel-min-speedup"),
+            parity=funnel_parity,
+        )
+
+
+@contextlib.contextmanager
+def _without_debug_logs() -> Iterator[None]:
+    """Keep torch from writing a structured log of every trace: it does as soon as pytest listens."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.DEBUG))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,45 @@
+"""The two gates as tests, one of each for every target and engine that runs the bundle here."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from funnel_export.verify.latency import LatencyReport
+    from funnel_export.verify.parity import ParityReport
+
+Record = Callable[[str, object], None]
+
+
+def test_parity(funnel_parity: "ParityReport", funnel_runtime: str) -> None:
+    """A target computes what eager PyTorch computes, within a small factor of what that loses itself."""
+    from funnel_export.verify.summary import describe_parity
+
+    (result,) = (result for result in funnel_parity.targets if result.name == funnel_runtime)
+    if not result.passed:
+        pytest.fail(describe_parity(funnel_parity.model_copy(update={"targets": [result]})), pytrace=False)
+
+
+def test_latency(
+    request: pytest.FixtureRequest,
+    pytestconfig: pytest.Config,
+    funnel_runtime: str,
+    record_testsuite_property: Record,
+) -> None:
+    """A target is at least so many times as fast with the funnel as without, on every shape."""
+    from funnel_export.verify.latency import judge
+
+    wanted = pytestconfig.getoption("--funnel-min-speedup")
+    if wanted is None:
+        pytest.skip("no --funnel-min-speedup")
+    report: LatencyReport = request.getfixturevalue("funnel_latency")
+    rows = [row for row in report.rows if row.runtime == funnel_runtime]
+    for row in rows:
+        found = row.ratio.speedup
+        interval = f"{found.low:.3f} to {found.high:.3f}"
+        record_testsuite_property(f"speedup of {row.place}", f"{found.value:.3f} ({interval})")
+    errors = [f"{c.name}: {c.error}" for c in report.contenders if c.runtime == funnel_runtime and c.error]
+    failures = errors or judge(rows, wanted).failures
+    if failures:
+        pytest.fail("\n".join(failures), pytrace=False)
