@@ -37,6 +37,7 @@ STATIONS = [
     "contracts",
     "demo",
     "cli",
+    "plugins",
     "__main__",
 ]
 """From first to last; `__init__` only names what others hold."""
