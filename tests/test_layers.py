@@ -40,6 +40,7 @@ STATIONS = [
     "demo",
     "cli",
     "gates",
+    "plugins",
     "__main__",
 ]
 """From first to last; `__init__` only names what others hold."""

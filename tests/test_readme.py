@@ -13,6 +13,8 @@ from models import save_tiny_checkpoint
 from funnel_export.demo import make_tokenizer
 
 README = Path(__file__).parent.parent / "README.md"
+MODULES = {"funnel-export": "funnel_export", "optimum-cli": "optimum.commands.optimum_cli"}
+"""The programs that the README may run, and the module that each is."""
 
 
 def blocks(kind: str) -> list[str]:
@@ -36,8 +38,7 @@ def test_commands(folder: Path) -> None:
     assert len(commands) >= 5
     for command in commands:
         program, *arguments = shlex.split(command)
-        assert program == "funnel-export"
-        run = [sys.executable, "-m", "funnel_export", *arguments]
+        run = [sys.executable, "-m", MODULES[program], *arguments]
         done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

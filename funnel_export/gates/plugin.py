@@ -69,9 +69,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each target and engine."""
     if "funnel_runtime" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "funnel_runtime", metafunc.config.stash[CANDIDATES] if CANDIDATES in metafunc.config.stash else []
-        )
+        names: list[str] = metafunc.config.stash.get(CANDIDATES, [])
+        metafunc.parametrize("funnel_runtime", names)
 
 
 @pytest.fixture(scope="session")
