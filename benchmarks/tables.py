@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peers_table import render
 from tabulate import tabulate
 
 from funnel_export.demo import DemoReport
@@ -115,6 +116,17 @@ def _peers_budget(results: dict[str, Any]) -> str:
     time = verdict(dense["seconds"], genai["seconds"], "s")
     memory = verdict(dense["peak_gb"], genai["peak_gb"] / 2, "GB")
     return f"Budget: no slower than the genai builder ({time}), with at most half of its memory ({memory})."
+
+
+def peers() -> str:
+    """This package's latency and others' on one checkpoint; the run is long, and its file may come later."""
+    file = RESULTS / "peers.json"
+    if not file.exists():
+        return "not run yet"
+    result: dict[str, Any] = json.loads(file.read_text())
+    conditions = [f"({listed(result['conditions'])})"]
+    conditions += [f"({LABELS[name]}: {listed(versions)})" for name, versions in result["versions"].items()]
+    return f"{render(result)}\n\n" + "\n".join(conditions)
 
 
 BUDGETS = {"2B": 30, "27B": 60}
@@ -245,6 +257,7 @@ TABLES = {
     "benchmarks/README.md": {
         "export_peers": export_peers,
         "export_shapes": export_shapes,
+        "peers": peers,
         "gemma2_2b": gemma2_2b,
         "compile_rtx": compile_rtx,
         "compile_targets": compile_targets,
