@@ -1,4 +1,4 @@
-"""Boundaries: every target that can says how far it is off inside, whether it passes or not, and none fails for that."""
+"""Boundaries: every target that can says how far it is off inside, passed or not, and none fails for want of it."""
 
 from pathlib import Path
 from typing import Any
