@@ -28,6 +28,8 @@ def check(
 ) -> "ParityReport":
     """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
 
+    `report.md`, `report.html` and pictures beside it are made anew.
+
     A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it.
 
     Args:
@@ -53,22 +55,31 @@ def check(
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    if (opened.path / REPORTS).is_symlink():
-        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {opened.path / REPORTS}")
+    from funnel_export.report.write import refuse_link
     from funnel_export.verify.inputs import plan_cases
     from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
 
+    refuse_link(opened.path / REPORTS)
     tuned = {profile.sequence.opt for each in chosen if each.engine for profile in each.engine.manifest.profiles}
     plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
     refuse_if_too_large(opened, plan)
     report = check_parity(
         opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
     )
-    try:
-        write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
-    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
-        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
+    progress("report")
+    _keep(opened, report)
     return report
+
+
+def _keep(bundle: Bundle, report: "ParityReport") -> None:
+    """Write the report into the bundle, for programs and for people; the caller has it even if that fails."""
+    from funnel_export.report.write import PARITY, write_reports
+
+    try:
+        write_text(bundle.path / REPORTS / PARITY, report.model_dump_json(indent=2) + "\n")
+        write_reports(bundle)
+    except (OSError, BundleError) as err:  # a bundle may be read-only, an earlier report of latencies damaged
+        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=3)
 
 
 def _refuse_numbers(lengths: Sequence[int], max_length: int | None, factor: float | None) -> None:
