@@ -39,6 +39,8 @@ class Panel:
     draw: Callable[["Axes", Palette], None]
     height: float = 250
     """Points."""
+    head: float = 6
+    """Points that stand over the axes, below a title."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +62,11 @@ class Picture:
         height = max(panel.height for panel in self.panels) + 26
         with _style(LIGHT):
             figure = _figure(WIDTH * columns, height * rows)
-            grid = figure.subplots(rows, columns, squeeze=False).flat
+            grid = list(figure.subplots(rows, columns, squeeze=False).flat)
             for panel, axes in zip(self.panels, grid, strict=False):
                 panel.draw(axes, LIGHT)
-                axes.set_title(_shorten(panel.title), loc="left", fontweight="bold", parse_math=False)
-            for axes in list(grid)[len(self.panels) :]:
+                axes.set_title(_shorten(panel.title), loc="left", fontweight="bold", pad=panel.head, parse_math=False)
+            for axes in grid[len(self.panels) :]:
                 axes.set_axis_off()
             dpi = min(DPI, LARGEST * 72 / (height * rows))
             return _saved(figure, format="png", dpi=dpi, facecolor=LIGHT["page"])
@@ -143,4 +145,4 @@ def _style(palette: Palette) -> Iterator[None]:
 def _shorten(text: str) -> str:
     """What fits over a panel, in one line."""
     text = printable(text).replace("\n", " ")
-    return text if len(text) <= 44 else f"{text[:43]}…"
+    return text if len(text) <= 36 else f"{text[:35]}…"

@@ -154,7 +154,7 @@ def _latency_verdicts(report: LatencyReport | None) -> list[Verdict]:
     else:
         wanted = f"wanted: funnel at least {gate.min_speedup:g} × as fast as dense, by the lower end of the interval"
         status, answer = (GOOD, "passed") if gate.passed else (BAD, "FAILED")
-        verdicts.append(Verdict("Speed-up gate", answer, status, [*gate.failures, wanted]))
+        verdicts.append(Verdict("Speed-up gate", answer, status, [wanted, *gate.failures]))
     problems = [f"{each.name}: {each.error}" for each in report.contenders if each.error]
     if not report.parity_passed:
         problems.insert(0, "parity did not pass when latency was measured")

@@ -35,7 +35,13 @@ def draw_ratio(report: LatencyReport) -> Picture:
     low, high = min([*ends, 1.0]), max([*ends, 1.0])
     limits = low - 0.06 * (high - low), high + 0.06 * (high - low)
     panels = [
-        Panel(title=runtime, alt=_told(rows), draw=partial(_draw_ratio, rows, limits), height=92 + 23 * len(rows))
+        Panel(
+            title=runtime,
+            alt=_told(rows),
+            draw=partial(_draw_ratio, rows, limits),
+            height=92 + 23 * len(rows),
+            head=24,
+        )
         for runtime, rows in by_runtime(report).items()
     ]
     caption = "Time of the funnel over that of the dense model with its 95 % interval; left of the line it is faster."
@@ -99,11 +105,12 @@ def _line(axes: "Axes", palette: Palette, model: str, points: Sequence[tuple[int
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels, in rising order, pushed up where they would overlap."""
+    """Heights of labels, in rising order, pushed apart where they would overlap."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
-    return placed
+    pushed = sum(placed) / len(placed) - sum(heights) / len(heights)
+    return [height - pushed for height in placed]
 
 
 def _ticks(axes: "Axes", lengths: Sequence[int], limits: tuple[float, float]) -> None:

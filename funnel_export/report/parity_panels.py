@@ -22,12 +22,14 @@ def draw_boundaries(report: ParityReport) -> Picture | None:
         return None
     values = [v for target in targets for b in target.boundaries for v in (b.rms_rel, b.limit, b.floor or 0)]
     sane = [value for value in values if math.isfinite(value) and value > 0] or [1e-9, 1.0]
-    limits = min(sane) / 2, max(sane) * 6  # room for the legend
+    limits = min(sane) / 2, max(sane) * 2
     panels = [
         Panel(
             title=f"{target.name}, batch {target.boundaries[0].case}",
             alt=_told(target.boundaries),
             draw=partial(_draw, target.boundaries, limits),
+            height=280,
+            head=40,
         )
         for target in targets
     ]
@@ -74,12 +76,12 @@ def _draw(found: Sequence[Boundary], limits: tuple[float, float], axes: "Axes", 
         axes.plot(place, error, marker, markersize=3.5 if marker == "o" else 6.5, color=palette["funnel"])
     failed = [(place, error) for b, place, error in zip(found, places, errors, strict=True) if not b.passed]
     if failed:
-        axes.plot(*zip(*failed, strict=True), "X", markersize=9, color=palette["bad"], label="beyond the limit")
+        axes.plot(*zip(*failed, strict=True), "X", markersize=6, color=palette["bad"], label="beyond the limit")
     axes.set(yscale="log", ylim=limits, xlabel="layer", ylabel="relative rms error", xlim=(-0.9, max(places) + 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.legend(loc="upper left", ncols=2, borderaxespad=0.1, columnspacing=1.4)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, borderaxespad=0.1, columnspacing=1.4)
 
 
 def _shown(value: float, limits: tuple[float, float]) -> float:

@@ -1,5 +1,6 @@
 """Reports say what the two JSON files say, whatever is in them, and nothing else."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from breaks import broken
 from exported import Recipe
 from latencies import make_latency, make_row
 from markdown_it import MarkdownIt
+from typer.testing import CliRunner
 
 from funnel_export import Bundle, check, load_bundle
+from funnel_export.cli import app
 from funnel_export.errors import BundleError
 from funnel_export.report import numbers
 from funnel_export.report.write import write_reports
@@ -245,3 +248,20 @@ def test_links_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     (bundle.path / "reports" / "report.md").symlink_to(tmp_path / "mine.md")
     write_reports(bundle)
     assert (tmp_path / "mine.md").read_text() == "mine"
+
+
+def test_the_command_prints_what_it_wrote(bundle: Bundle) -> None:
+    done = CliRunner().invoke(app, ["report", str(bundle.path)])
+    assert done.exit_code == 0
+    assert [Path(line).name for line in done.stdout.splitlines()] == ["report.md", "report.html", "funnel.png"]
+    assert json.loads(CliRunner().invoke(app, ["report", str(bundle.path), "--json"]).stdout) == {
+        "written": done.stdout.splitlines()
+    }
+
+
+def test_many_failures_are_folded(bundle: Bundle) -> None:
+    rows = [make_row("openvino", batch, 16, 5.0, ratio=0.99) for batch in range(1, 13)]
+    put(bundle, make_latency(bundle, rows=rows, min_speedup=1.3))
+    for page in pages(bundle):
+        assert "7 more" in page
+        assert all(f"openvino at batch {batch}, length 16" in page for batch in range(1, 13))
