@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from funnel_export.atomic import write_text
 from funnel_export.bundle import REPORTS, Bundle, load_bundle
 from funnel_export.checking import candidates, check
 from funnel_export.compiling import compile_bundle
@@ -77,10 +76,12 @@ def bench(
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
     if parity is None:
         parity = check(opened, targets=targets, max_length=max(lengths), seed=seed, progress=progress)
+    from funnel_export.report.write import LATENCY, keep_report, refuse_link
     from funnel_export.verify.inputs import Case
     from funnel_export.verify.outcome import evaluate
     from funnel_export.verify.race import race
 
+    refuse_link(opened.path / REPORTS)
     failed = {result.name for result in parity.targets if not result.passed}
     sound = [candidate for candidate in found if candidate.name not in failed]
     with _baseline(opened, baseline, progress) as dense:
@@ -90,10 +91,8 @@ def bench(
         ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
         entries = race(contenders, ids, rounds=rounds, progress=progress)
     report = evaluate(opened, parity, entries, shapes, _conditions(found), min_speedup)
-    try:
-        write_text(opened.path / REPORTS / "latency.json", report.model_dump_json(indent=2) + "\n")
-    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
-        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
+    progress("report")
+    keep_report(opened, LATENCY, report)
     return report
 
 

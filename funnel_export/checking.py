@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from funnel_export.atomic import write_text
 from funnel_export.bundle import ENGINES, REPORTS, Bundle, load_bundle
 from funnel_export.engine import Engine, engine_names, load_engine, read_engine_manifest
 from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetUnavailableError
@@ -27,6 +26,8 @@ def check(
     progress: Progress = no_progress,
 ) -> "ParityReport":
     """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
+
+    `report.md`, `report.html` and pictures beside it are made anew.
 
     A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it.
 
@@ -53,21 +54,19 @@ def check(
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    if (opened.path / REPORTS).is_symlink():
-        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {opened.path / REPORTS}")
+    from funnel_export.report.write import PARITY, keep_report, refuse_link
     from funnel_export.verify.inputs import plan_cases
     from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
 
+    refuse_link(opened.path / REPORTS)
     tuned = {profile.sequence.opt for each in chosen if each.engine for profile in each.engine.manifest.profiles}
     plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
     refuse_if_too_large(opened, plan)
     report = check_parity(
         opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
     )
-    try:
-        write_text(opened.path / REPORTS / "parity.json", report.model_dump_json(indent=2) + "\n")
-    except OSError as err:  # a bundle may be read-only; the caller has the report all the same
-        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=2)
+    progress("report")
+    keep_report(opened, PARITY, report)
     return report
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from funnel_export.atomic import write_text
 from funnel_export.benching import bench
-from funnel_export.bundle import load_bundle
+from funnel_export.bundle import REPORTS, load_bundle
 from funnel_export.checking import check
 from funnel_export.compiling import compile_bundle
 from funnel_export.config import FunnelSpec
@@ -87,7 +87,8 @@ def describe_demo(out: Path, report: DemoReport) -> str:
             describe_bundle(bundle),
             "parity with eager PyTorch\n" + describe_parity(report.parity),
             "latency\n" + describe_latency(report.latency),
-            f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.",
+            f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
+            f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",
         )
     )
 

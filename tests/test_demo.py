@@ -25,8 +25,16 @@ def test_demo(tmp_path: Path) -> None:
     if get_target("tensorrt-rtx").availability().compiles:
         assert any(name.startswith("tensorrt-rtx-") for name in engine_names(load_bundle(out / "funnel")))
     assert json.loads((out / "demo.json").read_text())["parity"]["passed"] is True
+    assert (out / "funnel" / "reports" / "report.html").is_file()
     text = describe_demo(out, report)
-    for part in ("▼ pool: mean of 2 tokens", "limits: max", "funnel/dense", "predicted", "onnxruntime-cpu"):
+    for part in (
+        "▼ pool: mean of 2 tokens",
+        "limits: max",
+        "funnel/dense",
+        "predicted",
+        "onnxruntime-cpu",
+        "reports/report.html",
+    ):
         assert part in text
     assert any(step.startswith("parity:") for step in steps)
 

@@ -30,6 +30,7 @@ STATIONS = [
     "exporter",
     "targets",
     "verify",
+    "report",
     "pipeline",
     "checking",
     "compiling",
@@ -82,7 +83,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "numpy"}
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "numpy", "matplotlib"}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""Commands about bundles: demo, export, inspect, check."""
+"""Commands about bundles: demo, export, inspect, check, report."""
 
 import json
 from pathlib import Path
@@ -126,3 +126,13 @@ def check(
         raise typer.Exit(TargetRefusedError.exit_code)
     if not report.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(bundle: BundleFolder, json_: Json = False) -> None:
+    """Make `reports/report.md`, `report.html` and pictures of what `check` and `bench` found."""
+    from funnel_export.bundle import load_bundle
+    from funnel_export.report.write import write_reports
+
+    paths = [str(path) for path in write_reports(load_bundle(bundle))]
+    say(json.dumps({"written": paths}) if json_ else "\n".join(paths))

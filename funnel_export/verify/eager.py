@@ -13,10 +13,18 @@ from transformers.utils import logging
 
 from funnel_export.bundle import Bundle
 from funnel_export.checkpoint import Checkpoint
+from funnel_export.config import Dtype
 from funnel_export.exporter.skeleton import build_skeleton, read_config
 from funnel_export.exporter.weights import find_weights
 from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
+
+REFERENCE_DTYPES = {
+    Dtype.FLOAT32: torch.float64,
+    Dtype.FLOAT16: torch.float32,
+    Dtype.BFLOAT16: torch.float32,
+}
+"""What a bundle is compared in, by its own dtype: one step more precise."""
 
 
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:

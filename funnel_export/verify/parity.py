@@ -20,21 +20,24 @@ from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Task
 from funnel_export.engine import Engine, fitting_profiles
 from funnel_export.errors import FunnelExportError, SpecError
-from funnel_export.funnel.model import POOL, RECOVER, layer_name
 from funnel_export.progress import Progress
 from funnel_export.targets import Session, Target
-from funnel_export.verify.eager import Eager
+from funnel_export.verify.boundaries import (
+    Boundary,
+    Inside,
+    boundary_names,
+    choose_case,
+    compare_eager,
+    look_inside,
+    measure_boundaries,
+    run_eager,
+)
+from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
 from funnel_export.verify.inputs import Case, Plan
 from funnel_export.verify.metrics import Metrics, measure
 
 FACTOR = 4.0
 """How many times the noise floor a target may lose."""
-
-REFERENCE_DTYPES = {
-    Dtype.FLOAT32: torch.float64,
-    Dtype.FLOAT16: torch.float32,
-    Dtype.BFLOAT16: torch.float32,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +74,6 @@ class CaseResult(_Report):
     passed: bool
 
 
-class Boundary(_Report):
-    """Where a target begins to differ."""
-
-    name: str
-    case: str
-    rms_rel: float
-    limit: float
-
-
 class TargetResult(_Report):
     """One target on all batches, with the bundle's graph or with an engine."""
 
@@ -92,6 +86,10 @@ class TargetResult(_Report):
     cases: list[CaseResult]
     left_out: list[str] = []
     """Batches for which the engine has no optimization profile."""
+    boundaries: list[Boundary] = []
+    """On the first batch that failed, or else on one that is not too long; of an engine, in the bundle's graph."""
+    boundaries_missing: str | None = None
+    """Why there are none, if there are none."""
     first_difference: Boundary | None = None
     """The first boundary beyond its limit, if the target did not pass."""
     error: str | None = None
@@ -124,6 +122,19 @@ class ParityReport(_Report):
         return metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
 
 
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What eager PyTorch computes: outputs of every case, and what is inside those cases that were asked for."""
+
+    inputs: list[dict[str, NDArray[Any]]]
+    outputs: list[NDArray[Any]]
+    """Of the reference."""
+    floor: Metrics
+    shown: int | None
+    """The case whose boundaries a target shows that passes."""
+    insides: dict[int, Inside]
+
+
 def check_parity(
     bundle: Bundle,
     candidates: Sequence[Candidate],
@@ -134,24 +145,18 @@ def check_parity(
     progress: Progress,
 ) -> ParityReport:
     """Compare targets and engines with eager PyTorch on every case of a plan."""
-    inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
+    inside = any(candidate.target.runs_graphs for candidate in candidates)
+    expected = _expect(bundle, plan, seed, progress, inside=inside)
     dtype = bundle.manifest.dtype
-    progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
-    output = bundle.manifest.graphs[0].outputs[0].name
-    reference = [row[output] for row in _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), inputs)]
-    progress(f"eager {dtype}")
-    eager = [row[output] for row in _outputs(Eager(bundle, getattr(torch, dtype)), inputs)]
-    logits = bundle.manifest.task is not Task.FEATURE_EXTRACTION
-    floor = _worst([measure(e, r, logits=logits) for e, r in zip(eager, reference, strict=True)])
     report = ParityReport(
         passed=False,
         dtype=dtype,
         reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
         seed=seed,
-        floor=floor,
-        limit_max_rel=factor * floor.max_rel,
-        limit_rms_rel=factor * floor.rms_rel,
+        floor=expected.floor,
+        limit_max_rel=factor * expected.floor.max_rel,
+        limit_rms_rel=factor * expected.floor.rms_rel,
         lengths_left_out=list(plan.left_out),
         targets=[],
     )
@@ -159,11 +164,34 @@ def check_parity(
     for candidate in candidates:
         progress(candidate.name)
         try:
-            results.append(_check_candidate(bundle, candidate, plan, inputs, reference, report))
+            results.append(_check_candidate(bundle, candidate, plan, expected, report))
         except FunnelExportError as err:  # the other targets have their say all the same
             results.append(_result(candidate, passed=False, error=str(err)))
     passed = bool(results) and all(result.passed for result in results)
     return report.model_copy(update={"targets": results, "passed": passed})
+
+
+def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
+    """Run eager PyTorch on every case, and with `inside` once more on the case whose boundaries are shown.
+
+    Once more, because a dense bundle's reference is Hugging Face's model untouched, and boundaries need a patch.
+    """
+    inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
+    dtype, names = bundle.manifest.dtype, boundary_names(bundle)
+    runs: list[tuple[dict[str, NDArray[Any]], Sequence[str]]] = [(tokens, ()) for tokens in inputs]
+    shown = choose_case(plan.cases) if inside else None
+    if shown is not None:
+        runs.append((inputs[shown], names))
+    progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
+    reference = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), runs)
+    progress(f"eager {dtype}")
+    eager = run_eager(Eager(bundle, getattr(torch, dtype)), runs)
+    insides = {}
+    if shown is not None:
+        insides[shown] = compare_eager(plan.cases[shown], inputs[shown], reference.pop(), eager.pop(), names)
+    output, logits = bundle.manifest.graphs[0].outputs[0].name, bundle.manifest.task is not Task.FEATURE_EXTRACTION
+    floor = _worst([measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)])
+    return _Expected(inputs, [row[output] for row in reference], floor, shown, insides)
 
 
 def refuse_if_too_large(bundle: Bundle, plan: Plan) -> None:
@@ -196,19 +224,14 @@ def _result(candidate: Candidate, **facts: Any) -> TargetResult:
 
 
 def _check_candidate(
-    bundle: Bundle,
-    candidate: Candidate,
-    plan: Plan,
-    inputs: Sequence[dict[str, NDArray[Any]]],
-    reference: Sequence[NDArray[Any]],
-    report: ParityReport,
+    bundle: Bundle, candidate: Candidate, plan: Plan, expected: _Expected, report: ParityReport
 ) -> TargetResult:
     session = candidate.load(bundle)
     output = bundle.manifest.graphs[0].outputs[0].name
 
     def compare(index: int) -> CaseResult:
-        case, got = plan.cases[index], session.run(inputs[index])[output]
-        metrics = measure(_real(got, case), reference[index], logits=report.floor.kl is not None)
+        case, got = plan.cases[index], session.run(expected.inputs[index])[output]
+        metrics = measure(_real(got, case), expected.outputs[index], logits=report.floor.kl is not None)
         return CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics))
 
     taken = [index for index, case in enumerate(plan.cases) if candidate.takes(case)]
@@ -224,68 +247,45 @@ def _check_candidate(
         left_out=[case.name for index, case in enumerate(plan.cases) if index not in cases],
         error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
-    if not failed:
+    if not cases:
         return result
+    return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report.factor, failed))
+
+
+def _look_into(
+    bundle: Bundle, candidate: Candidate, plan: Plan, expected: _Expected, factor: float, failed: Sequence[int]
+) -> dict[str, Any]:
+    """What a result says of the boundaries; that there are none to be had fails no target that passed."""
+    if not failed and not candidate.target.runs_graphs:
+        return {"boundaries_missing": "an engine gives out no inner values, and another one is built only on failure"}
+    index = failed[0] if failed else expected.shown
+    if index is None:
+        return {"boundaries_missing": "no batch of this check is short enough"}
+    if index not in expected.insides:  # computed once for all targets
+        expected.insides[index] = look_inside(bundle, plan.cases[index], expected.inputs[index])
     try:
-        place = locate(bundle, candidate, plan.cases[failed[0]], inputs[failed[0]], report.factor)
+        found = locate(bundle, candidate, expected.insides[index], factor)
     except (FunnelExportError, KeyError) as err:  # a graph so broken that it has no such boundaries
-        return result.model_copy(update={"error": f"differs, and where it begins could not be found: {err}"})
-    return result.model_copy(update={"first_difference": place})
+        why = f"the graph has no {err}" if isinstance(err, KeyError) else str(err)
+        error = {"error": f"differs, and where it begins could not be found: {why}"} if failed else {}
+        return {"boundaries_missing": why, **error}
+    first = next((place for place in found if not place.passed), None) if failed else None
+    return {"boundaries": found, "first_difference": first}
 
 
-def boundaries(bundle: Bundle) -> list[str]:
-    """The boundaries of a bundle's graph, in the order in which data passes them."""
-    spec, layers = bundle.manifest.spec, bundle.architecture.num_hidden_layers
-    names = [layer_name(index) for index in range(layers)]
-    if spec is not None:
-        names.insert(spec.recover_layer, RECOVER)
-        names.insert(spec.pool_layer, POOL)
-    return names
+def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) -> list[Boundary]:
+    """How far a target is off at each boundary of a case, in order: where it begins to differ, if it does.
 
-
-def locate(
-    bundle: Bundle, candidate: Candidate, case: Case, inputs: dict[str, NDArray[Any]], factor: float
-) -> Boundary | None:
-    """The first boundary at which a target loses more than `factor` times what eager PyTorch loses there.
-
-    An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it.
+    An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it. Of
+    TensorRT's another one is built that gives them out.
     """
-    names = boundaries(bundle)
-    with contextlib.closing(candidate.load(bundle, names)) as session:
-        got = session.run(inputs)
-    dtype = bundle.manifest.dtype
-    (reference,) = _outputs(Eager(bundle, REFERENCE_DTYPES[dtype]), [inputs], names)
-    (eager,) = _outputs(Eager(bundle, getattr(torch, dtype)), [inputs], names)
-    for name in names:
-        floor = measure(eager[name], reference[name], logits=False).rms_rel
-        found = measure(_at_boundary(got[name], name, case, bundle), reference[name], logits=False).rms_rel
-        limit = factor * max(floor, float(torch.finfo(getattr(torch, dtype)).eps) / 2)
-        if not found <= limit:
-            return Boundary(name=name, case=case.name, rms_rel=found, limit=limit)
-    return None
-
-
-def _outputs(
-    model: Eager, inputs: Sequence[dict[str, NDArray[Any]]], names: Sequence[str] = ()
-) -> list[dict[str, NDArray[Any]]]:
-    try:
-        return [model.run(tokens, names) for tokens in inputs]
-    finally:
-        model.close()
+    with contextlib.closing(candidate.load(bundle, boundary_names(bundle))) as session:
+        return measure_boundaries(session, inside, bundle, factor)
 
 
 def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
     """What counts of a target's output: the real tokens, row by row, or each row of a classification."""
     return output[case.real] if output.ndim == 3 else output
-
-
-def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any]:
-    """What counts at a boundary: the real tokens, or the slots that the rows have."""
-    spec = bundle.manifest.spec
-    if spec is None or name not in boundaries(bundle)[spec.pool_layer : spec.recover_layer + 1]:
-        return value[case.real]
-    slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
-    return value[np.arange(value.shape[1])[None] < slots]
 
 
 def _worst(metrics: Sequence[Metrics]) -> Metrics:

@@ -143,7 +143,7 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(f"read-only: {path}")
 
-    monkeypatch.setattr("funnel_export.checking.write_text", refuse)  # root may write anywhere
+    monkeypatch.setattr("funnel_export.report.write.write_text", refuse)  # root may write anywhere
     with pytest.warns(UserWarning, match="could not be kept in the bundle: read-only"):
         assert check(Recipe().bundle(), targets=["onnxruntime"], max_length=2).passed
 

@@ -1,0 +1,148 @@
+"""Panels on a canvas: each alone as SVG for a page, all of a picture together as PNG."""
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from funnel_export.errors import printable
+from funnel_export.report.palette import LIGHT, SENTINELS, themed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Palette = Mapping[str, str]
+
+WIDTH = 340
+"""Points that a panel is wide; a phone shows one in its own size, and a desk several in a row."""
+COLUMNS = 3
+DPI = 160
+LARGEST = 30_000
+"""Pixels of a side; matplotlib draws twice as many."""
+FONT = 10.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """A part of a picture that can be read alone."""
+
+    title: str
+    alt: str
+    """What it shows, for those who do not see it."""
+    draw: Callable[["Axes", Palette], None]
+    height: float = 250
+    """Points."""
+    head: float = 6
+    """Points that stand over the axes, below a title."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """Panels that belong together; as a file `<name>.png`."""
+
+    name: str
+    caption: str
+    panels: list[Panel]
+
+    def svgs(self) -> list[str]:
+        """Each panel as an inline SVG whose colours and font are the page's."""
+        return [_svg(panel, f"{self.name}-{index}") for index, panel in enumerate(self.panels)]
+
+    def png(self) -> bytes:
+        """All panels with their titles, on white."""
+        columns = 2 if len(self.panels) == 4 else min(COLUMNS, len(self.panels))
+        rows = math.ceil(len(self.panels) / columns)
+        height = max(panel.height for panel in self.panels) + 26
+        with _style(LIGHT):
+            figure = _figure(WIDTH * columns, height * rows)
+            grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+            for panel, axes in zip(self.panels, grid, strict=False):
+                panel.draw(axes, LIGHT)
+                axes.set_title(_shorten(panel.title), loc="left", fontweight="bold", pad=panel.head, parse_math=False)
+            for axes in grid[len(self.panels) :]:
+                axes.set_axis_off()
+            dpi = min(DPI, LARGEST * 72 / (height * rows))
+            return _saved(figure, format="png", dpi=dpi, facecolor=LIGHT["page"])
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / 72, height / 72), dpi=72, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _svg(panel: Panel, prefix: str) -> str:
+    with _style(SENTINELS):
+        figure = _figure(WIDTH, panel.height)
+        panel.draw(figure.subplots(), SENTINELS)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        svg = _saved(figure, format="svg", transparent=True, metadata=metadata).decode()
+    view_box = re.search(r'viewBox="([^"]*)"', svg)
+    assert view_box is not None
+    body = svg[svg.index(">", view_box.end()) + 1 :]
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would be the whole page's
+    for before in (' id="', 'href="#', "url(#"):  # several pictures on one page
+        body = body.replace(before, f"{before}{prefix}-")
+    opening = f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(printable(panel.alt))}">'
+    return opening + themed(body).strip()
+
+
+def _saved(figure: "Figure", **options: object) -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in a script that the font has not
+        figure.savefig(stream, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+@contextmanager
+def _style(palette: Palette) -> Iterator[None]:
+    """Matplotlib's own defaults, whatever the user's file says, with our colours; the same picture every time."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # that it builds its font cache, the first time on a machine
+    from matplotlib import style
+
+    ours: dict[str, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "funnel_export",
+        "font.family": "DejaVu Sans",
+        "font.size": FONT,
+        "axes.labelsize": FONT,
+        "axes.titlesize": FONT + 1,
+        "xtick.labelsize": FONT - 0.5,
+        "ytick.labelsize": FONT - 0.5,
+        "legend.fontsize": FONT - 0.5,
+        "legend.frameon": False,
+        "axes.facecolor": "none",
+        "axes.edgecolor": palette["muted"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": palette["grid"],
+        "grid.linewidth": 0.7,
+        **{f"{name}.color": palette["ink"] for name in ("text", "xtick", "ytick")},
+        "axes.labelcolor": palette["ink"],
+    }
+    try:
+        with style.context(["default", ours]):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _shorten(text: str) -> str:
+    """What fits over a panel, in one line."""
+    text = printable(text).replace("\n", " ")
+    return text if len(text) <= 36 else f"{text[:35]}…"

@@ -1,0 +1,192 @@
+"""What a report says, before it is Markdown or HTML."""
+
+from dataclasses import dataclass
+
+from funnel_export.bundle import Bundle
+from funnel_export.config import FunnelSpec
+from funnel_export.report import numbers, tables
+from funnel_export.report.canvas import Picture
+from funnel_export.report.latency_panels import by_runtime
+from funnel_export.report.pictures import draw_all
+from funnel_export.report.tables import Table
+from funnel_export.verify.latency import LatencyReport
+from funnel_export.verify.parity import ParityReport, TargetResult
+from funnel_export.verify.picture import draw_funnel
+
+GOOD, BAD, NONE = "good", "bad", "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One question of a reader, answered."""
+
+    question: str
+    answer: str
+    status: str
+    """`good`, `bad` or `none`."""
+    details: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencySection:
+    """What `bench` found."""
+
+    report: LatencyReport
+    rows: Table
+    contenders: Table
+    missing: Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParitySection:
+    """What `check` found."""
+
+    report: ParityReport
+    limits: Table
+    targets: Table
+    cases: Table
+    boundaries: Table
+    notes: list[str]
+    """What it left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """Everything that the templates show; all of it but `funnel_text` may hold a stranger's words."""
+
+    name: str
+    verdicts: list[Verdict]
+    facts: list[tuple[str, str]]
+    funnel_text: str
+    pictures: dict[str, Picture]
+    latency: LatencySection | None
+    parity: ParitySection | None
+
+
+def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> Contents:
+    """What there is to say of a bundle and its two reports, of which either may be missing."""
+    return Contents(
+        name=bundle.path.resolve().name,
+        verdicts=[_parity_verdict(parity), *_latency_verdicts(latency)],
+        facts=_facts(bundle),
+        funnel_text=draw_funnel(bundle.architecture.num_hidden_layers, bundle.manifest.spec),
+        pictures=draw_all(bundle, parity, latency),
+        latency=None if latency is None else _latency_section(latency),
+        parity=None if parity is None else _parity_section(parity),
+    )
+
+
+def _latency_section(report: LatencyReport) -> LatencySection:
+    return LatencySection(
+        report=report,
+        rows=tables.latency_table(report),
+        contenders=tables.contender_table(report),
+        missing=tables.missing_table(report),
+    )
+
+
+def _parity_section(report: ParityReport) -> ParitySection:
+    return ParitySection(
+        report=report,
+        limits=tables.limits_table(report),
+        targets=tables.target_table(report),
+        cases=tables.case_table(report),
+        boundaries=tables.boundary_table(report),
+        notes=_notes(report),
+    )
+
+
+def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    manifest = bundle.manifest
+    graph = manifest.graphs[0]
+    return [
+        ("made from", manifest.source),
+        ("task", manifest.task),
+        ("computes in", manifest.dtype),
+        ("funnel", _in_words(manifest.spec)),
+        ("layers", str(bundle.architecture.num_hidden_layers)),
+        ("graph", f"{graph.file}, opset {manifest.opset}, sha256 {graph.sha256[:12]}…"),
+        ("weights", numbers.size(sum(weight.size for weight in manifest.weights))),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+
+
+def _in_words(spec: FunnelSpec | None) -> str:
+    if spec is None:
+        return "none (dense)"
+    ahead = ", lookahead" if spec.lookahead else ""
+    return (
+        f"{spec.pool_layer}:{spec.recover_layer}:{spec.stride}, {spec.pooling} pooling, {spec.recovery} recovery, "
+        f"{spec.slot_positions} slot positions{ahead}"
+    )
+
+
+def _parity_verdict(report: ParityReport | None) -> Verdict:
+    question = "Parity with eager PyTorch"
+    if report is None:
+        return Verdict(question, "not run", NONE, ["funnel-export check"])
+    count = len(report.targets)
+    good = sum(target.passed for target in report.targets)
+    details = [_failure(target) for target in report.targets if not target.passed]
+    if report.passed:
+        return Verdict(question, "passed", GOOD, [f"{good} of {count} targets compute what eager PyTorch computes"])
+    return Verdict(question, "FAILED", BAD, details or ["no target was compared"])
+
+
+def _failure(target: TargetResult) -> str:
+    place = target.first_difference
+    if target.error:
+        return f"{target.name}: {target.error}"
+    if place is None:
+        return f"{target.name} differs at the output, and at no boundary before it"
+    found, limit = numbers.error(place.rms_rel), numbers.error(place.limit)
+    return f"{target.name} first differs at {place.name} (error {found}, limit {limit}, batch {place.case})"
+
+
+def _latency_verdicts(report: LatencyReport | None) -> list[Verdict]:
+    """Whether the gate is met, whether everything ran, and how much faster the funnel is."""
+    if report is None:
+        return [Verdict("Latency", "not run", NONE, ["funnel-export bench"])]
+    verdicts = []
+    gate = report.gate
+    if gate is None:
+        verdicts.append(Verdict("Speed-up gate", "none set", NONE, ["funnel-export bench --min-speedup"]))
+    else:
+        wanted = f"wanted: funnel at least {gate.min_speedup:g} × as fast as dense, by the lower end of the interval"
+        status, answer = (GOOD, "passed") if gate.passed else (BAD, "FAILED")
+        verdicts.append(Verdict("Speed-up gate", answer, status, [wanted, *gate.failures]))
+    problems = [f"{each.name}: {each.error}" for each in report.contenders if each.error]
+    if not report.parity_passed:
+        problems.insert(0, "parity did not pass when latency was measured")
+    if problems:
+        verdicts.append(Verdict("Measurement", "INCOMPLETE", BAD, problems))
+    verdicts.append(Verdict("Funnel against dense", *_speed(report)))
+    return verdicts
+
+
+def _speed(report: LatencyReport) -> tuple[str, str, list[str]]:
+    """How many times as fast the funnel is, of medians, over all shapes of each runtime."""
+    details = []
+    for runtime, rows in by_runtime(report).items():
+        details.append(f"{runtime}: {_range([row.ratio.speedup.value for row in rows])}")
+    if not details:
+        return "no numbers", NONE, []
+    everything = _range([row.ratio.speedup.value for row in report.rows])
+    return f"{everything} as fast", NONE, details
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return f"{low} ×" if low == high else f"{low}–{high} ×"
+
+
+def _notes(report: ParityReport) -> list[str]:
+    notes = []
+    if report.lengths_left_out:
+        notes.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
+    for target in report.targets:
+        if target.left_out:
+            notes.append(f"{target.name} has no optimization profile for {', '.join(target.left_out)}")
+        if target.boundaries_missing:
+            notes.append(f"{target.name} shows no boundaries: {target.boundaries_missing}")
+    return notes

@@ -1,0 +1,22 @@
+"""All pictures of a report, by the section that they stand in."""
+
+from funnel_export.bundle import Bundle
+from funnel_export.report.canvas import Picture
+from funnel_export.report.funnel_panel import draw_funnel
+from funnel_export.report.latency_panels import draw_latency, draw_ratio
+from funnel_export.report.parity_panels import draw_boundaries
+from funnel_export.verify.latency import LatencyReport
+from funnel_export.verify.parity import ParityReport
+
+NAMES = ("funnel", "latency", "ratio", "boundaries")
+
+
+def draw_all(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> dict[str, Picture]:
+    """The pictures that can be drawn of what was run, by name."""
+    pictures = [draw_funnel(bundle.architecture.num_hidden_layers, bundle.manifest.spec)]
+    if latency is not None and latency.rows:
+        pictures += [draw_latency(latency), draw_ratio(latency)]
+    boundaries = None if parity is None else draw_boundaries(parity)
+    if boundaries is not None:
+        pictures.append(boundaries)
+    return {picture.name: picture for picture in pictures}

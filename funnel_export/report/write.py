@@ -1,0 +1,150 @@
+"""Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from funnel_export.atomic import write_bytes, write_text
+from funnel_export.bundle import REPORTS, Bundle
+from funnel_export.errors import BundleError, printable
+from funnel_export.files import LARGEST_JSON, read_bytes
+from funnel_export.report.contents import Contents, collect
+from funnel_export.report.palette import DARK, LIGHT
+from funnel_export.report.pictures import NAMES
+from funnel_export.verify.latency import LatencyReport
+from funnel_export.verify.parity import ParityReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ReportT = TypeVar("ReportT", bound=BaseModel)
+
+PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "report.html"
+MOST_ROWS = 1000
+"""Rows of latency that are shown; a page of more is of no use to anybody."""
+SPECIAL = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", **{character: f"\\{character}" for character in "\\`*_[]|~#$!"}}
+)
+
+
+def write_reports(bundle: Bundle) -> list[Path]:
+    """Write `report.md`, `report.html` and the pictures into the bundle's `reports`, each whole or not at all.
+
+    They are made of `parity.json` and `latency.json` there; where one is missing, they say that it was not run.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        BundleError: if one of the two is damaged, or `reports` is a symbolic link.
+        OSError: if the bundle cannot be written.
+    """
+    folder = bundle.path / REPORTS
+    refuse_link(folder)
+    parity = _read(folder / PARITY, ParityReport, "check")
+    latency = _read(folder / LATENCY, LatencyReport, "bench")
+    if latency is not None:
+        _refuse_nonsense(latency, folder / LATENCY)
+    contents = collect(bundle, parity, latency)
+    texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
+    pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
+    for path, text in texts.items():
+        write_text(path, text)
+    for path, content in pictures.items():
+        write_bytes(path, content)
+    for name in NAMES:
+        if name not in contents.pictures:  # of an earlier report
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    return [*texts, *pictures]
+
+
+def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
+    """Write what a command found into the bundle, for programs and for people; the caller has it even if that fails."""
+    try:
+        write_text(bundle.path / REPORTS / file, report.model_dump_json(indent=2) + "\n")
+        write_reports(bundle)
+    except (OSError, BundleError) as err:  # a bundle may be read-only, an earlier report of the other kind damaged
+        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=3)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise `BundleError` if the bundle's reports would be written elsewhere."""
+    if folder.is_symlink():
+        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {folder}")
+
+
+def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
+    """A report that a command of ours wrote, None if it was not run."""
+    hint = f"funnel-export {command} again, or remove the file"
+    if path.is_symlink():
+        raise BundleError("a report of the bundle is a symbolic link", got=path, wanted="a file", hint=hint)
+    try:
+        return kind.model_validate_json(read_bytes(path, LARGEST_JSON))
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise BundleError("a report of the bundle cannot be read", got=err, wanted=path, hint=hint) from err
+    except ValidationError as err:
+        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
+        raise BundleError(
+            f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
+        ) from err
+
+
+def _refuse_nonsense(report: LatencyReport, path: Path) -> None:
+    """Raise `BundleError` for what no clock shows: it would have no place on a logarithmic axis."""
+    hint = "funnel-export bench again, or remove the file"
+    if len(report.rows) > MOST_ROWS:
+        raise BundleError("too many rows of latency", got=len(report.rows), wanted=f"at most {MOST_ROWS}", hint=hint)
+    for row in report.rows:
+        times = [getattr(found, end) for found in (row.dense, row.funnel) for end in ("low_ms", "median_ms", "high_ms")]
+        ratios = [getattr(row.ratio, end) for end in ("low", "value", "high")]
+        values = [row.batch, row.length, row.predicted, row.dense_first_ms, row.funnel_first_ms, *times, *ratios]
+        sorted_ends = [ends == sorted(ends) for ends in (times[:3], times[3:], ratios)]
+        if not all(0 < value < 1e15 for value in values) or not all(sorted_ends):
+            raise BundleError(f"{path.name} holds times that cannot be", got=f"{path}: {row.place}", hint=hint)
+
+
+def render_html(contents: Contents) -> str:
+    """One page without scripts that loads nothing."""
+    environment = _environment(_shown)
+    themes = {"light": LIGHT, "dark": DARK}
+    return environment.get_template("report.html.j2").render(it=contents, themes=themes)
+
+
+def render_markdown(contents: Contents) -> str:
+    """A page of tables, as GitHub shows it."""
+    environment = _environment(_markdown)
+    return environment.get_template("report.md.j2").render(it=contents)
+
+
+def _environment(finalize: Callable[[Any], Any]) -> "Environment":
+    """Templates in which every value goes through `finalize`, and is escaped for HTML unless that made it safe."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("funnel_export.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=finalize,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Text without characters that a reader's terminal or browser would obey; numbers as they are."""
+    return printable(value) if type(value) is str else value
+
+
+def _markdown(value: Any) -> Any:
+    """Text that Markdown shows as it is; of our own templates and macros, what they made."""
+    from markupsafe import Markup
+
+    if isinstance(value, Markup):
+        return value
+    return Markup(printable(str(value)).translate(SPECIAL))  # noqa: S704 - escaped by this line

@@ -1,0 +1,123 @@
+"""Boundaries: how far a target is off inside the model, after each layer, after pooling and after recovery."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from funnel_export.bundle import Bundle
+from funnel_export.funnel.model import POOL, RECOVER, layer_name
+from funnel_export.targets import Session
+from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
+from funnel_export.verify.inputs import Case
+from funnel_export.verify.metrics import measure
+
+LONGEST = 512
+"""Positions of the batch whose boundaries are kept: at Gemma2-2B's shapes they are 260 MB in float64."""
+
+
+class Boundary(BaseModel):
+    """How far a target is off at one place inside the model."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    """`layers.3`, `funnel.pooled` or `funnel.recovered`."""
+    case: str
+    rms_rel: float
+    """Root mean square of the difference over that of the reference."""
+    limit: float
+    floor: float | None = None
+    """What eager PyTorch in the bundle's dtype loses here."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its limit; what is not a number is not."""
+        return self.rms_rel <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What eager PyTorch computes at the boundaries of one case: the reference, and how far its own dtype is off."""
+
+    case: Case
+    inputs: Mapping[str, NDArray[Any]]
+    values: Mapping[str, NDArray[Any]]
+    """Positions of all rows in order, [positions, width], by name of the boundary."""
+    floors: Mapping[str, float]
+
+
+def boundary_names(bundle: Bundle) -> list[str]:
+    """The boundaries of a bundle's graph, in the order in which data passes them."""
+    spec, layers = bundle.manifest.spec, bundle.architecture.num_hidden_layers
+    names = [layer_name(index) for index in range(layers)]
+    if spec is not None:
+        names.insert(spec.recover_layer, RECOVER)
+        names.insert(spec.pool_layer, POOL)
+    return names
+
+
+def choose_case(cases: Sequence[Case]) -> int | None:
+    """The longest case of at most `LONGEST` positions, the first of several; None if there is none."""
+    fitting = [index for index, case in enumerate(cases) if len(case.lengths) * max(case.lengths) <= LONGEST]
+    return max(fitting, key=lambda index: max(cases[index].lengths), default=None)
+
+
+def look_inside(bundle: Bundle, case: Case, inputs: Mapping[str, NDArray[Any]]) -> Inside:
+    """Run eager PyTorch, in the reference's dtype and in the bundle's, and keep what it computes at every boundary."""
+    names, dtype = boundary_names(bundle), bundle.manifest.dtype
+    (reference,) = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), [(inputs, names)])
+    (eager,) = run_eager(Eager(bundle, getattr(torch, dtype)), [(inputs, names)])
+    return compare_eager(case, inputs, reference, eager, names)
+
+
+def compare_eager(
+    case: Case,
+    inputs: Mapping[str, NDArray[Any]],
+    reference: Mapping[str, NDArray[Any]],
+    eager: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+) -> Inside:
+    """What is kept of two runs of eager PyTorch with their boundaries."""
+    floors = {name: measure(eager[name], reference[name], logits=False).rms_rel for name in names}
+    return Inside(case, inputs, {name: reference[name] for name in names}, floors)
+
+
+def run_eager(
+    model: Eager, runs: Sequence[tuple[Mapping[str, NDArray[Any]], Sequence[str]]]
+) -> list[dict[str, NDArray[Any]]]:
+    """Run a model on inputs, each with the boundaries that are wanted, and close it."""
+    try:
+        return [model.run(tokens, names) for tokens, names in runs]
+    finally:
+        model.close()
+
+
+def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor: float) -> list[Boundary]:
+    """How far a session that gives out its boundaries is off at each; the limit is `factor` times what eager is off.
+
+    Raises:
+        KeyError: if the session lacks a boundary.
+    """
+    got = session.run(inside.inputs)
+    least = float(torch.finfo(getattr(torch, bundle.manifest.dtype)).eps) / 2  # a floor of zero would allow nothing
+    results = []
+    for name, expected in inside.values.items():
+        found = measure(_at_boundary(got[name], name, inside.case, bundle), expected, logits=False).rms_rel
+        floor = inside.floors[name]
+        limit = factor * max(floor, least)
+        results.append(Boundary(name=name, case=inside.case.name, rms_rel=found, limit=limit, floor=floor))
+    return results
+
+
+def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any]:
+    """What counts at a boundary: the real tokens, or the slots that the rows have."""
+    spec = bundle.manifest.spec
+    if spec is None or name not in boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]:
+        return value[case.real]
+    slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
+    return value[np.arange(value.shape[1])[None] < slots]

@@ -1,0 +1,63 @@
+"""Latency reports for tests, with numbers that occur nowhere else."""
+
+from typing import Any
+
+from funnel_export import Bundle
+from funnel_export.verify.latency import ContenderResult, LatencyReport, Memory, Row, compare, judge, summarize
+
+RUNTIMES = ("eager", "onnxruntime", "openvino")
+
+
+def make_row(runtime: str, batch: int, length: int, dense: float, ratio: float = 0.75) -> Row:
+    """A row whose rounds spread by a few percent around `dense` milliseconds."""
+    spread = [0.97, 0.99, 1.0, 1.02, 1.04]
+    denses = [dense / 1000 * x for x in spread]
+    funnels = [each * ratio * y for each, y in zip(denses, reversed(spread), strict=True)]
+    return Row(
+        runtime=runtime,
+        batch=batch,
+        length=length,
+        dense=summarize(denses),
+        funnel=summarize(funnels),
+        ratio=compare(funnels, denses),
+        predicted=0.7125,
+        dense_first_ms=3 * dense,
+        funnel_first_ms=2 * dense,
+        speedup_over_eager=compare([2 * each for each in denses], funnels),
+    )
+
+
+def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: Any) -> LatencyReport:
+    """A report of three runtimes on two batches and two lengths; `changes` are fields of it."""
+    rows = [
+        make_row(runtime, batch, length, dense=(3.17 + index) * batch * length / 10)
+        for index, runtime in enumerate(RUNTIMES)
+        for batch in (1, 4)
+        for length in (16, 64)
+    ]
+    rows = changes.pop("rows", rows)
+    contenders = [
+        ContenderResult(
+            runtime=runtime,
+            model=model,
+            dtype=bundle.manifest.dtype,
+            device="a device",
+            load_seconds=1.234,
+            memory=Memory(host_bytes=123_456_789, device_bytes=2_345_678_901),
+        )
+        for runtime in RUNTIMES
+        for model in ("dense", "funnel")
+    ]
+    facts = {
+        "conditions": {"processor": "a processor", "cpus": "2"},
+        "task": bundle.manifest.task,
+        "dtype": bundle.manifest.dtype,
+        "funnel": bundle.manifest.funnel,
+        "num_layers": bundle.architecture.num_hidden_layers,
+        "parity_passed": True,
+        "rounds": 5,
+        "contenders": contenders,
+        "rows": rows,
+        "gate": None if min_speedup is None else judge(rows, min_speedup),
+    }
+    return LatencyReport.model_validate({**facts, **changes})

@@ -1,0 +1,267 @@
+"""Reports say what the two JSON files say, whatever is in them, and nothing else."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from breaks import broken
+from exported import Recipe
+from latencies import make_latency, make_row
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+from funnel_export import Bundle, check, load_bundle
+from funnel_export.cli import app
+from funnel_export.errors import BundleError
+from funnel_export.report import numbers
+from funnel_export.report.write import write_reports
+from funnel_export.verify.latency import ContenderResult, LatencyReport
+from funnel_export.verify.parity import ParityReport
+
+FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png"]
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.tags = "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle that nobody has checked."""
+    folder = shutil.copytree(Recipe().bundle().path, tmp_path / "my-bundle")
+    shutil.rmtree(folder / "reports", ignore_errors=True)
+    return load_bundle(folder)
+
+
+def put(bundle: Bundle, report: LatencyReport | ParityReport) -> None:
+    name = "latency" if isinstance(report, LatencyReport) else "parity"
+    folder = bundle.path / "reports"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(report.model_dump_json())
+
+
+def pages(bundle: Bundle) -> tuple[str, str]:
+    """Text of the two pages: of HTML, and of Markdown as it is rendered."""
+    write_reports(bundle)
+    texts = [(bundle.path / "reports" / name).read_text() for name in ("report.html", "report.md")]
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(texts[1])
+    return Page(texts[0]).text, Page(rendered).text
+
+
+def test_check_writes_what_report_would(bundle: Bundle) -> None:
+    put(bundle, make_latency(bundle))
+    check(bundle, max_length=6)
+    folder = bundle.path / "reports"
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    assert write_reports(bundle) == [folder / name for name in FILES]
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+    assert all(before[name].startswith(b"\x89PNG") for name in FILES[2:])
+    assert {path.name for path in folder.iterdir()} == {*FILES, "parity.json", "latency.json"}
+
+
+def test_every_number_is_there(bundle: Bundle) -> None:
+    latency = make_latency(bundle)
+    put(bundle, latency)
+    parity = check(bundle, max_length=6)
+    for page in pages(bundle):
+        for row in latency.rows:
+            for number in (row.dense, row.funnel):
+                assert numbers.latency(number) in page
+            assert numbers.ratio(row.ratio) in page
+            assert row.speedup_over_eager is not None
+            assert numbers.times(row.speedup_over_eager) in page
+            assert f"{numbers.ms(row.dense_first_ms)} / {numbers.ms(row.funnel_first_ms)}" in page
+            assert numbers.rate(row.tokens_per_second(row.funnel)) in page
+        for text in ("0.713", "1.23 s", "123 MB", "2.35 GB", "a processor", "a device", "5 rounds"):
+            assert text in page, text
+        for target in parity.targets:
+            for case in target.cases:
+                assert case.case in page
+                assert numbers.error(case.metrics.max_rel) in page
+            for place in target.boundaries:
+                assert place.name in page
+                assert numbers.error(place.rms_rel) in page
+        assert numbers.error(parity.limit_max_rel) in page
+        assert "FAILED" not in page
+
+
+def test_a_table_holds_no_more_than_the_report(bundle: Bundle) -> None:
+    latency = make_latency(bundle)
+    put(bundle, latency)
+    write_reports(bundle)
+    lines = (bundle.path / "reports" / "report.md").read_text().splitlines()
+    rows = [line for line in lines if re.match(r"\| (eager|onnxruntime|openvino) \| \d", line)]
+    assert len(rows) == len(latency.rows)
+
+
+def test_nothing_was_run(bundle: Bundle) -> None:
+    assert [path.name for path in write_reports(bundle)] == ["report.md", "report.html", "funnel.png"]
+    for page in pages(bundle):
+        assert page.count("not run") == 2
+        assert "text-generation" in page
+        assert "1:3:2" in page
+
+
+def test_only_one_was_run(bundle: Bundle) -> None:
+    put(bundle, make_latency(bundle, min_speedup=None))
+    for page in pages(bundle):
+        assert page.count("not run") == 1
+        assert "none set" in page
+    put(bundle, make_latency(bundle, rows=[], min_speedup=None))
+    for page in pages(bundle):
+        assert "No runtime has numbers for both models." in page
+    assert not (bundle.path / "reports" / "latency.png").exists()
+
+
+def test_a_dense_bundle() -> None:
+    bundle = Recipe(funnel=None).bundle()
+    check(bundle, targets=["onnxruntime"], max_length=3)
+    for page in pages(bundle):
+        assert "none (dense)" in page
+
+
+def test_a_failed_parity_is_shown(bundle: Bundle, tmp_path: Path) -> None:
+    def not_a_number(model: ir.Model) -> None:
+        next(n for n in model.graph if str(n.name).startswith("layers.1/") and n.op_type == "Tanh").op_type = "Log"
+
+    (tmp_path / "broken").mkdir()
+    other = broken(bundle, tmp_path / "broken", not_a_number)
+    report = check(other, targets=["onnxruntime"], max_length=3)
+    assert not report.passed
+    for page in pages(other):
+        assert "onnxruntime first differs at layers.1 (error not finite" in page
+        assert "FAILED" in page
+        assert "not finite" in page
+
+
+def test_a_failed_gate_is_shown(bundle: Bundle) -> None:
+    rows = [make_row("openvino", 1, 16, 5.0, ratio=0.99)]
+    latency = make_latency(bundle, rows=rows, min_speedup=1.3, parity_passed=False)
+    put(bundle, latency)
+    assert latency.gate is not None
+    assert latency.gate.failures
+    for page in pages(bundle):
+        assert "FAILED" in page
+        assert latency.gate.failures[0] in page
+        assert "parity did not pass when latency was measured" in page
+
+
+HOSTILE = "</td><script>alert(1)</script> | `code` *b* [x](javascript:alert(1)) $x$ & \x1b[31m\nnew line"
+
+
+def test_hostile_names_are_text(bundle: Bundle) -> None:
+    missing = ContenderResult(runtime=HOSTILE, model="funnel", dtype=bundle.manifest.dtype, error=HOSTILE)
+    rows = [make_row(HOSTILE, 1, 16, 5.0)]
+    put(bundle, make_latency(bundle, rows=rows, conditions={HOSTILE: HOSTILE}, contenders=[missing]))
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    target = parity.targets[0].model_copy(update={"engine": HOSTILE, "error": HOSTILE, "passed": False})
+    put(bundle, parity.model_copy(update={"targets": [target], "passed": False}))
+    manifest = bundle.manifest.model_copy(update={"source": HOSTILE, "versions": {HOSTILE: HOSTILE}})
+    write_reports(replace(bundle, manifest=manifest))
+    html, markdown = ((bundle.path / "reports" / name).read_text() for name in ("report.html", "report.md"))
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    for page in map(Page, (html, rendered)):
+        assert not {"script", "a"} & {tag for tag, _ in page.tags}
+        assert "<script>alert(1)</script>" in page.text
+        assert "| `code` *b* [x](javascript:alert(1)) $x$ &" in page.text
+    assert "\x1b" not in html + markdown
+    for table in re.findall(r"<table>.*?</table>", rendered, re.DOTALL):
+        assert len({len(re.findall(r"<t[hd]", row)) for row in table.split("<tr>")[1:]}) == 1
+
+
+def test_the_page_loads_nothing(bundle: Bundle) -> None:
+    put(bundle, make_latency(bundle))
+    check(bundle, targets=["onnxruntime"], max_length=3)
+    html = (bundle.path / "reports" / "report.html").read_text()
+    assert not re.search(
+        r"https?:|@import|<script|<link(?! rel=\"icon\" href=\"data:)|<img|src=", html.lower().replace("img-src", "")
+    )
+    identifiers = re.findall(r'\bid="([^"]*)"', html)
+    assert len(identifiers) == len(set(identifiers))
+    assert {f"#{name}" for name in identifiers} >= set(re.findall(r'href="(#[^"]*)"', html))
+
+
+def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str]:
+    def make(bundle: Bundle) -> str:
+        report = make_latency(bundle).model_dump(mode="json")
+        change(report)
+        return LatencyReport.model_validate(report).model_dump_json()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("parity.json", lambda bundle: "{}"),
+        ("latency.json", lambda bundle: "not JSON"),
+        ("latency.json", nonsense(lambda report: report["rows"][0]["dense"].update(median_ms=-1.0))),
+        ("latency.json", nonsense(lambda report: report["rows"][0]["ratio"].update(low=0.0))),
+        ("latency.json", nonsense(lambda report: report.update(rows=report["rows"][:1] * 2000))),
+    ],
+)
+def test_a_damaged_file_is_refused(bundle: Bundle, name: str, content: Callable[[Bundle], str]) -> None:
+    (bundle.path / "reports").mkdir()
+    (bundle.path / "reports" / name).write_text(content(bundle))
+    with pytest.raises(BundleError, match="again, or remove the file"):
+        write_reports(bundle)
+    assert [path.name for path in (bundle.path / "reports").iterdir()] == [name]
+
+
+def test_check_survives_a_damaged_report_of_latencies(bundle: Bundle) -> None:
+    (bundle.path / "reports").mkdir()
+    (bundle.path / "reports" / "latency.json").write_text("[]")
+    with pytest.warns(UserWarning, match=r"latency\.json is not a report"):
+        assert check(bundle, targets=["onnxruntime"], max_length=3).passed
+
+
+def test_links_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (bundle.path / "reports").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="reports lie elsewhere"):
+        write_reports(bundle)
+    (bundle.path / "reports").unlink()
+    (bundle.path / "reports").mkdir()
+    (bundle.path / "reports" / "latency.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(BundleError, match="a symbolic link"):
+        write_reports(bundle)
+    (bundle.path / "reports" / "latency.json").unlink()
+    (tmp_path / "mine.md").write_text("mine")
+    (bundle.path / "reports" / "report.md").symlink_to(tmp_path / "mine.md")
+    write_reports(bundle)
+    assert (tmp_path / "mine.md").read_text() == "mine"
+
+
+def test_the_command_prints_what_it_wrote(bundle: Bundle) -> None:
+    done = CliRunner().invoke(app, ["report", str(bundle.path)])
+    assert done.exit_code == 0
+    assert [Path(line).name for line in done.stdout.splitlines()] == ["report.md", "report.html", "funnel.png"]
+    assert json.loads(CliRunner().invoke(app, ["report", str(bundle.path), "--json"]).stdout) == {
+        "written": done.stdout.splitlines()
+    }
+
+
+def test_many_failures_are_folded(bundle: Bundle) -> None:
+    rows = [make_row("openvino", batch, 16, 5.0, ratio=0.99) for batch in range(1, 13)]
+    put(bundle, make_latency(bundle, rows=rows, min_speedup=1.3))
+    for page in pages(bundle):
+        assert "7 more" in page
+        assert all(f"openvino at batch {batch}, length 16" in page for batch in range(1, 13))
