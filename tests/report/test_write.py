@@ -265,3 +265,14 @@ def test_many_failures_are_folded(bundle: Bundle) -> None:
     for page in pages(bundle):
         assert "7 more" in page
         assert all(f"openvino at batch {batch}, length 16" in page for batch in range(1, 13))
+
+
+def test_a_target_that_could_not_run_has_no_picture(bundle: Bundle) -> None:
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    update = {"cases": [], "boundaries": [], "passed": False, "error": "it refused the graph"}
+    target = parity.targets[0].model_copy(update=update)
+    put(bundle, parity.model_copy(update={"targets": [target], "passed": False}))
+    for page in pages(bundle):
+        assert "onnxruntime: it refused the graph" in page
+        assert "Error per boundary" not in page
+    assert not (bundle.path / "reports" / "boundaries.png").exists()
