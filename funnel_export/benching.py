@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
 RUNTIMES = ("eager", "torch.compile")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def bench(
@@ -71,6 +72,7 @@ def bench(
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     shapes = _shapes(opened, lengths, batches, rounds, min_speedup, pytorch)
+    chosen = _chosen_device(device)
     found = list(candidates(opened, targets))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
@@ -85,7 +87,7 @@ def bench(
     failed = {result.name for result in parity.targets if not result.passed}
     sound = [candidate for candidate in found if candidate.name not in failed]
     with _baseline(opened, baseline, progress) as dense:
-        contenders = list(_in_pytorch(opened, dense, pytorch, device))
+        contenders = list(_in_pytorch(opened, dense, pytorch, chosen))
         contenders += _in_targets(opened, dense, sound, shapes, progress)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
@@ -157,17 +159,26 @@ def _refuse_other_model(bundle: Bundle, dense: Bundle) -> None:
 
 
 def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Sequence[str], device: str) -> Iterator["Contender"]:
-    import torch
-
     from funnel_export.verify.contender import Lineup
     from funnel_export.verify.latency import Model
     from funnel_export.verify.race import Contender
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     for runtime in runtimes:
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
-            lineup = Lineup(bundle=source.path, compiled=runtime == "torch.compile", device=chosen)
+            lineup = Lineup(bundle=source.path, compiled=runtime == "torch.compile", device=device)
             yield Contender.of(runtime, model, bundle.manifest.dtype, lineup)
+
+
+def _chosen_device(device: str) -> str:
+    """PyTorch's device by its name; `auto` is a GPU if PyTorch has one."""
+    import torch
+
+    if device not in DEVICES:
+        raise SpecError("PyTorch does not run on such a device here", got=device, wanted=" | ".join(DEVICES))
+    here = torch.cuda.is_available()
+    if device == "cuda" and not here:
+        raise TargetUnavailableError("PyTorch has no GPU here", got=f"torch {torch.__version__}", hint="--device cpu")
+    return ("cuda" if here else "cpu") if device == "auto" else device
 
 
 def _in_targets(

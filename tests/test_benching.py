@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from exported import Recipe
 from tamper import agree_with_graph
 from test_cli import run
@@ -154,6 +155,7 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
         ({"rounds": 0}, "rounds of a benchmark is at least 1"),
         ({"min_speedup": float("nan")}, "a speedup is a positive number"),
         ({"pytorch": ("jit",)}, "no such way to run"),
+        ({"device": "tpu"}, "PyTorch does not run on such a device"),
     ],
 )
 def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -173,6 +175,12 @@ def test_a_baseline_of_another_model_is_refused(recipe: Recipe) -> None:
     parity = check(Recipe().bundle(), targets=["onnxruntime"], max_length=3)
     with pytest.raises(BundleError, match="no dense bundle of the same weights"):
         bench(Recipe().bundle(), baseline=recipe.bundle(), targets=["onnxruntime"], parity=parity)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(TargetUnavailableError, match=r"(?s)PyTorch has no GPU here.*--device cpu"):
+        bench(Recipe().bundle(), device="cuda")
 
 
 def test_a_target_that_does_not_run_here() -> None:
