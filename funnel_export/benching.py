@@ -145,6 +145,7 @@ def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, pro
                 task=manifest.task,
                 dtype=manifest.dtype,
                 opset=manifest.opset,
+                logits=manifest.logits,
                 progress=lambda step, *_: progress(f"dense baseline: {step}"),
             )
 

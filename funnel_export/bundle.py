@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from funnel_export.architecture import Architecture
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
-from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.config import Dtype, FunnelSpec, Logits, Task
 from funnel_export.errors import BundleError, CheckpointError, SpecError
 from funnel_export.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
@@ -65,6 +65,8 @@ class Manifest(_Record):
     task: Task
     dtype: Dtype
     opset: int
+    logits: Logits = Logits.ALL
+    """For which tokens the graph of a language model gives logits."""
     funnel: dict[str, int | str | bool] | None
     graphs: Annotated[list[GraphRecord], Field(min_length=1)]
     weights: Annotated[list[WeightRecord], Field(min_length=1)]

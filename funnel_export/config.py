@@ -55,6 +55,13 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Logits(StrEnum):
+    """For which tokens a language model's graph gives logits: all, or each row's last, which is what a prompt needs."""
+
+    ALL = "all"
+    LAST = "last"
+
+
 class Placing(StrEnum):
     """How weight files get into a bundle."""
 

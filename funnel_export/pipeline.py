@@ -12,7 +12,7 @@ from typing import Any
 from funnel_export.atomic import refuse_something_else, replace_folder
 from funnel_export.bundle import Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint import CONFIG, Checkpoint
-from funnel_export.config import Dtype, FunnelSpec, Placing, Task, parse_choice
+from funnel_export.config import Dtype, FunnelSpec, Logits, Placing, Task, parse_choice
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.hub import find_checkpoint
 from funnel_export.progress import Progress, no_progress
@@ -27,6 +27,7 @@ def export(
     funnel: FunnelSpec | str | None = "auto",
     task: Task | str = "auto",
     dtype: Dtype | str = "auto",
+    logits: Logits | str = Logits.ALL,
     weights: str = "link",
     opset: int = 20,
     revision: str | None = None,
@@ -43,6 +44,8 @@ def export(
             checkpoint's architectures.
         dtype: what the graph computes in, whatever the checkpoint stores: `float32`, `float16`, `bfloat16`; `auto` is
             what the checkpoint stores.
+        logits: of text generation, for which tokens there are logits: `all`, or each row's `last`, which gives
+            [batch, 1, vocabulary]: what comes after a prompt depends on no others.
         weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
         opset: ONNX opset, 18 to 22.
         revision: branch, tag or commit of a Hub id; by default `main`.
@@ -59,7 +62,7 @@ def export(
     """
     asked_task = None if task == "auto" else parse_choice("task", Task, task)
     asked_dtype = None if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
-    placing = parse_choice("weights", Placing, weights)
+    placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     if opset not in OPSETS:
         raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
@@ -70,12 +73,18 @@ def export(
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
     chosen_task, compute, spec = asked_task or source.task, asked_dtype or source.dtype, _funnel(source, funnel)
+    if kept is Logits.LAST and chosen_task is not Task.TEXT_GENERATION:
+        raise SpecError(
+            "only text generation can do with the logits of each row's last token",
+            got=f"logits {kept} for {chosen_task}",
+            wanted="logits all",
+        )
     if compute is Dtype.FLOAT16:
         warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
 
     _refuse_the_checkpoints_place(source, target)
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
-    facts = {"task": chosen_task, "dtype": compute, "spec": spec, "source": name}
+    facts = {"task": chosen_task, "dtype": compute, "spec": spec, "logits": kept, "source": name}
     with _collector_paused():
         return _build_and_write(source, target, facts, opset, placing, progress)
 
@@ -88,9 +97,9 @@ def _build_and_write(
     what = write.Facts(**facts)
     with replace_folder(target, is_bundle) as folder:
         progress("tracing")
-        model = build.build_graph(source, what.task, what.spec, what.dtype, opset)
+        model = build.build_graph(source, what.task, what.spec, what.dtype, opset, what.logits)
         progress("auditing the graph")
-        audit.audit(model, source.architecture, what.task, what.spec, what.dtype)
+        audit.audit(model, source.architecture, what.task, what.spec, what.dtype, what.logits)
         progress("writing the bundle")
         write.write_bundle(folder, model, source, what, placing)
         bundle = load_bundle(folder)

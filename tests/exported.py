@@ -46,6 +46,7 @@ class Recipe:
     opset: int = 20
     shards: str | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
+    logits: str = "all"
 
     def checkpoint(self) -> Path:
         """Folder of the tiny checkpoint."""
@@ -73,7 +74,13 @@ def tiny_checkpoint(
 def _exported(recipe: Recipe) -> Bundle:
     out = Path(tempfile.mkdtemp(prefix="bundle-", dir=_FOLDER.name))
     return export(
-        recipe.checkpoint(), out, funnel=recipe.funnel, task=recipe.task, dtype=recipe.dtype, opset=recipe.opset
+        recipe.checkpoint(),
+        out,
+        funnel=recipe.funnel,
+        task=recipe.task,
+        dtype=recipe.dtype,
+        opset=recipe.opset,
+        logits=recipe.logits,
     )
 
 

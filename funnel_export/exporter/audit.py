@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from funnel_export.architecture import SLIDING, Architecture
-from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.config import Dtype, FunnelSpec, Logits, Task
 from funnel_export.errors import ExportError
 from funnel_export.exporter.assemble import PREFIXES
 from funnel_export.exporter.trace import BATCH, INPUTS, OUTPUTS, SEQUENCE
@@ -24,7 +24,12 @@ LARGEST_CONSTANT = 1 << 16
 
 
 def find_faults(
-    model: ir.Model, architecture: Architecture, task: Task, spec: FunnelSpec | None, dtype: Dtype
+    model: ir.Model,
+    architecture: Architecture,
+    task: Task,
+    spec: FunnelSpec | None,
+    dtype: Dtype,
+    logits: Logits = Logits.ALL,
 ) -> list[str]:
     """Everything in a graph that is not what it should be.
 
@@ -39,7 +44,7 @@ def find_faults(
     """
     return [
         *_ops(model),
-        *_contract(model, task),
+        *_contract(model, task, logits),
         *_softcaps(model, architecture, task),
         *_masks(model, architecture, spec),
         *_dtypes(model, dtype),
@@ -49,9 +54,16 @@ def find_faults(
     ]
 
 
-def audit(model: ir.Model, architecture: Architecture, task: Task, spec: FunnelSpec | None, dtype: Dtype) -> None:
+def audit(
+    model: ir.Model,
+    architecture: Architecture,
+    task: Task,
+    spec: FunnelSpec | None,
+    dtype: Dtype,
+    logits: Logits = Logits.ALL,
+) -> None:
     """Fail a graph with faults: `ExportError` names all of them at once."""
-    findings = find_faults(model, architecture, task, spec, dtype)
+    findings = find_faults(model, architecture, task, spec, dtype, logits)
     if findings:
         raise ExportError(
             "the exported graph failed its audit:\n" + "\n".join(f"  - {finding}" for finding in findings),
@@ -69,7 +81,7 @@ def _ops(model: ir.Model) -> Iterator[str]:
         yield f"functions are left: {[f.name for f in model.functions.values()]}"
 
 
-def _contract(model: ir.Model, task: Task) -> Iterator[str]:
+def _contract(model: ir.Model, task: Task, logits: Logits) -> Iterator[str]:
     for value, name in zip(model.graph.inputs, INPUTS, strict=False):
         if value.name != name or value.dtype is not ir.DataType.INT64 or _axes(value) != [BATCH, SEQUENCE]:
             yield f"input {name} is {value.name} {value.dtype} {_axes(value)}, not int64 [{BATCH}, {SEQUENCE}]"
@@ -77,9 +89,10 @@ def _contract(model: ir.Model, task: Task) -> Iterator[str]:
         yield f"{len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, not {len(INPUTS)} and 1"
         return
     output = model.graph.outputs[0]
-    dynamic = [BATCH] if task is Task.TEXT_CLASSIFICATION else [BATCH, SEQUENCE]
-    if output.name != OUTPUTS[task] or _axes(output)[:-1] != dynamic:
-        yield f"output {OUTPUTS[task]} is {output.name} {_axes(output)}, not dynamic in {dynamic}"
+    tokens = [] if task is Task.TEXT_CLASSIFICATION else [1 if logits is Logits.LAST else SEQUENCE]
+    wanted = [BATCH, *tokens]
+    if output.name != OUTPUTS[task] or _axes(output)[:-1] != wanted:
+        yield f"output {OUTPUTS[task]} is {output.name} {_axes(output)}, not {[*wanted, '...']}"
 
 
 def _axes(value: ir.Value) -> list[Any]:

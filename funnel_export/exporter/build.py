@@ -3,14 +3,21 @@
 import onnx_ir as ir
 
 from funnel_export.checkpoint import Checkpoint
-from funnel_export.config import Dtype, FunnelSpec, Task
+from funnel_export.config import Dtype, FunnelSpec, Logits, Task
 from funnel_export.exporter.assemble import assemble
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
 from funnel_export.exporter.weights import find_weights, refer_to_weights, refuse_contradicting_head
 
 
-def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dtype: Dtype, opset: int) -> ir.Model:
+def build_graph(
+    checkpoint: Checkpoint,
+    task: Task,
+    spec: FunnelSpec | None,
+    dtype: Dtype,
+    opset: int,
+    logits: Logits = Logits.ALL,
+) -> ir.Model:
     """The ONNX graph of a checkpoint with a funnel, its weights referring to the checkpoint's files.
 
     Raises:
@@ -24,6 +31,6 @@ def build_graph(checkpoint: Checkpoint, task: Task, spec: FunnelSpec | None, dty
         spec.validate(checkpoint.architecture.num_hidden_layers)
         spec.validate_task(task)
     find_weights(skeleton.shapes, checkpoint)  # what is missing is said before the seconds that tracing takes
-    model, parameters = assemble(trace(skeleton, task, spec, opset))
+    model, parameters = assemble(trace(skeleton, task, spec, opset, logits))
     refer_to_weights(model, parameters, checkpoint)
     return model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from funnel_export.config import FunnelSpec, Task
+from funnel_export.config import FunnelSpec, Logits, Task
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
@@ -40,7 +40,7 @@ class TracedPart:
     """Names of the model's parameters that go in after the operands."""
 
 
-def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -> Trace:
+def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int, logits: Logits = Logits.ALL) -> Trace:
     """Trace a model with a funnel.
 
     Args:
@@ -48,6 +48,7 @@ def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -
         task: which of the four classes it is of.
         spec: a funnel that fits it, or None for the dense model.
         opset: ONNX opset version.
+        logits: for which tokens a language model gives logits.
 
     Raises:
         CheckpointError: if the model cannot carry a funnel.
@@ -57,7 +58,7 @@ def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int) -
     representatives: dict[object, Call] = {}
     for call in calls.values():
         representatives.setdefault(call.signature(), call)
-    patch_forward(model, spec, Outline())
+    patch_forward(model, spec, Outline(), last_only=logits is Logits.LAST)
     base = getattr(model, "model", model)
     layers = list(base.layers)
     del base.layers  # a plain list is not lifted into the trace: the outline needs no layer's parameters

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint, WeightFile
-from funnel_export.config import Dtype, FunnelSpec, Placing, Task
+from funnel_export.config import Dtype, FunnelSpec, Logits, Placing, Task
 from funnel_export.errors import BundleError, ExportError
 from funnel_export.place import place
 
@@ -24,6 +24,7 @@ class Facts:
     task: Task
     dtype: Dtype
     spec: FunnelSpec | None
+    logits: Logits
     source: str
     """The checkpoint as it was named."""
 
@@ -70,6 +71,7 @@ def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: F
         task=facts.task,
         dtype=facts.dtype,
         opset=model.opset_imports[""],
+        logits=facts.logits,
         funnel=None if facts.spec is None else facts.spec.to_dict(),
         graphs=[graph],
         weights=[WeightRecord(file=w.file, size=w.size, header_sha256=w.header_sha256) for w in weights],

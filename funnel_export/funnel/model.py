@@ -74,6 +74,8 @@ class Plan:
     run: Runner = call_part
     config: PreTrainedConfig | None = None
     """The model's own config, if it was replaced by a copy that carries the funnel."""
+    last_only: bool = False
+    """Whether only each row's last token goes on to the final norm and the head."""
 
 
 @merge_with_config_defaults  # type: ignore[untyped-decorator]
@@ -123,6 +125,8 @@ def funnel_forward(
         x = tokens.run_layers(x, range(plan.spec.recover_layer, layers))
     if cache is not None:
         cache.columns = rows.keys.shape[1]
+    if plan.last_only:
+        x = take_columns(x, rows.first + rows.length - 1)
     return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
 
 

@@ -78,8 +78,12 @@ def remove_funnel(model: M) -> M:
     return model
 
 
-def patch_forward(model: PreTrainedModel, spec: FunnelSpec | None, run: Runner = call_part) -> None:
+def patch_forward(
+    model: PreTrainedModel, spec: FunnelSpec | None, run: Runner = call_part, *, last_only: bool = False
+) -> None:
     """Replace the forward of this model's `Gemma2Model`; with no funnel it computes what the dense model computes.
+
+    With `last_only` it gives the hidden states of each row's last token only, [batch, 1, width].
 
     Raises:
         SpecError: if it is replaced already.
@@ -115,7 +119,7 @@ def patch_forward(model: PreTrainedModel, spec: FunnelSpec | None, run: Runner =
             wanted="the class's forward",
             hint="load it without device_map and other hooks, then apply the funnel",
         )
-    base.funnel_plan = Plan(spec, run)
+    base.funnel_plan = Plan(spec, run, last_only=last_only)
     base.forward = MethodType(funnel_forward, base)
     # The proof that it took: what a call of the model reaches is this forward, with this funnel.
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:

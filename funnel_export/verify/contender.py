@@ -64,7 +64,7 @@ class TorchModel:
         import torch
 
         from funnel_export.funnel import apply_funnel
-        from funnel_export.verify.eager import load_model
+        from funnel_export.verify.eager import load_model, output_options
 
         dtype = lineup.dtype or bundle.manifest.dtype
         self._device, self._torch = torch.device(lineup.device), torch
@@ -72,7 +72,7 @@ class TorchModel:
         if bundle.manifest.spec is not None:
             apply_funnel(self._model, bundle.manifest.spec)
         self._forward: Callable[..., Any] = torch.compile(self._model) if lineup.compiled else self._model
-        self._output = bundle.manifest.graphs[0].outputs[0].name
+        self._output, self._options = bundle.manifest.graphs[0].outputs[0].name, output_options(bundle)
         name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         self.facts = {"device": name, "precision": str(dtype)}
 
@@ -88,7 +88,7 @@ class TorchModel:
 
         def forward() -> Any:
             with torch.no_grad():
-                out = self._forward(input_ids=tokens, attention_mask=mask, use_cache=False)
+                out = self._forward(input_ids=tokens, attention_mask=mask, use_cache=False, **self._options)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             return getattr(out, self._output)

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from funnel_export.bundle import Bundle
 from funnel_export.checkpoint import Checkpoint
-from funnel_export.config import Dtype
+from funnel_export.config import Dtype, Logits
 from funnel_export.exporter.skeleton import build_skeleton, read_config
 from funnel_export.exporter.weights import find_weights
 from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
@@ -42,6 +42,14 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def output_options(bundle: Bundle) -> dict[str, Any]:
+    """What Hugging Face's model is told, so that it gives logits for the tokens for which the bundle does.
+
+    Without padding, as everything here runs, the last column is every row's last token.
+    """
+    return {"logits_to_keep": 1} if bundle.manifest.logits is Logits.LAST else {}
+
+
 class Eager:
     """The bundle's own weights in Hugging Face's model, with the bundle's funnel.
 
@@ -53,6 +61,7 @@ class Eager:
         self.dense = self.spec is None
         self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
         self.model = load_model(bundle, dtype)
+        self._options = output_options(bundle)
         self._seen: dict[str, Tensor | None] = {}
         if not self.dense:
             patch_forward(self.model, self.spec, self._run)
@@ -80,7 +89,8 @@ class Eager:
             for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
                 self._seen = dict.fromkeys(boundaries)
                 with torch.no_grad():
-                    out = self.model(input_ids=torch.from_numpy(ids[mask != 0])[None], use_cache=False)
+                    row = torch.from_numpy(ids[mask != 0])[None]
+                    out = self.model(input_ids=row, use_cache=False, **self._options)
                 rows.append({self.output: getattr(out, self.output), **self._seen})
         finally:
             if self.dense and boundaries:

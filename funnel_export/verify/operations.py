@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from funnel_export.architecture import Architecture
-from funnel_export.config import FunnelSpec, Task
+from funnel_export.config import FunnelSpec, Logits, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,9 @@ class Operations:
         return self.layers + self.attention + self.head
 
 
-def count_operations(architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int) -> Operations:
+def count_operations(
+    architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int, logits: Logits = Logits.ALL
+) -> Operations:
     """Operations for a row of `length` tokens.
 
     Per token, a layer's projections have hidden*(2*heads + 2*kv_heads)*head_dim + 3*hidden*intermediate weights; per
@@ -43,7 +45,7 @@ def count_operations(architecture: Architecture, task: Task, spec: FunnelSpec | 
     return Operations(
         layers=sum(2 * weights * n for n in lengths),
         attention=sum(4 * heads * head_dim * n * n for n in lengths),
-        head=2 * hidden * outputs * length,
+        head=2 * hidden * outputs * (1 if logits is Logits.LAST else length),
     )
 
 
@@ -55,7 +57,9 @@ def layer_lengths(num_layers: int, spec: FunnelSpec | None, length: int) -> list
     return [spec.num_slots(length) if index in middle else length for index in range(num_layers)]
 
 
-def predicted_ratio(architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int) -> float:
+def predicted_ratio(
+    architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int, logits: Logits = Logits.ALL
+) -> float:
     """Operations of the funnelled model over those of the dense one."""
-    dense = count_operations(architecture, task, None, length).total
-    return count_operations(architecture, task, spec, length).total / dense
+    dense = count_operations(architecture, task, None, length, logits).total
+    return count_operations(architecture, task, spec, length, logits).total / dense

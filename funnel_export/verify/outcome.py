@@ -108,7 +108,7 @@ def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], Entry], runtime: st
         dense=summarize(dense.seconds),
         funnel=summarize(funnel.seconds),
         ratio=compare(funnel.seconds, dense.seconds),
-        predicted=predicted_ratio(bundle.architecture, manifest.task, manifest.spec, shape[1]),
+        predicted=predicted_ratio(bundle.architecture, manifest.task, manifest.spec, shape[1], manifest.logits),
         dense_first_ms=dense.first * 1000,
         funnel_first_ms=funnel.first * 1000,
         speedup_over_eager=None if baseline is None else compare(baseline, funnel.seconds),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype, Task
+from funnel_export.config import Dtype, Logits, Task
 from funnel_export.engine import Engine, fitting_profiles
 from funnel_export.errors import FunnelExportError, SpecError
 from funnel_export.progress import Progress
@@ -201,7 +201,8 @@ def refuse_if_too_large(bundle: Bundle, plan: Plan) -> None:
         SpecError: naming a length that would fit.
     """
     width = bundle.manifest.graphs[0].outputs[0].shape[-1]
-    positions = [sum(case.lengths) for case in plan.cases]
+    last = bundle.manifest.logits is Logits.LAST
+    positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
     if not isinstance(width, int) or bundle.manifest.task is Task.TEXT_CLASSIFICATION:
         return
     # Reference and eager outputs of all cases, and a handful of float64 arrays while the largest is compared.
@@ -284,8 +285,9 @@ def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) 
 
 
 def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
-    """What counts of a target's output: the real tokens, row by row, or each row of a classification."""
-    return output[case.real] if output.ndim == 3 else output
+    """What counts of a target's output: the real tokens, row by row, or what there is one of for each row."""
+    one_per_row = output.ndim == 2 or output.shape[1] != case.real.shape[1]  # a class, or the last token's logits
+    return output.reshape(-1, output.shape[-1]) if one_per_row else output[case.real]
 
 
 def _worst(metrics: Sequence[Metrics]) -> Metrics:

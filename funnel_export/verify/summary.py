@@ -11,7 +11,7 @@ from funnel_export.exporter.audit import find_faults
 from funnel_export.targets import get_target
 from funnel_export.targets.options import describe_options
 from funnel_export.verify.latency import LatencyReport, Row
-from funnel_export.verify.operations import count_operations, predicted_ratio
+from funnel_export.verify.operations import count_operations
 from funnel_export.verify.parity import ParityReport
 from funnel_export.verify.picture import draw_funnel
 
@@ -21,22 +21,22 @@ LENGTHS = (128, 512, 2048, 8192)
 
 def predictions(bundle: Bundle) -> list[dict[str, float]]:
     """What the funnel saves at each length, in operations of one row."""
-    manifest, architecture = bundle.manifest, bundle.architecture
-    return [
-        {
-            "length": length,
-            "dense_gflop": count_operations(architecture, manifest.task, None, length).total / 1e9,
-            "funnel_gflop": count_operations(architecture, manifest.task, manifest.spec, length).total / 1e9,
-            "ratio": predicted_ratio(architecture, manifest.task, manifest.spec, length),
-        }
-        for length in LENGTHS
-    ]
+    manifest, rows = bundle.manifest, []
+    for length in LENGTHS:
+        dense, funnel = (
+            count_operations(bundle.architecture, manifest.task, spec, length, manifest.logits).total
+            for spec in (None, manifest.spec)
+        )
+        row = {"length": length, "dense_gflop": dense / 1e9, "funnel_gflop": funnel / 1e9, "ratio": funnel / dense}
+        rows.append(row)
+    return rows
 
 
 def audit_bundle(bundle: Bundle) -> list[str]:
     """The faults that an audit finds in a bundle's graph: none, unless the bundle was made by other means."""
     manifest = bundle.manifest
-    return find_faults(ir.load(bundle.graph), bundle.architecture, manifest.task, manifest.spec, manifest.dtype)
+    what = manifest.task, manifest.spec, manifest.dtype, manifest.logits
+    return find_faults(ir.load(bundle.graph), bundle.architecture, *what)
 
 
 def describe_bundle(bundle: Bundle) -> str:

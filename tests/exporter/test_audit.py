@@ -91,7 +91,7 @@ BREAKS: dict[Callable[[ir.Model], None], str] = {
     no_pooling: r"funnel\.pooled and nodes under funnel/pool/",
     weight_in_the_graph: "puts 97600 bytes into the graph",
     half_softmax: "Softmax of",
-    lost_output_axis: "not dynamic in",
+    lost_output_axis: "output logits is logits",
     mistyped_value: "dtypes or shapes are not what the ops give: .*layers.2/Add",
 }
 
