@@ -34,7 +34,7 @@ def prepare(folder: Path) -> dict[str, Callable[[], None]]:
     trace, graphs = build.build_graph, {}
 
     def traced(*args: Any) -> Any:
-        opset = args[-1]
+        opset = args[4]  # checkpoint, task, spec, dtype, opset
         graphs[opset] = graphs.get(opset) or trace(*args)
         return graphs[opset]
 
