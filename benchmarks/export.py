@@ -78,7 +78,7 @@ class Contender:
     def missing(self) -> str | None:
         """Why it cannot run here, if it cannot."""
         if self.python is None:
-            return f"not run: no --{self.exporter}-python was given"
+            return f"not run: no --{self.label}-python was given"
         if shutil.which(self.python) is None:
             return f"not run: there is no {self.python}"
         return None

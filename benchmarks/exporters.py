@@ -86,10 +86,15 @@ def torch_onnx(checkpoint: str, out: str, _: str) -> None:
     )
 
 
-def genai(checkpoint: str, out: str, _: str) -> None:
+def genai(checkpoint: str, out: str, _: str, *, more: str = "") -> None:
     """onnxruntime-genai's model builder, as its command line runs it."""
     cache = str(Path(out) / "cache")
-    _run_module("onnxruntime_genai.models.builder", f"-i {checkpoint} -o {out} -p fp32 -e cpu -c {cache}")
+    _run_module("onnxruntime_genai.models.builder", f"-i {checkpoint} -o {out} -p fp32 -e cpu -c {cache}{more}")
+
+
+def genai_last(checkpoint: str, out: str, _: str) -> None:
+    """The same for prompts: logits of the last token only."""
+    genai(checkpoint, out, _, more=" --extra_options prune_lm_head=true")
 
 
 def optimum(checkpoint: str, out: str, _: str) -> None:
@@ -98,7 +103,7 @@ def optimum(checkpoint: str, out: str, _: str) -> None:
     _run_module("optimum.commands.optimum_cli", arguments)
 
 
-EXPORTERS = {function.__name__: function for function in (funnel_export, torch_onnx, genai, optimum)}
+EXPORTERS = {function.__name__: function for function in (funnel_export, torch_onnx, genai, genai_last, optimum)}
 
 
 def _run_module(name: str, arguments: str) -> None:

@@ -10,13 +10,13 @@ The others have environments of their own, since they pin other versions; one th
     python -m venv venv-optimum
     venv-optimum/bin/pip install --requirement benchmarks/constraints-optimum.txt
 
-The checkpoint is that of `export.py`. Each shape is a race of its own, in fresh processes; every contender computes the
-logits of all positions of a prompt, without sampling, with the settings that its runtime has by default.
+The checkpoint is that of `export.py`. Each shape is a race of its own, in fresh processes; every contender reads a
+prompt, that is, it computes the logits of each row's last token, without sampling and with the settings that its
+runtime has by default. optimum-onnx alone computes those of all tokens: its exporter makes no graph that does less.
 
 Memory: a process holds its weights (0.8 GB in float32, once more where a runtime packs them) and keeps what its largest
-call took: at 4x1536 the logits alone are 0.8 GB, and a tensor of attention scores is 0.3 GB. Up to `--together` tokens
-a batch all processes live at once. Above, they take turns at living too: in each round each contender starts, runs
-twice uncounted and once counted, and ends; only one is in memory. That changes no setting of any runtime.
+call took: at 4x1536 a tensor of attention scores is 0.3 GB. Up to `--together` tokens a batch all processes live at
+once; above, one group of them at a time, see `peers_racing.py`.
 
 The result is written after each shape; the last line of stdout is the result as JSON. Needs 6 GB of disk, no network.
 """
@@ -35,10 +35,11 @@ from export import DIMENSIONS, QUIET, helper
 from export import Contender as Exporter
 from measure import HERE, conditions, failure, measured, record
 from peers_judging import LIMITS, judge, with_agreement
+from peers_racing import Watch, default_rounds, race_by_groups, say
 
 from funnel_export import FunnelSpec, load_bundle
 from funnel_export.architecture import Architecture
-from funnel_export.config import Dtype, Task
+from funnel_export.config import Dtype, Logits, Task
 from funnel_export.verify.contender import Lineup
 from funnel_export.verify.inputs import Case
 from funnel_export.verify.latency import Model, summarize
@@ -51,6 +52,8 @@ Shape = tuple[int, int]
 FUNNELS = {"S=2": "3:9:2", "S=4": "3:10:4"}
 """S=2 over half of the 12 layers, S=4 over 7 of them."""
 TOGETHER = 512
+EXPORTERS = {"genai": "genai_last", "optimum": "optimum"}
+"""Names in `exporters.py` by runtime."""
 PACKAGES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "funnel-export")
 MAKE_CHECKPOINT = """
 import json, pathlib, sys, export
@@ -115,6 +118,7 @@ def export_bundles(checkpoint: Path, folder: Path) -> dict[tuple[str, Dtype], Pa
             out = folder / f"{model}-{dtype}"
             say(f"exporting {out.name}")
             command = ["-m", "funnel_export", "export", str(checkpoint), str(out), "--funnel", funnel, "--dtype", dtype]
+            command += ["--logits", Logits.LAST]
             subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
             bundles[model, dtype] = out
     return bundles
@@ -122,7 +126,7 @@ def export_bundles(checkpoint: Path, folder: Path) -> dict[tuple[str, Dtype], Pa
 
 def other_peer(name: str, python: str | None, checkpoint: Path, folder: Path) -> Peer:
     """A runtime of another environment, with what its own exporter makes of the checkpoint."""
-    exporter = Exporter(label=name, exporter=name, python=python, checkpoint=checkpoint)
+    exporter = Exporter(label=name, exporter=EXPORTERS[name], python=python, checkpoint=checkpoint)
     facts: dict[str, Any] = {"runtime": name, "model": "dense", "dtype": Dtype.FLOAT32}
     missing = exporter.missing()
     if missing is not None:
@@ -143,24 +147,6 @@ def other_peer(name: str, python: str | None, checkpoint: Path, folder: Path) ->
         python=python,
     )
     return Peer(**facts, contender=contender)
-
-
-def relay(contenders: Sequence[Contender], batches: Mapping[Shape, list[list[int]]], rounds: int) -> list[Entry]:
-    """A race in which only who runs is in memory; what is not of a call is that of the first round."""
-    kept: dict[str, Entry] = {}
-    for number in range(rounds):
-        for contender in contenders:
-            first = kept.get(contender.runtime)
-            if first is not None and first.result.error is not None:
-                continue
-            say(f"round {number + 1} of {rounds}: {contender.runtime}")
-            (entry,) = race([contender], batches, rounds=1, warmup=0, progress=lambda *_: None)
-            if first is None or entry.result.error is not None:
-                kept[contender.runtime] = entry
-            else:
-                for shape, times in entry.times.items():
-                    first.times[shape].seconds += times.seconds
-    return list(kept.values())
 
 
 def row(peer: Peer, entry: Entry | None, shape: Shape) -> dict[str, Any]:
@@ -187,30 +173,6 @@ def row(peer: Peer, entry: Entry | None, shape: Shape) -> dict[str, Any]:
     }
 
 
-class Watch:
-    """Says the steps of a race, and notes how little memory was left at them."""
-
-    def __init__(self) -> None:
-        self.least_gb = available_gb()
-
-    def __call__(self, step: str, *_: object) -> None:
-        """Progress, as `race` wants it."""
-        self.least_gb = min(self.least_gb, available_gb())
-        say(f"{step} ({self.least_gb:.1f} GB left at least)")
-
-
-def available_gb() -> float:
-    """Memory that processes can still have."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    (found,) = (line for line in lines if line.startswith("MemAvailable:"))
-    return int(found.split()[1]) * 1024 / 1e9
-
-
-def say(step: str) -> None:
-    """To stderr."""
-    print(step, file=sys.stderr, flush=True)
-
-
 def measure_shape(
     peers: Sequence[Peer], architecture: Architecture, shape: Shape, rounds: int, together: bool
 ) -> dict[str, Any]:
@@ -223,28 +185,27 @@ def measure_shape(
     entries = (
         race(contenders, {shape: ids}, rounds=rounds, progress=watch)
         if together
-        else relay(contenders, {shape: ids}, rounds)
+        else race_by_groups(contenders, {shape: ids}, rounds=rounds, progress=watch)
     )
     by_name = {entry.contender.runtime: entry for entry in entries}
     rows = with_agreement([row(peer, by_name.get(peer.name), shape) for peer in peers])
-    specs = {model: FunnelSpec.parse(funnel) for model, funnel in FUNNELS.items()}
-    predicted = {m: predicted_ratio(architecture, Task.TEXT_GENERATION, spec, length) for m, spec in specs.items()}
     return {
         "batch": batch,
         "length": length,
         "rounds": rounds,
         "together": together,
         "load_before": round(load, 1),
-        **({"least_memory_left_gb": round(watch.least_gb, 1)} if together else {}),
+        "least_memory_left_gb": round(watch.least_gb, 1),
         "rows": rows,
-        **judge(rows, predicted),
+        **judge(rows, predicted(architecture, length)),
     }
 
 
-def default_rounds(shape: Shape) -> int:
-    """Fewer where calls are long: of 4x1536 one takes 18 seconds in float32 on two cores."""
-    tokens = shape[0] * shape[1]
-    return next((rounds for limit, rounds in ((512, 9), (1536, 7), (2048, 5)) if tokens <= limit), 3)
+def predicted(architecture: Architecture, length: int) -> dict[str, float]:
+    """Operations of each funnel's prompt over those of the dense model's."""
+    specs = {model: FunnelSpec.parse(funnel) for model, funnel in FUNNELS.items()}
+    task, logits = Task.TEXT_GENERATION, Logits.LAST
+    return {model: predicted_ratio(architecture, task, spec, length, logits) for model, spec in specs.items()}
 
 
 def parse_rounds(text: str) -> tuple[Shape | None, int]:
@@ -261,7 +222,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512, 1536], help="tokens of a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows of a batch")
     parser.add_argument(
-        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 9 down to 3"
+        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 9 down to 4"
     )
     parser.add_argument(
         "--together", type=int, default=TOGETHER, help="most tokens at which all processes live at once"
