@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import repeat
 from peers_table import render
 from tabulate import tabulate
 
@@ -127,6 +128,15 @@ def peers() -> str:
     conditions = [f"({listed(result['conditions'])})"]
     conditions += [f"({LABELS[name]}: {listed(versions)})" for name, versions in result["versions"].items()]
     return f"{render(result)}\n\n" + "\n".join(conditions)
+
+
+def repeated() -> str:
+    """Two runs of `bench`, one after the other."""
+    file = RESULTS / "repeat.json"
+    if not file.exists():
+        return "not run yet"
+    result: dict[str, Any] = json.loads(file.read_text())
+    return f"{repeat.render(result)}\n\n({listed(result['conditions'])})"
 
 
 BUDGETS = {"2B": 30, "27B": 60}
@@ -258,6 +268,7 @@ TABLES = {
         "export_peers": export_peers,
         "export_shapes": export_shapes,
         "peers": peers,
+        "repeat": repeated,
         "gemma2_2b": gemma2_2b,
         "compile_rtx": compile_rtx,
         "compile_targets": compile_targets,

@@ -46,8 +46,8 @@ def write_reports(bundle: Bundle) -> list[Path]:
     refuse_link(folder)
     parity = _read(folder / PARITY, ParityReport, "check")
     latency = _read(folder / LATENCY, LatencyReport, "bench")
-    if latency is not None:
-        _refuse_nonsense(latency, folder / LATENCY)
+    if latency is not None and len(latency.rows) > MOST_ROWS:
+        raise BundleError("too many rows of latency", got=len(latency.rows), wanted=f"at most {MOST_ROWS}")
     contents = collect(bundle, parity, latency)
     texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
     pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
@@ -92,20 +92,6 @@ def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
         raise BundleError(
             f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
         ) from err
-
-
-def _refuse_nonsense(report: LatencyReport, path: Path) -> None:
-    """Raise `BundleError` for what no clock shows: it would have no place on a logarithmic axis."""
-    hint = "funnel-export bench again, or remove the file"
-    if len(report.rows) > MOST_ROWS:
-        raise BundleError("too many rows of latency", got=len(report.rows), wanted=f"at most {MOST_ROWS}", hint=hint)
-    for row in report.rows:
-        times = [getattr(found, end) for found in (row.dense, row.funnel) for end in ("low_ms", "median_ms", "high_ms")]
-        ratios = [getattr(row.ratio, end) for end in ("low", "value", "high")]
-        values = [row.batch, row.length, row.predicted, row.dense_first_ms, row.funnel_first_ms, *times, *ratios]
-        sorted_ends = [ends == sorted(ends) for ends in (times[:3], times[3:], ratios)]
-        if not all(0 < value < 1e15 for value in values) or not all(sorted_ends):
-            raise BundleError(f"{path.name} holds times that cannot be", got=f"{path}: {row.place}", hint=hint)
 
 
 def render_html(contents: Contents) -> str:

@@ -1,12 +1,13 @@
 """Latency: what a race of models measured, medians and ratios with bootstrap intervals, and the gate over them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from funnel_export.config import Dtype, Task
 
@@ -16,8 +17,26 @@ PYTORCH = ("eager", "torch.compile")
 """Runtimes that are baselines: the gate is over what was compiled from the bundle."""
 
 
+Measured = Annotated[float, Field(gt=0, lt=1e15)]
+"""Milliseconds, or a ratio of them: no clock shows others."""
+
+
 class _Report(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class _Interval(_Report):
+    @model_validator(mode="after")
+    def _encloses(self) -> Self:
+        low, value, high = self.ends
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not between {low} and {high}")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """Lower end, value, upper end."""
+        raise NotImplementedError
 
 
 class Model(StrEnum):
@@ -27,23 +46,33 @@ class Model(StrEnum):
     FUNNEL = "funnel"
 
 
-class Latency(_Report):
+class Latency(_Interval):
     """Wall-clock time of one call."""
 
-    median_ms: float
-    low_ms: float
+    median_ms: Measured
+    low_ms: Measured
     """Lower end of the 95 % bootstrap interval of the median."""
-    high_ms: float
-    rounds: int
+    high_ms: Measured
+    rounds: PositiveInt
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """See `_Interval.ends`."""
+        return self.low_ms, self.median_ms, self.high_ms
 
 
-class Ratio(_Report):
+class Ratio(_Interval):
     """Median of one over median of another, of calls that took turns."""
 
-    value: float
-    low: float
+    value: Measured
+    low: Measured
     """Lower end of the 95 % bootstrap interval; rounds are drawn in pairs."""
-    high: float
+    high: Measured
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """See `_Interval.ends`."""
+        return self.low, self.value, self.high
 
     @property
     def speedup(self) -> "Ratio":
@@ -83,17 +112,17 @@ class Row(_Report):
     """Dense and funnel in one runtime on one shape."""
 
     runtime: str
-    batch: int
-    length: int
+    batch: PositiveInt
+    length: PositiveInt
     dense: Latency
     funnel: Latency
     ratio: Ratio
     """Latency of the funnel over that of the dense model."""
-    predicted: float
+    predicted: Measured
     """The same ratio in operations."""
-    dense_first_ms: float
+    dense_first_ms: Measured
     """The first call on this shape, which may compile or allocate."""
-    funnel_first_ms: float
+    funnel_first_ms: Measured
     speedup_over_eager: Ratio | None = None
     """How many times as fast the funnel is as the dense model in eager PyTorch, where that ran."""
 
@@ -122,6 +151,7 @@ class Gate(_Report):
 class LatencyReport(_Report):
     """The outcome of `bench`."""
 
+    schema_version: Literal[1] = 1
     conditions: dict[str, str]
     task: Task
     dtype: Dtype
@@ -142,17 +172,14 @@ class LatencyReport(_Report):
 
 def summarize(seconds: Sequence[float]) -> Latency:
     """Median of some calls with its interval."""
-    low, high = _interval(np.median, (np.asarray(seconds),))
-    return Latency(
-        median_ms=float(np.median(seconds)) * 1000, low_ms=low * 1000, high_ms=high * 1000, rounds=len(seconds)
-    )
+    low, value, high = _interval(np.median, (np.asarray(seconds),))
+    return Latency(median_ms=value * 1000, low_ms=low * 1000, high_ms=high * 1000, rounds=len(seconds))
 
 
 def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
     """Median of `one` over that of `other`, of calls that took turns: what disturbed a round disturbed both."""
-    pair = np.asarray(one), np.asarray(other)
-    low, high = _interval(_ratio_of_medians, pair)
-    return Ratio(value=float(_ratio_of_medians(*pair)), low=low, high=high)
+    low, value, high = _interval(_ratio_of_medians, (np.asarray(one), np.asarray(other)))
+    return Ratio(value=value, low=low, high=high)
 
 
 def _ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
@@ -160,13 +187,13 @@ def _ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64], axis
     return ratio
 
 
-def _interval(statistic: object, samples: tuple[NDArray[np.float64], ...]) -> tuple[float, float]:
-    """Percentile bootstrap interval; of a single round it is that round."""
+def _interval(statistic: Callable[..., Any], samples: tuple[NDArray[np.float64], ...]) -> tuple[float, float, float]:
+    """Percentile bootstrap interval, and what it is of in the middle; of a single round it is that round."""
     from scipy.stats import bootstrap
 
+    value = float(statistic(*samples))
     if len(samples[0]) < 2:
-        value = float(statistic(*samples))  # type: ignore[operator]
-        return value, value
+        return value, value, value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samples that are all equal
         found = bootstrap(
@@ -179,7 +206,7 @@ def _interval(statistic: object, samples: tuple[NDArray[np.float64], ...]) -> tu
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-    return float(found.low), float(found.high)
+    return min(float(found.low), value), value, max(float(found.high), value)
 
 
 def judge(rows: Sequence[Row], min_speedup: float) -> Gate:

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,6 +104,7 @@ class TargetResult(_Report):
 class ParityReport(_Report):
     """The outcome of `check`."""
 
+    schema_version: Literal[1] = 1
     passed: bool
     dtype: Dtype
     reference: str
