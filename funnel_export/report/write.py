@@ -47,7 +47,12 @@ def write_reports(bundle: Bundle) -> list[Path]:
     parity = _read(folder / PARITY, ParityReport, "check")
     latency = _read(folder / LATENCY, LatencyReport, "bench")
     if latency is not None and len(latency.rows) > MOST_ROWS:
-        raise BundleError("too many rows of latency", got=len(latency.rows), wanted=f"at most {MOST_ROWS}")
+        raise BundleError(
+            "too many rows of latency",
+            got=len(latency.rows),
+            wanted=f"at most {MOST_ROWS}",
+            hint="funnel-export bench again, or remove the file",
+        )
     contents = collect(bundle, parity, latency)
     texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
     pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}

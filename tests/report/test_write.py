@@ -203,7 +203,7 @@ def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str
     def make(bundle: Bundle) -> str:
         report = make_latency(bundle).model_dump(mode="json")
         change(report)
-        return LatencyReport.model_validate(report).model_dump_json()
+        return json.dumps(report)
 
     return make
 

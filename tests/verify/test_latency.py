@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from funnel_export.verify.latency import Latency, Ratio, Row, compare, judge, summarize
 
@@ -56,5 +57,7 @@ def test_pytorch_has_no_say_and_nothing_at_all_fails() -> None:
     assert judge([row(0.1, 0.2, "eager")], 1.5).failures == ["no target was measured"]
 
 
-def test_not_a_number_fails() -> None:
-    assert not judge([row(float("nan"), float("nan"))], 0.01).passed
+@pytest.mark.parametrize(("value", "low"), [(float("nan"), float("nan")), (0.0, 0.0), (-1.0, -1.0), (0.7, 0.8)])
+def test_what_no_clock_shows_is_no_ratio(value: float, low: float) -> None:
+    with pytest.raises(ValidationError):
+        Ratio(value=value, low=low, high=0.9)
