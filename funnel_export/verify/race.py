@@ -18,8 +18,11 @@ from funnel_export.verify.contender import Lineup
 from funnel_export.verify.latency import ContenderResult, Memory, Model
 from funnel_export.worker import Worker
 
-REST = 0.02
-"""Seconds before each call, in which the thread pool of the call before stops looking for work."""
+REST = 0.1
+"""Seconds before each call, in which the thread pool of the call before stops looking for work.
+
+ONNX Runtime's threads do so for 20 to 50 ms: on two cores, whoever comes next before that is a quarter slower.
+"""
 
 OWN = ("-m", "funnel_export.verify.contender")
 
