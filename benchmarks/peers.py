@@ -93,21 +93,17 @@ def own(runtime: str, model: str, lineup: Lineup, dtype: Dtype) -> Peer:
 
 
 def own_peers(bundles: Mapping[tuple[str, Dtype], Path]) -> list[Peer]:
-    """Every model in every runtime that takes this package's bundles; PyTorch under torch.compile dense only."""
+    """Every runtime that takes this package's bundles; dense and funnels of one run right after each other."""
     full, half = Dtype.FLOAT32, Dtype.BFLOAT16
+    models = ("dense", *FUNNELS)
     dense = bundles["dense", full]
-    peers = [
-        own("eager", "dense", Lineup(bundle=dense, dtype=full), full),
+    return [
+        *(own("eager", m, Lineup(bundle=bundles[m, full], dtype=full), full) for m in models),
         own("eager", "dense", Lineup(bundle=dense, dtype=half), half),
-        own("torch.compile", "dense", Lineup(bundle=dense, dtype=full, compiled=True), full),
-        own("torch.compile", "dense", Lineup(bundle=dense, dtype=half, compiled=True), half),
+        *(own("torch.compile", "dense", Lineup(bundle=dense, dtype=d, compiled=True), d) for d in (full, half)),
+        *(own("onnxruntime", m, Lineup(bundle=bundles[m, full], target="onnxruntime"), full) for m in models),
+        *(own("openvino", m, Lineup(bundle=bundles[m, d], target="openvino"), d) for d in (full, half) for m in models),
     ]
-    for model in ("dense", *FUNNELS):
-        if model != "dense":
-            peers.append(own("eager", model, Lineup(bundle=bundles[model, full]), full))
-        peers.append(own("onnxruntime", model, Lineup(bundle=bundles[model, full], target="onnxruntime"), full))
-        peers += [own("openvino", model, Lineup(bundle=bundles[model, d], target="openvino"), d) for d in (full, half)]
-    return peers
 
 
 def export_bundles(checkpoint: Path, folder: Path) -> dict[tuple[str, Dtype], Path]:
@@ -222,7 +218,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512, 1536], help="tokens of a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows of a batch")
     parser.add_argument(
-        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 9 down to 4"
+        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 31 down to 4"
     )
     parser.add_argument(
         "--together", type=int, default=TOGETHER, help="most tokens at which all processes live at once"
