@@ -18,10 +18,12 @@ Memory: a process holds its weights (0.8 GB in float32, once more where a runtim
 call took: at 4x1536 a tensor of attention scores is 0.3 GB. Up to `--together` tokens a batch all processes live at
 once; above, one group of them at a time, see `peers_racing.py`.
 
-The result is written after each shape; the last line of stdout is the result as JSON. Needs 6 GB of disk, no network.
+All shapes take over an hour. The result is written after each; with `--resume` a run that was cut off does those that
+are missing. The last line of stdout is the result as JSON. Needs 6 GB of disk, no network.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -172,7 +174,7 @@ def row(peer: Peer, entry: Entry | None, shape: Shape) -> dict[str, Any]:
 def measure_shape(
     peers: Sequence[Peer], architecture: Architecture, shape: Shape, rounds: int, together: bool
 ) -> dict[str, Any]:
-    """One shape: the race and what it means."""
+    """One shape: what each contender showed in the race."""
     batch, length = shape
     ids = Case((length,) * batch).tokens(architecture, seed=0)["input_ids"].tolist()
     contenders = [peer.contender for peer in peers if peer.contender is not None]
@@ -193,7 +195,6 @@ def measure_shape(
         "load_before": round(load, 1),
         "least_memory_left_gb": round(watch.least_gb, 1),
         "rows": rows,
-        **judge(rows, predicted(architecture, length)),
     }
 
 
@@ -202,6 +203,27 @@ def predicted(architecture: Architecture, length: int) -> dict[str, float]:
     specs = {model: FunnelSpec.parse(funnel) for model, funnel in FUNNELS.items()}
     task, logits = Task.TEXT_GENERATION, Logits.LAST
     return {model: predicted_ratio(architecture, task, spec, length, logits) for model, spec in specs.items()}
+
+
+def tokens(shape: Shape) -> tuple[int, Shape]:
+    """The order of shapes: by the tokens of a batch."""
+    return shape[0] * shape[1], shape
+
+
+def kept_shapes(out: Path, result: Mapping[str, Any]) -> dict[Shape, dict[str, Any]]:
+    """The shapes that a result file already has.
+
+    Raises:
+        ValueError: if they were measured under other conditions than `result` names.
+    """
+    earlier: dict[str, Any] = json.loads(out.read_text())
+    differ = [key for key in result if key != "shapes" and earlier.get(key) != result[key]]
+    if differ:
+        message = (
+            f"cannot resume {out}, got: other {', '.join(differ)} than now, wanted: the same; try without --resume"
+        )
+        raise ValueError(message)
+    return {(shape["batch"], shape["length"]): shape for shape in earlier["shapes"]}
 
 
 def parse_rounds(text: str) -> tuple[Shape | None, int]:
@@ -215,6 +237,7 @@ def main() -> None:
     """Export, race shape by shape, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--resume", action="store_true", help="keep the shapes that the result file has")
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512, 1536], help="tokens of a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows of a batch")
     parser.add_argument(
@@ -227,9 +250,11 @@ def main() -> None:
     parser.add_argument("--optimum-python", help="interpreter of an environment with optimum-onnx")
     parser.add_argument("--folder", help="where the checkpoint and bundles are written and removed again")
     options = parser.parse_args()
+    if options.resume and not (options.out and options.out.exists()):
+        parser.error("--resume needs --out with a result file")
     os.environ |= QUIET
     asked = dict(options.rounds)
-    shapes = sorted({(b, n) for b in options.batch for n in options.length}, key=lambda s: (s[0] * s[1], s))
+    shapes = sorted(((b, n) for b in options.batch for n in options.length), key=tokens)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, checkpoint = Path(name), Path(name) / "checkpoint"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # first runs compile, whatever ran before
@@ -249,10 +274,14 @@ def main() -> None:
             "shapes": [],
         }
         architecture = load_bundle(bundles["dense", Dtype.FLOAT32]).architecture
-        for shape in shapes:
+        found = kept_shapes(options.out, result) if options.resume else {}
+        for shape in (shape for shape in shapes if shape not in found):
             rounds = asked.get(shape) or asked.get(None) or default_rounds(shape)
             together = shape[0] * shape[1] <= options.together
-            result["shapes"].append(measure_shape(peers, architecture, shape, rounds, together))
+            found[shape] = measure_shape(peers, architecture, shape, rounds, together)
+            result["shapes"] = [
+                found[s] | judge(found[s]["rows"], predicted(architecture, s[1])) for s in sorted(found, key=tokens)
+            ]
             record(result, options.out)
 
 

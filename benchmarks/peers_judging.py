@@ -90,10 +90,16 @@ def saved(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"state": "run", "target": target, **value, "limit": SAVING, "met": value["value"] >= SAVING}
 
 
+def beside(ratio: Mapping[str, Any]) -> str:
+    """Where the interval of a ratio lies: `under` what was predicted, `as predicted` if it holds that, or `above`."""
+    if ratio["high"] < ratio["predicted"]:
+        return "under"
+    return "above" if ratio["low"] > ratio["predicted"] else "as predicted"
+
+
 def judge(rows: Sequence[Row], predicted: Mapping[str, float]) -> dict[str, Any]:
-    """All of it for one shape; a ratio on a target is met at its predicted value."""
-    found = ratios(rows, predicted)
-    for ratio in found:
-        if ratio["state"] == "run" and ratio["runtime"] in TARGETS:
-            ratio["met"] = ratio["value"] <= ratio["predicted"]
+    """All of it for one shape."""
+    found = [
+        ratio | {"beside": beside(ratio)} if ratio["state"] == "run" else ratio for ratio in ratios(rows, predicted)
+    ]
     return {"ratios": found, "over_best_peer": over_best_peer(rows), "saved": saved(found)}

@@ -1,8 +1,10 @@
 """The tables of `peers.py`'s result: times by shape, ratios beside those predicted, and whether promises were met."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peers_judging import TARGETS
 from tabulate import tabulate
 
 Result = Mapping[str, Any]
@@ -15,7 +17,8 @@ def render(result: Result) -> str:
         [
             "Milliseconds a call: the median, and its 95 % interval.\n\n" + _times(shapes),
             "Funnel over dense, in the same runtime and dtype: measured (95 % interval) of predicted.\n\n"
-            + _ratios(shapes),
+            + _ratios(shapes)
+            + f"\n\n{_count(shapes)}",
             f"Against the best dense contender, and what S=4 ({result['funnels']['S=4']}) saves:\n\n"
             + _promises(shapes),
         ]
@@ -72,7 +75,19 @@ def _ratios(shapes: Sequence[Result]) -> str:
 def _ratio(ratio: Result) -> str:
     if ratio["state"] != "run":
         return f"{ratio['state'].partition(':')[0]} of {ratio['predicted']:.2f}"
-    return f"{_interval(ratio)} of {ratio['predicted']:.2f}" + (_met(ratio) if "met" in ratio else "")
+    mark = {"under": ", under", "as predicted": "", "above": ", ABOVE"}[ratio["beside"]]
+    return f"{_interval(ratio)} of {ratio['predicted']:.2f}{mark}"
+
+
+def _count(shapes: Sequence[Result]) -> str:
+    """How the ratios on targets lie, beside what was predicted."""
+    known = [r for shape in shapes for r in shape["ratios"] if r["state"] == "run" and r["runtime"] in TARGETS]
+    count = Counter(ratio["beside"] for ratio in known)
+    at_most = sum(ratio["value"] <= ratio["predicted"] for ratio in known)
+    return (
+        f"Of the {len(known)} on ONNX Runtime and OpenVINO, {at_most} are at most what was predicted; by their "
+        f"intervals {count['under']} lie under it, {count['as predicted']} hold it, and {count['above']} lie above."
+    )
 
 
 def _interval(found: Result) -> str:

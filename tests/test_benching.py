@@ -18,6 +18,9 @@ from verify.test_parity import another_softcap, node, shifted_read_out
 from funnel_export import Bundle, FunnelSpec, bench, check, compile_bundle, load_bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.verify.latency import LatencyReport, Model
+from funnel_export.verify.outcome import evaluate
+from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.race import Contender, Entry, Times
 
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 3}
 
@@ -145,6 +148,23 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
     (error,) = [contender.error for contender in report.contenders if contender.error]
     assert error.startswith("no parity, no number: its outputs at batch 1, length 7 are ")
     assert {row.runtime for row in report.rows} == {"eager"}
+
+
+def test_an_engine_that_takes_no_timed_shape_does_not_pass_unseen(benched: tuple[Bundle, LatencyReport]) -> None:
+    bundle, report = benched
+    parity = ParityReport.model_validate_json((bundle.path / "reports" / "parity.json").read_text())
+    entries = []
+    for result in report.contenders:
+        times = {} if result.runtime == "one-thread" else {(1, 7): Times(first=1.0, sample=[1.0], seconds=[1.0])}
+        entries.append(
+            Entry(Contender(runtime=result.runtime, model=result.model, dtype=result.dtype, order={}), result, times)
+        )
+    judged = evaluate(bundle, parity, entries, [(1, 7)], {}, min_speedup=0.5)
+    assert not judged.passed
+    assert {row.runtime for row in judged.rows} == {"eager", "onnxruntime", "openvino"}
+    assert [(each.runtime, each.model) for each in judged.contenders if each.error] == [
+        ("one-thread", m) for m in Model
+    ]
 
 
 @pytest.mark.parametrize(

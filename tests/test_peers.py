@@ -1,9 +1,13 @@
 """The race of peers: what does not agree counts for nothing, and a promise that is not kept is said to be missed."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import peers
 import peers_judging
 import peers_table
+import pytest
 
 PREDICTED = {"S=2": 0.8, "S=4": 0.6}
 
@@ -28,9 +32,12 @@ def judged(*more: dict[str, Any]) -> dict[str, Any]:
 def test_ratios_are_those_of_one_runtime_and_dtype() -> None:
     found = {(r["runtime"], r["model"]): r for r in judged()["ratios"]}
     assert found["openvino", "S=2"]["value"] == 0.84
-    assert not found["openvino", "S=2"]["met"]
-    assert found["openvino", "S=4"]["met"]
-    assert "met" not in found["eager", "S=2"]
+    assert found["openvino", "S=2"]["beside"] == "above"
+    assert found["openvino", "S=4"]["beside"] == "under"
+
+
+def test_a_ratio_whose_interval_holds_the_predicted_one_is_neither_under_nor_above() -> None:
+    assert peers_judging.beside({"low": 0.7, "high": 0.8, "predicted": 0.75}) == "as predicted"
 
 
 def test_promises() -> None:
@@ -55,5 +62,18 @@ def test_table() -> None:
     text = peers_table.render({"shapes": shapes, "funnels": {"S=4": "3:10:4"}})
     assert "(7) DIFFERS" in text
     assert "| not run" in text
-    assert "0.84 (0.84 to 0.84) of 0.80: MISSED" in text
+    assert "0.84 (0.84 to 0.84) of 0.80, ABOVE" in text
+    assert (
+        "Of the 2 on ONNX Runtime and OpenVINO, 1 are at most what was predicted; by their intervals 1 lie under"
+        in text
+    )
     assert "0.50 (0.50 to 0.50) on openvino bfloat16, at least 0.44: met" in text
+
+
+def test_a_run_that_was_cut_off_goes_on_under_the_same_conditions_only(tmp_path: Path) -> None:
+    out = tmp_path / "peers.json"
+    out.write_text(json.dumps({"conditions": {"cpus": 2}, "shapes": [judged()]}))
+    kept = peers.kept_shapes(out, {"conditions": {"cpus": 2}, "shapes": []})
+    assert kept[1, 8]["over_best_peer"]["peer"] == "openvino bfloat16, dense"
+    with pytest.raises(ValueError, match="other conditions than now"):
+        peers.kept_shapes(out, {"conditions": {"cpus": 4}, "shapes": []})

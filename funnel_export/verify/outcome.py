@@ -29,7 +29,7 @@ def evaluate(
     spec = bundle.manifest.spec
     assert spec is not None
     by_name = {(entry.contender.runtime, entry.contender.model): entry for entry in entries}
-    results = [_refuse_unequal(entry, by_name, parity) for entry in entries] + _failed(parity)
+    results = [_judged(entry, by_name, parity) for entry in entries] + _failed(parity)
     runtimes = dict.fromkeys(entry.contender.runtime for entry in entries)
     sound = {runtime for runtime in runtimes if not any(r.error for r in results if r.runtime == runtime)}
     rows = [
@@ -70,11 +70,13 @@ def _failed(parity: ParityReport) -> list[ContenderResult]:
     return results
 
 
-def _refuse_unequal(entry: Entry, by_name: Mapping[tuple[str, Model], Entry], parity: ParityReport) -> ContenderResult:
-    """The result of a contender, with an error if what it computed is not what eager PyTorch computes."""
+def _judged(entry: Entry, by_name: Mapping[tuple[str, Model], Entry], parity: ParityReport) -> ContenderResult:
+    """The result of a contender, with an error if nothing was timed or is not what eager PyTorch computes."""
     result = entry.result
     if result.error is not None:
         return result
+    if not entry.times:  # or a gate would pass what it never saw
+        return result.model_copy(update={"error": "nothing was timed: no optimization profile of it has these shapes"})
     eager = by_name.get(("eager", result.model))
     limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
     for shape, times in entry.times.items():
