@@ -40,13 +40,13 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
         BundleError: if the target holds something else, or cannot be written.
     """
     refuse_something_else(target, may_replace)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh, claim = _claim(target, tempfile.mkdtemp)
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-    except OSError as err:
-        raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = stack.enter_context(folder_beside(target))
+            fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        except OSError as err:
+            raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
         yield fresh
         try:
             with _turn(target.parent):
@@ -54,6 +54,18 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
                 _take_place(fresh, target)
         except OSError as err:
             raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Give a private folder on the target's file system, and remove it when the block ends.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    fresh, claim = _claim(target, tempfile.mkdtemp)
+    try:
+        yield fresh
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         claim.close()

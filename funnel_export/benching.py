@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from funnel_export.atomic import folder_beside
 from funnel_export.bundle import REPORTS, Bundle, load_bundle
 from funnel_export.checking import candidates, check
 from funnel_export.compiling import compile_bundle
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from funnel_export.verify.race import Contender
 
 LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
+GATE_ROUNDS = 6
+"""Fewest calls for a gate: the smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n."""
 RUNTIMES = ("eager", "torch.compile")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -71,7 +74,7 @@ def bench(
         TargetRefusedError: if a target refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    shapes = _shapes(opened, lengths, batches, rounds, min_speedup, pytorch)
+    shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup, pytorch)
     chosen = _chosen_device(device)
     found = list(candidates(opened, targets))
     if not found:
@@ -98,15 +101,19 @@ def bench(
     return report
 
 
-def _shapes(
+def shapes_to_time(
     bundle: Bundle,
     lengths: Sequence[int],
     batches: Sequence[int],
     rounds: int,
     min_speedup: float | None,
-    pytorch: Sequence[str],
+    pytorch: Sequence[str] = (),
 ) -> list[tuple[int, int]]:
-    """Batches and lengths to time, the small ones first."""
+    """Batches and lengths, the small ones first; arguments as those of `bench`.
+
+    Raises:
+        SpecError: for a dense bundle, or numbers that cannot be.
+    """
     if bundle.manifest.spec is None:
         raise SpecError(
             "a dense bundle has nothing to be compared with",
@@ -119,6 +126,13 @@ def _shapes(
             raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
     if min_speedup is not None and not 0 < min_speedup < float("inf"):
         raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
+    if min_speedup is not None and rounds < GATE_ROUNDS:
+        raise SpecError(
+            "too few rounds for a gate: noise could pass it",
+            got=f"{rounds} rounds",
+            wanted=f"at least {GATE_ROUNDS}: fewer have no 95 % interval",
+            hint=f"--rounds {ROUNDS}",
+        )
     unknown = set(pytorch) - set(RUNTIMES)
     if unknown:
         raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(RUNTIMES))
@@ -128,8 +142,10 @@ def _shapes(
 @contextlib.contextmanager
 def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, progress: Progress) -> Iterator[Bundle]:
     """The dense model as a bundle, in a folder of its own: its engines come and go."""
-    place = bundle.path.parent if os.access(bundle.path.parent, os.W_OK) else None  # beside it, weights can be linked
-    with tempfile.TemporaryDirectory(prefix=".funnel-export-bench-", dir=place) as folder:
+    path = bundle.path.resolve()
+    if not os.access(path.parent, os.W_OK):  # there, weights could be linked
+        path = Path(tempfile.gettempdir(), path.name)
+    with folder_beside(path) as folder:
         source = bundle.path
         if given is not None:
             dense = given if isinstance(given, Bundle) else load_bundle(given)
@@ -140,7 +156,7 @@ def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, pro
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
             yield export(
                 source,
-                Path(folder) / "dense",
+                folder / "dense",
                 funnel=None,
                 task=manifest.task,
                 dtype=manifest.dtype,

@@ -36,7 +36,7 @@ class DemoReport(BaseModel):
     latency: LatencyReport
 
 
-def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 5, progress: Progress) -> DemoReport:
+def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> DemoReport:
     """Make a small Gemma2, export it dense and with a funnel, compile it for all that is here, check and time it.
 
     Leaves `out/checkpoint`, `out/dense`, `out/funnel` and `out/demo.json`.

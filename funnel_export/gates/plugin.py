@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--funnel-bundle")
     if folder is None:
         return
+    from funnel_export.benching import shapes_to_time
     from funnel_export.bundle import load_bundle
     from funnel_export.checking import candidates
     from funnel_export.errors import FunnelExportError
@@ -47,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         bundle = load_bundle(folder)
         names = [candidate.name for candidate in candidates(bundle, config.getoption("--funnel-target"))]
+        if config.getoption("--funnel-min-speedup") is not None:
+            shapes_to_time(bundle, **_timing(config))
     except FunnelExportError as err:
         raise pytest.UsageError(str(err)) from err
     if not names:
@@ -88,7 +91,7 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
 
     option = pytestconfig.getoption
     lengths = option("--funnel-length") or ()
-    with _without_debug_logs():
+    with _without_debug_logs(), _errors_without_traceback():
         return check(
             funnel_bundle, targets=option("--funnel-target"), lengths=lengths, max_length=option("--funnel-max-length")
         )
@@ -99,21 +102,42 @@ def funnel_latency(
     funnel_bundle: "Bundle", funnel_parity: "ParityReport", pytestconfig: pytest.Config
 ) -> "LatencyReport":
     """What `bench` finds, beside eager PyTorch; the report is in the bundle too."""
-    from funnel_export import benching
+    from funnel_export.benching import bench
 
     option = pytestconfig.getoption
-    with _without_debug_logs():
-        return benching.bench(
+    with _without_debug_logs(), _errors_without_traceback():
+        return bench(
             funnel_bundle,
             baseline=option("--funnel-baseline"),
             targets=option("--funnel-target"),
             pytorch=("eager",),
-            lengths=option("--funnel-length") or benching.LENGTHS,
-            batches=option("--funnel-batch") or benching.BATCHES,
-            rounds=option("--funnel-rounds") or benching.ROUNDS,
-            min_speedup=option("--funnel-min-speedup"),
             parity=funnel_parity,
+            **_timing(pytestconfig),
         )
+
+
+def _timing(config: pytest.Config) -> dict[str, Any]:
+    """What is timed, and what is demanded of it, as arguments of `bench`."""
+    from funnel_export.benching import BATCHES, LENGTHS, ROUNDS
+
+    option, rounds = config.getoption, config.getoption("--funnel-rounds")
+    return {
+        "lengths": option("--funnel-length") or LENGTHS,
+        "batches": option("--funnel-batch") or BATCHES,
+        "rounds": ROUNDS if rounds is None else rounds,
+        "min_speedup": option("--funnel-min-speedup"),
+    }
+
+
+@contextlib.contextmanager
+def _errors_without_traceback() -> Iterator[None]:
+    """Let errors that were made for a reader speak for themselves."""
+    from funnel_export.errors import FunnelExportError
+
+    try:
+        yield
+    except FunnelExportError as err:
+        pytest.fail(str(err), pytrace=False)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from exported import Recipe
 from test_benching import changed, own, slower
 from verify.test_parity import another_softcap
 
-FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=3", "--funnel-max-length=8")
+FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6", "--funnel-max-length=8")
 
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -55,6 +55,16 @@ def test_a_slower_funnel_fails_and_the_place_is_named(tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in done.stdout
 
 
+def test_an_error_of_ours_speaks_for_itself(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    options = ("--funnel-min-speedup=1", f"--funnel-baseline={bundle.path}")
+    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, *options)
+    assert done.returncode == 1
+    assert "this is no dense bundle of the same weights" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+    assert "benching.py" not in done.stdout
+
+
 def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     (tmp_path / "test_mine.py").write_text(
@@ -76,6 +86,7 @@ def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
         (["--funnel-bundle=nowhere"], "there is no bundle here"),
         (["--funnel-bundle={bundle}", "--funnel-target=tpu"], "unknown target"),
         (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--numprocesses=2"], "without --numprocesses"),
+        (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"], "too few rounds for a gate"),
     ],
 )
 def test_what_cannot_be_ends_the_run_before_it_begins(arguments: list[str], said: str, tmp_path: Path) -> None:
