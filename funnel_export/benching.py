@@ -75,6 +75,7 @@ def bench(
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup, pytorch)
+    source = opened if baseline is None else _dense_bundle(opened, baseline)
     chosen = _chosen_device(device)
     found = list(candidates(opened, targets))
     if not found:
@@ -89,7 +90,7 @@ def bench(
     refuse_link(opened.path / REPORTS)
     failed = {result.name for result in parity.targets if not result.passed}
     sound = [candidate for candidate in found if candidate.name not in failed]
-    with _baseline(opened, baseline, progress) as dense:
+    with _baseline(opened, source, progress) as dense:
         contenders = list(_in_pytorch(opened, dense, pytorch, chosen))
         contenders += _in_targets(opened, dense, sound, shapes, progress)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
@@ -140,22 +141,17 @@ def shapes_to_time(
 
 
 @contextlib.contextmanager
-def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, progress: Progress) -> Iterator[Bundle]:
-    """The dense model as a bundle, in a folder of its own: its engines come and go."""
+def _baseline(bundle: Bundle, source: Bundle, progress: Progress) -> Iterator[Bundle]:
+    """The dense model of `source` as a bundle, in a folder of its own: its engines come and go."""
     path = bundle.path.resolve()
     if not os.access(path.parent, os.W_OK):  # there, weights could be linked
         path = Path(tempfile.gettempdir(), path.name)
     with folder_beside(path) as folder:
-        source = bundle.path
-        if given is not None:
-            dense = given if isinstance(given, Bundle) else load_bundle(given)
-            _refuse_other_model(bundle, dense)
-            source = dense.path
         manifest = bundle.manifest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
             yield export(
-                source,
+                source.path,
                 folder / "dense",
                 funnel=None,
                 task=manifest.task,
@@ -166,13 +162,16 @@ def _baseline(bundle: Bundle, given: Bundle | str | os.PathLike[str] | None, pro
             )
 
 
-def _refuse_other_model(bundle: Bundle, dense: Bundle) -> None:
+def _dense_bundle(bundle: Bundle, given: Bundle | str | os.PathLike[str]) -> Bundle:
+    """The bundle that was given as the dense model of another."""
+    dense = given if isinstance(given, Bundle) else load_bundle(given)
     if dense.manifest.spec is not None or dense.manifest.weights != bundle.manifest.weights:
         raise BundleError(
             "this is no dense bundle of the same weights",
             got=f"{dense.path}, funnel {dense.manifest.spec or 'none'}",
             wanted="a bundle of the same checkpoint with --funnel none",
         )
+    return dense
 
 
 def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Sequence[str], device: str) -> Iterator["Contender"]:

@@ -93,7 +93,7 @@ def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
     except OSError as err:
         raise BundleError("a report of the bundle cannot be read", got=err, wanted=path, hint=hint) from err
     except ValidationError as err:
-        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
+        details = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in err.errors()[:5])
         raise BundleError(
             f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
         ) from err
