@@ -205,7 +205,7 @@ def predicted(architecture: Architecture, length: int) -> dict[str, float]:
     return {model: predicted_ratio(architecture, task, spec, length, logits) for model, spec in specs.items()}
 
 
-def tokens(shape: Shape) -> tuple[int, Shape]:
+def by_tokens(shape: Shape) -> tuple[int, Shape]:
     """The order of shapes: by the tokens of a batch."""
     return shape[0] * shape[1], shape
 
@@ -254,7 +254,7 @@ def main() -> None:
         parser.error("--resume needs --out with a result file")
     os.environ |= QUIET
     asked = dict(options.rounds)
-    shapes = sorted(((b, n) for b in options.batch for n in options.length), key=tokens)
+    shapes = sorted(((b, n) for b in options.batch for n in options.length), key=by_tokens)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, checkpoint = Path(name), Path(name) / "checkpoint"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # first runs compile, whatever ran before
@@ -280,7 +280,7 @@ def main() -> None:
             together = shape[0] * shape[1] <= options.together
             found[shape] = measure_shape(peers, architecture, shape, rounds, together)
             result["shapes"] = [
-                found[s] | judge(found[s]["rows"], predicted(architecture, s[1])) for s in sorted(found, key=tokens)
+                found[s] | judge(found[s]["rows"], predicted(architecture, s[1])) for s in sorted(found, key=by_tokens)
             ]
             record(result, options.out)
 

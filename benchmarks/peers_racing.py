@@ -23,7 +23,7 @@ VISITS = 2
 
 
 def default_rounds(shape: Shape) -> int:
-    """Fewer where calls are long: of 4x1536 one takes 15 seconds in float32 on two cores."""
+    """Fewer where calls are long: of 4x1536 one takes 15 to 35 seconds in float32 on two cores."""
     tokens = shape[0] * shape[1]
     return next((rounds for limit, rounds in ((128, 31), (512, 21), (2048, 8)) if tokens <= limit), 4)
 

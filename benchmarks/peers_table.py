@@ -90,8 +90,9 @@ def _count(shapes: Sequence[Result]) -> str:
     )
 
 
-def _interval(found: Result) -> str:
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _interval(found: Result, digits: int = 2) -> str:
+    value, low, high = (f"{found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _met(found: Result) -> str:
@@ -104,7 +105,7 @@ def _promises(shapes: Sequence[Result]) -> str:
         peer, saved = shape["over_best_peer"], shape["saved"]
         over, at_four = peer["state"], saved["state"]
         if over == "run":
-            over = f"{_interval(peer)} of {peer['peer']}, under {peer['limit']:.2f}{_met(peer)}"
+            over = f"{_interval(peer, digits=3)} of {peer['peer']}, under {peer['limit']:.2f}{_met(peer)}"
         if at_four == "run":
             at_four = f"{_interval(saved)} on {saved['target']}, at least {saved['limit']:.2f}{_met(saved)}"
         rows.append((_name(shape), str(shape["rounds"]), over, at_four))

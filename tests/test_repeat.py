@@ -29,3 +29,7 @@ def test_verdict(apart: int, verdict: str) -> None:
     assert verdict in text
     assert text.count("| NO ") == apart
     assert "medians do in 20 of 20" in text
+
+
+def test_no_rows_meet_nothing() -> None:
+    assert "0 of 0 rows, at least 90%: MISSED" in repeat.render({"rows": []})
