@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from funnel_export.errors import CheckpointError
+from funnel_export.errors import CheckpointError, describe_invalid
 from funnel_export.rope import Length, Rope, Theta
 
 Width = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
@@ -86,7 +86,7 @@ class Architecture(BaseModel):
         try:
             return cls.model_validate(config)
         except ValidationError as err:
-            found = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in err.errors()]
+            found = describe_invalid(err)
             raise CheckpointError(
                 "config.json does not describe a Gemma2", got="; ".join(found[:5]), wanted="a Gemma2Config"
             ) from err

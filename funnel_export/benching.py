@@ -5,38 +5,38 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from funnel_export.atomic import folder_beside
-from funnel_export.bundle import REPORTS, Bundle, load_bundle
-from funnel_export.checking import candidates, check
+from funnel_export.bundle import REPORTS, Bundle, load_bundle, refuse_other_bundle
+from funnel_export.checking import candidates, compare
 from funnel_export.compiling import compile_bundle
-from funnel_export.engine import processor
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.config import PYTORCH
+from funnel_export.engine import changed_engines, processor
+from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.pipeline import export
 from funnel_export.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from funnel_export.verify.latency import LatencyReport
-    from funnel_export.verify.parity import Candidate, ParityReport
+    from funnel_export.verify.parity import Candidate
+    from funnel_export.verify.parity_report import ParityReport
     from funnel_export.verify.race import Contender
 
 LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
-GATE_ROUNDS = 6
-"""Fewest calls for a gate: the smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n."""
-RUNTIMES = ("eager", "torch.compile")
+LEAST_ROUNDS = 6
+"""The smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n: 95 % need 6."""
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def bench(
     bundle: Bundle | str | os.PathLike[str],
     *,
-    baseline: Bundle | str | os.PathLike[str] | None = None,
     targets: Sequence[str] | None = None,
-    pytorch: Sequence[str] = RUNTIMES,
+    pytorch: Sequence[str] = PYTORCH,
     lengths: Sequence[int] = LENGTHS,
     batches: Sequence[int] = BATCHES,
     rounds: int = ROUNDS,
@@ -49,49 +49,49 @@ def bench(
     """Time a bundle and the dense model side by side; the report goes into the bundle's `reports/latency.json`.
 
     Dense and funnel run in PyTorch, in every target and as every engine of the bundle that runs here; all take turns.
-    No parity, no number: what does not agree with eager PyTorch has none.
+    The dense model is exported from the bundle's own weights and removed again, and of each engine its like is compiled
+    from it, with the same options and profiles. No parity, no number: what does not agree with eager PyTorch has none.
 
     Args:
         bundle: a bundle with a funnel, or its folder.
-        baseline: a dense bundle of the same checkpoint; without, one is exported and removed again. Of each engine its
-            like is compiled from it, with the same options and profiles.
         targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
         pytorch: which of `eager` and `torch.compile` run beside them.
-        lengths: tokens of a row.
+        lengths: tokens of a row, at most as many as the model has positions.
         batches: rows of a batch.
-        rounds: counted calls of each.
+        rounds: counted calls of each, at least 6: fewer have no 95 % interval.
         min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
             interval.
         device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
         seed: seed of the tokens.
-        parity: what `check` said of this bundle; without, it is asked.
+        parity: what `check` said of this bundle and all that is timed; without, it is asked, up to the longest length.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for a dense bundle, or numbers that cannot be.
-        BundleError: if a bundle is not whole, or the baseline is no dense bundle of these weights.
+        SpecError: for a dense bundle, numbers that cannot be, or a `parity` that lacks something.
+        BundleError: if the bundle is not whole, or `parity` is of another one.
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
-        TargetRefusedError: if a target refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup, pytorch)
-    source = opened if baseline is None else _dense_bundle(opened, baseline)
+    refuse_dense(opened)
+    shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
+    _refuse_unknown(pytorch)
     chosen = _chosen_device(device)
     found = list(candidates(opened, targets))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
-    if parity is None:
-        parity = check(opened, targets=targets, max_length=max(lengths), seed=seed, progress=progress)
     from funnel_export.report.write import LATENCY, keep_report, refuse_link
     from funnel_export.verify.inputs import Case
     from funnel_export.verify.outcome import evaluate
     from funnel_export.verify.race import race
 
     refuse_link(opened.path / REPORTS)
-    failed = {result.name for result in parity.targets if not result.passed}
-    sound = [candidate for candidate in found if candidate.name not in failed]
-    with _baseline(opened, source, progress) as dense:
-        contenders = list(_in_pytorch(opened, dense, pytorch, chosen))
+    if parity is None:
+        parity = compare(opened, targets=targets, max_length=max(lengths), seed=seed, progress=progress)
+    _refuse_parity(parity, opened, found)
+    passed = {result.name for result in parity.targets if result.passed}
+    sound = [candidate for candidate in found if candidate.name in passed]
+    with _baseline(opened, progress) as dense:
+        contenders = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
         contenders += _in_targets(opened, dense, sound, shapes, progress)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
@@ -108,50 +108,72 @@ def shapes_to_time(
     batches: Sequence[int],
     rounds: int,
     min_speedup: float | None,
-    pytorch: Sequence[str] = (),
 ) -> list[tuple[int, int]]:
     """Batches and lengths, the small ones first; arguments as those of `bench`.
 
     Raises:
-        SpecError: for a dense bundle, or numbers that cannot be.
+        SpecError: for numbers that cannot be.
     """
+    for name, values in (("length", lengths), ("batch", batches)):
+        if not values or min(values) < 1:
+            raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
+    longest = bundle.architecture.max_position_embeddings
+    if max(lengths) > longest:
+        raise SpecError(
+            "the model has not so many positions", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
+        )
+    if min_speedup is not None and not 0 < min_speedup < float("inf"):
+        raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
+    if rounds < LEAST_ROUNDS:
+        raise SpecError(
+            "too few rounds for an interval",
+            got=f"{rounds} rounds",
+            wanted=f"at least {LEAST_ROUNDS}: the median of fewer calls has no 95 % interval",
+            hint=f"--rounds {ROUNDS}",
+        )
+    return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
+
+
+def refuse_dense(bundle: Bundle) -> None:
+    """Raise `SpecError` for a bundle without a funnel."""
     if bundle.manifest.spec is None:
         raise SpecError(
             "a dense bundle has nothing to be compared with",
             got=bundle.path,
             wanted="a bundle with a funnel",
-            hint="name the bundle with the funnel, and the dense one as --baseline",
+            hint="name the bundle with the funnel: the dense model is exported for the occasion",
         )
-    for name, values in (("length", lengths), ("batch", batches), ("rounds", [rounds])):
-        if not values or min(values) < 1:
-            raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
-    if min_speedup is not None and not 0 < min_speedup < float("inf"):
-        raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
-    if min_speedup is not None and rounds < GATE_ROUNDS:
-        raise SpecError(
-            "too few rounds for a gate: noise could pass it",
-            got=f"{rounds} rounds",
-            wanted=f"at least {GATE_ROUNDS}: fewer have no 95 % interval",
-            hint=f"--rounds {ROUNDS}",
-        )
-    unknown = set(pytorch) - set(RUNTIMES)
+
+
+def _refuse_unknown(pytorch: Sequence[str]) -> None:
+    unknown = set(pytorch) - set(PYTORCH)
     if unknown:
-        raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(RUNTIMES))
-    return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
+        raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
+
+
+def _refuse_parity(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> None:
+    """Raise an error unless a parity report is of this bundle, and of everything that is to be timed as it is now."""
+    hint = "funnel-export check again"
+    refuse_other_bundle(parity, bundle, "the parity report", hint)
+    checked = {result.name for result in parity.targets}
+    missing = [candidate.name for candidate in found if candidate.name not in checked]
+    missing += changed_engines(bundle, parity.engines)
+    if missing:
+        raise SpecError("the parity report is not of all that is to be timed", got=f"without {missing}", hint=hint)
 
 
 @contextlib.contextmanager
-def _baseline(bundle: Bundle, source: Bundle, progress: Progress) -> Iterator[Bundle]:
-    """The dense model of `source` as a bundle, in a folder of its own: its engines come and go."""
+def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
+    """The dense model of the bundle's own weights as a bundle, in a folder of its own: its engines come and go."""
     path = bundle.path.resolve()
-    if not os.access(path.parent, os.W_OK):  # there, weights could be linked
+    if not os.access(path.parent, os.W_OK):  # beside it, weights are links; elsewhere they may be copies
         path = Path(tempfile.gettempdir(), path.name)
     with folder_beside(path) as folder:
         manifest = bundle.manifest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
             yield export(
-                source.path,
+                bundle.path,
                 folder / "dense",
                 funnel=None,
                 task=manifest.task,
@@ -162,19 +184,7 @@ def _baseline(bundle: Bundle, source: Bundle, progress: Progress) -> Iterator[Bu
             )
 
 
-def _dense_bundle(bundle: Bundle, given: Bundle | str | os.PathLike[str]) -> Bundle:
-    """The bundle that was given as the dense model of another."""
-    dense = given if isinstance(given, Bundle) else load_bundle(given)
-    if dense.manifest.spec is not None or dense.manifest.weights != bundle.manifest.weights:
-        raise BundleError(
-            "this is no dense bundle of the same weights",
-            got=f"{dense.path}, funnel {dense.manifest.spec or 'none'}",
-            wanted="a bundle of the same checkpoint with --funnel none",
-        )
-    return dense
-
-
-def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Sequence[str], device: str) -> Iterator["Contender"]:
+def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: str) -> Iterator["Contender"]:
     from funnel_export.verify.contender import Lineup
     from funnel_export.verify.latency import Model
     from funnel_export.verify.race import Contender

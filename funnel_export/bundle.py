@@ -2,17 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from funnel_export.architecture import Architecture
 from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint, WeightFile
 from funnel_export.config import Dtype, FunnelSpec, Logits, Task
-from funnel_export.errors import BundleError, CheckpointError, SpecError
+from funnel_export.errors import BundleError, CheckpointError, SpecError, describe_invalid
 from funnel_export.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
 if TYPE_CHECKING:
@@ -128,6 +128,32 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, manifest, checkpoint.architecture)
 
 
+class MadeFromBundle(Protocol):
+    """What names the bundle that it was made from: an engine's manifest, a report."""
+
+    @property
+    def graph_sha256(self) -> str: ...
+
+    @property
+    def weights(self) -> Sequence[WeightRecord]: ...
+
+
+def refuse_other_bundle(made: MadeFromBundle, bundle: Bundle, what: str, hint: str) -> None:
+    """Raise `BundleError` unless something was made from this graph and these weights; `what` names it."""
+    graph, weights = bundle.manifest.graphs[0].sha256, bundle.manifest.weights
+    if made.graph_sha256 != graph:
+        got, wanted = f"graph {made.graph_sha256[:12]}…", f"graph {graph[:12]}…"
+    elif made.weights != weights:
+        got, wanted = _name_weights(made.weights), _name_weights(weights)
+    else:
+        return
+    raise BundleError(f"{what} was made from another bundle", got=got, wanted=wanted, hint=hint)
+
+
+def _name_weights(weights: Iterable[WeightRecord]) -> str:
+    return "weights " + ", ".join(f"{w.file} ({w.size} bytes, header {w.header_sha256[:12]}…)" for w in weights)
+
+
 def _strange_weights(folder: Path, manifest: Manifest) -> set[str]:
     """Files that Hugging Face might take for weights or an adapter, and that the manifest does not name."""
     found = {path.name for pattern in ("*.safetensors", "*.bin", "adapter_*") for path in folder.glob(pattern)}
@@ -172,7 +198,7 @@ def read_manifest(folder: Path, kind: type[ManifestT], name: str, command: str) 
             f"there is no {name} here", got=err, wanted=f"a folder with {MANIFEST}", hint=command
         ) from err
     except ValidationError as err:
-        details = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in err.errors()[:5])
+        details = "; ".join(describe_invalid(err)[:5])
         raise BundleError(
             f"{MANIFEST} is not a manifest of this version of funnel_export",
             got=f"{folder / MANIFEST}: {details}",

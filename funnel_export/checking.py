@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 from funnel_export.bundle import ENGINES, REPORTS, Bundle, load_bundle
 from funnel_export.engine import Engine, engine_names, load_engine, read_engine_manifest
-from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetUnavailableError
+from funnel_export.errors import (
+    BundleError,
+    FunnelExportError,
+    FunnelExportWarning,
+    SpecError,
+    TargetUnavailableError,
+)
 from funnel_export.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from funnel_export.targets import Target
-    from funnel_export.verify.parity import Candidate, ParityReport
+    from funnel_export.verify.parity import Candidate
+    from funnel_export.verify.parity_report import ParityReport
 
 
 def check(
@@ -29,7 +36,8 @@ def check(
 
     `report.md`, `report.html` and pictures beside it are made anew.
 
-    A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it.
+    A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. One
+    that refuses the graph has an error in the report, and the others have their say all the same.
 
     Args:
         bundle: a bundle or its folder.
@@ -43,10 +51,31 @@ def check(
     Raises:
         BundleError: if the bundle is not whole, or an engine of a target that was asked for is not, or not for here.
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
-        TargetRefusedError: if a target refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    _refuse_numbers(lengths, max_length, factor)
+    from funnel_export.report.write import PARITY, keep_report, refuse_link
+
+    refuse_link(opened.path / REPORTS)
+    report = compare(
+        opened, targets=targets, lengths=lengths, max_length=max_length, factor=factor, seed=seed, progress=progress
+    )
+    progress("report")
+    keep_report(opened, PARITY, report)
+    return report
+
+
+def compare(
+    opened: Bundle,
+    *,
+    targets: Sequence[str] | None = None,
+    lengths: Sequence[int] = (),
+    max_length: int | None = None,
+    factor: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> "ParityReport":
+    """What `check` finds, with its arguments; nothing is written."""
+    refuse_numbers(lengths, max_length, factor)
     chosen = list(candidates(opened, targets))
     if not chosen:
         raise TargetUnavailableError(
@@ -54,23 +83,17 @@ def check(
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    from funnel_export.report.write import PARITY, keep_report, refuse_link
     from funnel_export.verify.inputs import plan_cases
     from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
 
-    refuse_link(opened.path / REPORTS)
     tuned = {profile.sequence.opt for each in chosen if each.engine for profile in each.engine.manifest.profiles}
     plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
     refuse_if_too_large(opened, plan)
-    report = check_parity(
-        opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress
-    )
-    progress("report")
-    keep_report(opened, PARITY, report)
-    return report
+    return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)
 
 
-def _refuse_numbers(lengths: Sequence[int], max_length: int | None, factor: float | None) -> None:
+def refuse_numbers(lengths: Sequence[int], max_length: int | None, factor: float | None) -> None:
+    """Raise `SpecError` for numbers that `check` cannot work with."""
     for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
         if value < 1:
             raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
@@ -80,12 +103,13 @@ def _refuse_numbers(lengths: Sequence[int], max_length: int | None, factor: floa
 
 def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Candidate"]:
     """What is to be checked: what was asked for, or else everything that runs here."""
-    from funnel_export.targets import get_target, require, target_names
+    from funnel_export.targets import get_target, refuse_odd_path, require, target_names
     from funnel_export.verify.parity import Candidate
 
+    refuse_odd_path(bundle)
     dtype = bundle.manifest.dtype
     engines = _engines_by_target(bundle)
-    for target in map(get_target, targets or target_names()):
+    for target in map(get_target, dict.fromkeys(targets or target_names())):
         if targets is not None:
             require(target, dtype)
         elif not target.availability().available or target.supports(dtype) is not None:
@@ -105,8 +129,17 @@ def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Candi
 
 
 def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
+    from funnel_export.targets import is_runtime_name
+
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
+        if is_runtime_name(name):
+            raise BundleError(
+                "an engine is named like a runtime: reports would mistake one for the other",
+                got=bundle.path / ENGINES / name,
+                wanted="another name",
+                hint="rename its folder",
+            )
         try:
             found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
         except BundleError as err:  # of whatever target it is
@@ -130,4 +163,4 @@ def _open_engine(bundle: Bundle, target: "Target", name: str, *, strict: bool) -
 def _raise_or_warn(err: FunnelExportError, *, strict: bool) -> None:
     if strict:
         raise err
-    warnings.warn(f"an engine is left out: {err}", stacklevel=2)
+    warnings.warn(f"an engine is left out: {err}", FunnelExportWarning, stacklevel=2)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from funnel_export.atomic import replace_folder
-from funnel_export.bundle import ENGINES, MANIFEST, Bundle, load_bundle
+from funnel_export.bundle import ENGINES, MANIFEST, Bundle, load_bundle, refuse_other_bundle
 from funnel_export.engine import (
     BuiltFor,
     Engine,
@@ -18,13 +18,12 @@ from funnel_export.engine import (
     is_engine,
     read_engine_manifest,
     record_file,
-    refuse_other_bundle,
     verify_file,
 )
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.profile import Profile
 from funnel_export.progress import Progress, no_progress
-from funnel_export.targets import Compiled, CompileRequest, Target, get_target
+from funnel_export.targets import Compiled, CompileRequest, Target, get_target, is_runtime_name, refuse_odd_path
 from funnel_export.targets.options import parse_options
 
 LONGEST = 2048
@@ -59,6 +58,7 @@ def compile_bundle(
         TargetRefusedError: if it refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    refuse_odd_path(opened)
     chosen = get_target(target)
     request = CompileRequest(
         bundle=opened,
@@ -107,6 +107,13 @@ def _profiles(target: Target, bundle: Bundle, given: Sequence[Profile | str]) ->
 
 
 def _checked(name: str) -> str:
+    if is_runtime_name(name):
+        raise SpecError(
+            "an engine cannot be named like a runtime: reports would mistake one for the other",
+            got=name,
+            wanted="another name",
+            hint=f"--name {name}-engine",
+        )
     try:
         return TypeAdapter(EngineName).validate_python(name)
     except ValidationError as err:
@@ -121,7 +128,7 @@ def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:
     """What the target reuses of the engine that is there now, if it is of this bundle, and as it was built."""
     try:
         manifest = read_engine_manifest(folder)
-        refuse_other_bundle(manifest, bundle, folder)
+        refuse_other_bundle(manifest, bundle, f"the engine {folder}", "compile the bundle again")
         reused = [record for record in manifest.files if record.file in target.reuses]
         for record in reused:
             verify_file(folder / record.file, record)

@@ -9,6 +9,9 @@ from funnel_export.errors import SpecError
 
 E = TypeVar("E", bound=StrEnum)
 
+PYTORCH = ("eager", "torch.compile")
+"""The ways to run PyTorch itself; targets and engines stand beside them in reports, and have other names."""
+
 LARGEST_STRIDE = 1 << 20
 """Longer than any text; positions times the stride still fit 64 bits."""
 

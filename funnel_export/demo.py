@@ -21,7 +21,7 @@ from funnel_export.progress import Progress
 from funnel_export.targets import get_target, target_names
 from funnel_export.verify.eager import without_progress_bars
 from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.summary import describe_bundle, describe_latency, describe_parity
 
 MARK = "demo.json"
@@ -50,7 +50,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     progress("making a small Gemma2")
     shutil.rmtree(out / "checkpoint", ignore_errors=True)  # new files: the bundles' hard links keep the old ones
     make_checkpoint(out / "checkpoint")
-    dense, funnel = (
+    _, funnel = (
         export(out / "checkpoint", out / name, funnel=spec, progress=partial(_prefixed, progress, name))
         for name, spec in (("dense", None), ("funnel", FUNNEL))
     )
@@ -62,7 +62,6 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
     latency = bench(
         funnel,
-        baseline=dense,
         pytorch=("eager",),
         lengths=lengths,
         rounds=rounds,

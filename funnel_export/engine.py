@@ -7,14 +7,14 @@ is the one that was built, and a target reads it only if version and device fit 
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from funnel_export.bundle import ENGINES, MANIFEST, Bundle, Digest, WeightRecord, read_manifest
+from funnel_export.bundle import ENGINES, MANIFEST, Bundle, Digest, WeightRecord, read_manifest, refuse_other_bundle
 from funnel_export.config import Dtype
 from funnel_export.errors import BundleError
 from funnel_export.files import open_regular
@@ -93,6 +93,11 @@ class Engine:
         """The file to load."""
         return self.path / self.manifest.files[0].file
 
+    @property
+    def sha256(self) -> str:
+        """Digest of the file to load."""
+        return self.manifest.files[0].sha256
+
 
 def engine_names(bundle: Bundle) -> list[str]:
     """The names of the engines in a bundle, whole or not, in alphabetical order."""
@@ -110,7 +115,7 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
     if folder.is_symlink() or folder.parent.is_symlink():
         raise BundleError("an engine lies outside its bundle", got=f"a symbolic link at {folder}", wanted="a folder")
     manifest = read_engine_manifest(folder)
-    refuse_other_bundle(manifest, bundle, folder)
+    refuse_other_bundle(manifest, bundle, f"the engine {folder}", "compile the bundle again")
     for record in manifest.files:
         verify_file(folder / record.file, record)
     return Engine(folder, manifest)
@@ -121,25 +126,18 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     return read_manifest(folder, EngineManifest, "engine", "funnel-export compile")
 
 
-def refuse_other_bundle(manifest: EngineManifest, bundle: Bundle, folder: Path) -> None:
-    """Raise `BundleError` unless the engine was built from this graph and these weights."""
-    graph = bundle.manifest.graphs[0].sha256
-    if manifest.graph_sha256 != graph:
-        got, wanted = f"graph {manifest.graph_sha256[:12]}…", f"graph {graph[:12]}…"
-    elif manifest.weights != bundle.manifest.weights:
-        got, wanted = _name_weights(manifest.weights), _name_weights(bundle.manifest.weights)
-    else:
-        return
-    raise BundleError(
-        "the engine was built from another bundle",
-        got=f"{folder}: {got}",
-        wanted=wanted,
-        hint="compile the bundle again",
-    )
-
-
-def _name_weights(weights: Iterable[WeightRecord]) -> str:
-    return "weights " + ", ".join(f"{w.file} ({w.size} bytes, header {w.header_sha256[:12]}…)" for w in weights)
+def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
+    """Names of engines that are not in the bundle any more, or not as they were; `digests` are of the files to load."""
+    changed = []
+    for name, digest in digests.items():
+        try:
+            manifest = read_engine_manifest(bundle.path / ENGINES / name)
+        except BundleError:
+            changed.append(name)
+            continue
+        if manifest.files[0].sha256 != digest:
+            changed.append(name)
+    return changed
 
 
 def verify_file(path: Path, record: FileRecord) -> None:

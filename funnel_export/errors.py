@@ -1,6 +1,9 @@
 """Errors that teach: what is wrong, what was got, what was wanted, what to try."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST_PART = 2000
 """Characters of what an error quotes; a file of a stranger may hold millions."""
@@ -20,6 +23,15 @@ def _quote(value: object) -> str:
     """A part of an error: no longer than it helps, and its further lines indented, so that none looks like a part."""
     text = str(value)
     return (text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…").replace("\n", "\n    ")
+
+
+def describe_invalid(err: "ValidationError") -> list[str]:
+    """What pydantic found, each with its place where there is one."""
+    return [": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"]))) for each in err.errors()]
+
+
+class FunnelExportWarning(UserWarning):
+    """What a caller should know of a result that is there all the same."""
 
 
 class FunnelExportError(Exception):

@@ -14,7 +14,7 @@ from funnel_export.atomic import replace_folder
 from funnel_export.bundle import ENGINES, MANIFEST, Bundle, GraphRecord, Manifest, is_bundle, load_bundle
 from funnel_export.config import Dtype, Placing, parse_choice
 from funnel_export.engine import EngineManifest, engine_names, load_engine, read_engine_manifest
-from funnel_export.errors import BundleError, SpecError
+from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.files import LARGEST_JSON, read_bytes
 from funnel_export.place import place
 from funnel_export.progress import Progress, no_progress
@@ -151,6 +151,7 @@ def _refuse_weightless(name: str, manifest: EngineManifest) -> None:
     if manifest.options.get("version_compatible") is True:
         warnings.warn(
             f"{name} is version compatible: start Triton with --backend-config=tensorrt,version-compatible=true",
+            FunnelExportWarning,
             stacklevel=4,
         )
 
@@ -194,6 +195,7 @@ def _warn_of_gaps(engine: EngineManifest, max_batch_size: int) -> None:
         warnings.warn(
             f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}, "
             "which Triton may ask for; it answers them with an error",
+            FunnelExportWarning,
             stacklevel=3,
         )
 

@@ -13,7 +13,7 @@ from funnel_export.atomic import refuse_something_else, replace_folder
 from funnel_export.bundle import Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint import CONFIG, Checkpoint
 from funnel_export.config import Dtype, FunnelSpec, Logits, Placing, Task, parse_choice
-from funnel_export.errors import BundleError, SpecError
+from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.hub import find_checkpoint
 from funnel_export.progress import Progress, no_progress
 
@@ -80,7 +80,8 @@ def export(
             wanted="logits all",
         )
     if compute is Dtype.FLOAT16:
-        warnings.warn("Gemma2 is known to overflow in float16; bfloat16 is the safe choice", stacklevel=2)
+        message = "Gemma2 is known to overflow in float16; bfloat16 is the safe choice"
+        warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
     _refuse_the_checkpoints_place(source, target)
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text

@@ -15,12 +15,9 @@ from tamper import agree_with_graph
 from test_cli import run
 from verify.test_parity import another_softcap, node, shifted_read_out
 
-from funnel_export import Bundle, FunnelSpec, bench, check, compile_bundle, load_bundle
+from funnel_export import Bundle, bench, check, compile_bundle, load_bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.verify.latency import LatencyReport, Model
-from funnel_export.verify.outcome import evaluate
-from funnel_export.verify.parity import ParityReport
-from funnel_export.verify.race import Contender, Entry, Times
 
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
 
@@ -101,14 +98,33 @@ def test_rows_of_every_runtime(benched: tuple[Bundle, LatencyReport]) -> None:
     assert sorted(path.name for path in bundle.path.parent.iterdir()) == ["bundle"], "baselines are removed again"
 
 
-def test_the_baseline_may_be_given(tmp_path: Path) -> None:
-    dense = Recipe(funnel=None).bundle()
-    before = sorted(path.name for path in dense.path.iterdir())
-    parity = check(own(tmp_path), targets=["onnxruntime"], max_length=5)
+def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
+    """A bench that looks at less than a check did does not take the place of its report."""
+    bundle = own(tmp_path)
+    parity = check(bundle)
+    before = (bundle.path / "reports" / "parity.json").read_bytes()
     options = QUICK | {"pytorch": ()}
-    report = bench(tmp_path / "bundle", baseline=dense, targets=["onnxruntime"], parity=parity, **options)
+    report = bench(bundle, targets=["onnxruntime"] * 2, parity=parity, **options)
     assert report.passed
-    assert sorted(path.name for path in dense.path.iterdir()) == before
+    assert report.parity == parity
+    assert [row.runtime for row in report.rows] == ["onnxruntime"] * 2, "one for each length"
+    alone = bench(bundle, targets=["onnxruntime"], **options).parity
+    assert [target.name for target in alone.targets] == ["onnxruntime"]
+    assert (bundle.path / "reports" / "parity.json").read_bytes() == before
+
+
+def test_what_check_said_of_something_else_is_refused(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    with pytest.raises(SpecError, match=r"(?s)not of all that is to be timed.*without \['openvino'\]"):
+        bench(bundle, parity=parity, **QUICK)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    of_another_build = parity.model_copy(update={"engines": {"mine": "0" * 64}})
+    with pytest.raises(SpecError, match=r"without \['mine'\]"):
+        bench(bundle, targets=["onnxruntime"], parity=of_another_build, **QUICK)
+    with pytest.raises(BundleError, match="the parity report was made from another bundle"):
+        bench(changed(tmp_path / "other", slower), targets=["onnxruntime"], parity=parity, **QUICK)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +134,13 @@ def test_the_baseline_may_be_given(tmp_path: Path) -> None:
 def test_no_parity_no_number(change: Callable[[ir.Model], None], place: str, tmp_path: Path) -> None:
     report = bench(changed(tmp_path, change), targets=["onnxruntime"], min_speedup=1e-6, **QUICK | {"pytorch": ()})
     assert not report.passed
-    assert not report.parity_passed
+    assert not report.parity.passed
     assert report.rows == []
     (contender,) = report.contenders
     assert contender.name == "onnxruntime, funnel"
     assert contender.error == f"no parity, no number: it differs from eager PyTorch from {place} on"
     assert report.gate is not None
-    assert report.gate.failures == ["no target was measured"]
+    assert report.gate.failures == ["onnxruntime has no numbers"]
 
 
 def test_a_slower_funnel_is_refused_by_name(tmp_path: Path) -> None:
@@ -136,36 +152,44 @@ def test_a_slower_funnel_is_refused_by_name(tmp_path: Path) -> None:
     assert "parity: FAILED" not in done.stdout
     passed = run(*command, "--json")
     assert passed.returncode == 0
-    assert json.loads(passed.stdout)["parity_passed"] is True
+    assert json.loads(passed.stdout)["parity"]["passed"] is True
 
 
 def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
     """What passed `check` has no number all the same if it computes something else where it is timed."""
     parity = check(own(tmp_path), targets=["onnxruntime"])
     bundle = changed(tmp_path / "other", another_softcap)
+    parity = parity.model_copy(update={"graph_sha256": bundle.manifest.graphs[0].sha256})
     report = bench(bundle, targets=["onnxruntime"], parity=parity, **QUICK)
     assert not report.passed
-    assert report.parity_passed
+    assert report.parity.passed
     (error,) = [contender.error for contender in report.contenders if contender.error]
     assert error.startswith("no parity, no number: its outputs at batch 1, length 7 are ")
     assert {row.runtime for row in report.rows} == {"eager"}
 
 
-def test_an_engine_that_takes_no_timed_shape_does_not_pass_unseen(benched: tuple[Bundle, LatencyReport]) -> None:
-    bundle, report = benched
-    parity = ParityReport.model_validate_json((bundle.path / "reports" / "parity.json").read_text())
-    entries = []
-    for result in report.contenders:
-        times = {} if result.runtime == "one-thread" else {(1, 7): Times(first=1.0, sample=[1.0], seconds=[1.0])}
-        entries.append(
-            Entry(Contender(runtime=result.runtime, model=result.model, dtype=result.dtype, order={}), result, times)
-        )
-    judged = evaluate(bundle, parity, entries, [(1, 7)], {}, min_speedup=0.5)
-    assert not judged.passed
-    assert {row.runtime for row in judged.rows} == {"eager", "onnxruntime", "openvino"}
-    assert [(each.runtime, each.model) for each in judged.contenders if each.error] == [
-        ("one-thread", m) for m in Model
-    ]
+def unknown_op(model: ir.Model) -> None:
+    node(model, "layers.1/", "Tanh").op_type = "Nonesuch"
+
+
+def test_a_graph_that_is_refused_has_one_exit_code(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, unknown_op)
+    for command in (["check"], ["bench", "--pytorch", "none", "--length", 8]):
+        done = run(command[0], bundle.path, "--target", "openvino", *command[1:])
+        assert done.returncode == 4, done.stderr
+        assert "refused the graph" in done.stdout
+
+
+def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    for name in ("eager", "torch.compile", "openvino"):
+        with pytest.raises(SpecError, match="cannot be named like a runtime"):
+            compile_bundle(bundle, "onnxruntime", name=name)
+    engine = compile_bundle(bundle, "onnxruntime", name="mine")
+    engine.path.rename(engine.path.with_name("eager"))
+    for command in (check, bench):
+        with pytest.raises(BundleError, match=r"(?s)named like a runtime.*rename its folder"):
+            command(bundle, targets=["onnxruntime"])
 
 
 @pytest.mark.parametrize(
@@ -173,9 +197,10 @@ def test_an_engine_that_takes_no_timed_shape_does_not_pass_unseen(benched: tuple
     [
         ({"lengths": ()}, "length of a benchmark is at least 1"),
         ({"batches": (0,)}, "batch of a benchmark is at least 1"),
-        ({"rounds": 0}, "rounds of a benchmark is at least 1"),
+        ({"lengths": (8, 10_000)}, r"(?s)not so many positions.*length 10000.*at most 512"),
+        ({"rounds": 0}, "too few rounds for an interval"),
         ({"min_speedup": float("nan")}, "a speedup is a positive number"),
-        ({"min_speedup": 1.2, "rounds": 5}, "too few rounds for a gate"),
+        ({"rounds": 5}, "too few rounds for an interval"),
         ({"pytorch": ("jit",)}, "no such way to run"),
         ({"device": "tpu"}, "PyTorch does not run on such a device"),
     ],
@@ -188,16 +213,6 @@ def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
 def test_a_dense_bundle_has_nothing_to_be_compared_with() -> None:
     with pytest.raises(SpecError, match="a dense bundle has nothing"):
         bench(Recipe(funnel=None).bundle())
-
-
-@pytest.mark.parametrize(
-    "recipe", [Recipe(funnel=FunnelSpec.parse("0:2:2")), Recipe(funnel=None, overrides=(("vocab_size", 64),))]
-)
-def test_a_baseline_of_another_model_is_refused_before_anything_runs(recipe: Recipe) -> None:
-    steps: list[str] = []
-    with pytest.raises(BundleError, match="no dense bundle of the same weights"):
-        bench(Recipe().bundle(), baseline=recipe.bundle(), progress=lambda step, *_: steps.append(step))
-    assert steps == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

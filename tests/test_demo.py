@@ -14,7 +14,7 @@ from funnel_export.targets import get_target
 
 def test_demo(tmp_path: Path) -> None:
     out, steps = tmp_path / "out", []
-    report = run_demo(out, lengths=(24,), rounds=1, progress=lambda step, *_: steps.append(step))
+    report = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
     assert report.parity.passed
     assert load_bundle(out / "funnel").manifest.spec == FUNNEL
     assert load_bundle(out / "dense").manifest.spec is None

@@ -145,7 +145,7 @@ def test_an_engine_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) 
     for name, other in others.items():
         folder = shutil.copytree(other.path, tmp_path / name)
         shutil.copytree(bundle.path / "engines", folder / "engines")
-        with pytest.raises(BundleError, match="built from another bundle"):
+        with pytest.raises(BundleError, match="made from another bundle"):
             load_engine(load_bundle(folder), "openvino-cpu")
 
 

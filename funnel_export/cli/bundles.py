@@ -124,7 +124,7 @@ def check(
     if not json_:
         say(describe_parity(report))
     say(report.model_dump_json())
-    if any(result.error and not result.cases for result in report.targets):
+    if report.refused:
         raise typer.Exit(TargetRefusedError.exit_code)
     if not report.passed:
         raise typer.Exit(1)

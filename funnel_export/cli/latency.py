@@ -1,11 +1,11 @@
 """The command that times a bundle: bench."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
+from funnel_export.errors import TargetRefusedError
 
 
 @app.command()
@@ -13,9 +13,6 @@ def bench(
     bundle: BundleFolder,
     target: Annotated[
         list[str] | None, typer.Option(help="Target to time, several times if wanted (default: all that work here).")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(metavar="DENSE", help="Dense bundle of the same checkpoint (default: export one).")
     ] = None,
     pytorch: Annotated[
         list[str] | None,
@@ -25,7 +22,7 @@ def bench(
         list[int] | None, typer.Option(help="Tokens of a row, several times if wanted (default: 128 and 512).")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows, several times if wanted (default: 1).")] = None,
-    rounds: Annotated[int, typer.Option(help="Counted calls of each, taking turns.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Counted calls of each, taking turns; at least 6.")] = 9,
     min_speedup: Annotated[
         float | None,
         typer.Option(help="Fail unless the funnel is so many times as fast in every target, noise accounted for."),
@@ -36,14 +33,14 @@ def bench(
 ) -> None:
     """Time the funnel beside the dense model; the exit code is 1 if it is wrong or not fast enough."""
     from funnel_export import benching
+    from funnel_export.config import PYTORCH
     from funnel_export.verify.summary import describe_latency
 
     with progress_bar() as progress:
         report = benching.bench(
             bundle,
-            baseline=baseline,
             targets=target or None,
-            pytorch=benching.RUNTIMES if pytorch is None else [each for each in pytorch if each != "none"],
+            pytorch=PYTORCH if pytorch is None else [each for each in pytorch if each != "none"],
             lengths=length or benching.LENGTHS,
             batches=batch or benching.BATCHES,
             rounds=rounds,
@@ -53,5 +50,7 @@ def bench(
             progress=progress,
         )
     say(report.model_dump_json() if json_ else describe_latency(report))
+    if report.parity.refused:
+        raise typer.Exit(TargetRefusedError.exit_code)
     if not report.passed:
         raise typer.Exit(1)

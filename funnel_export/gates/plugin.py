@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +12,29 @@ import pytest
 if TYPE_CHECKING:
     from funnel_export.bundle import Bundle
     from funnel_export.verify.latency import LatencyReport
-    from funnel_export.verify.parity import ParityReport
+    from funnel_export.verify.parity_report import ParityReport
 
 GATES = str(Path(__file__).parent / "test_gates.py")
 BUNDLE = pytest.StashKey["Bundle"]()
 CANDIDATES = pytest.StashKey[list[str]]()
+NOTES = pytest.StashKey[list[str]]()
+ALONE = "latency needs the machine for itself: run pytest without --numprocesses"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options, each beginning with `--funnel`."""
     group = parser.getgroup("funnel", "gates for bundles of funnel_export")
     group.addoption(
-        "--funnel-bundle", type=Path, metavar="DIR", help="bundle to test; without other paths, nothing else is tested"
+        "--funnel-bundle",
+        type=Path,
+        metavar="DIR",
+        help="bundle to test, written --funnel-bundle=DIR; without other paths, nothing else is tested",
     )
     group.addoption("--funnel-target", action="append", metavar="NAME", help="target to test (default: all that run)")
     group.addoption("--funnel-min-speedup", type=float, metavar="X", help="wanted of every target, as by bench")
-    group.addoption("--funnel-baseline", type=Path, metavar="DIR", help="dense bundle (default: export one)")
     group.addoption("--funnel-length", action="append", type=int, metavar="N", help="tokens of a row to time")
     group.addoption("--funnel-batch", action="append", type=int, metavar="N", help="rows to time")
-    group.addoption("--funnel-rounds", type=int, metavar="N", help="counted calls of each")
+    group.addoption("--funnel-rounds", type=int, metavar="N", help="counted calls of each, at least 6")
     group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
 
 
@@ -38,17 +43,22 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--funnel-bundle")
     if folder is None:
         return
-    from funnel_export.benching import shapes_to_time
+    from funnel_export.benching import refuse_dense, shapes_to_time
     from funnel_export.bundle import load_bundle
-    from funnel_export.checking import candidates
+    from funnel_export.checking import candidates, refuse_numbers
     from funnel_export.errors import FunnelExportError
 
-    if config.getoption("--funnel-min-speedup") is not None and config.getoption("numprocesses", None):
-        raise pytest.UsageError("the latency gate needs the machine for itself: run it without --numprocesses")
+    option = config.getoption
+    if option("--funnel-min-speedup") is not None and option("dist", "no") != "no":
+        raise pytest.UsageError(ALONE)
+    config.stash[NOTES] = []
     try:
         bundle = load_bundle(folder)
-        names = [candidate.name for candidate in candidates(bundle, config.getoption("--funnel-target"))]
-        if config.getoption("--funnel-min-speedup") is not None:
+        with _noted(config):
+            names = [candidate.name for candidate in candidates(bundle, option("--funnel-target"))]
+        refuse_numbers(option("--funnel-length") or (), option("--funnel-max-length"), None)
+        if option("--funnel-min-speedup") is not None:
+            refuse_dense(bundle)
             shapes_to_time(bundle, **_timing(config))
     except FunnelExportError as err:
         raise pytest.UsageError(str(err)) from err
@@ -59,6 +69,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args.clear()
     if GATES not in config.args:  # pytest-xdist hands its workers the arguments of the process that started them
         config.args.append(GATES)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what check and bench warned of."""
+    notes: list[str] = config.stash.get(NOTES, [])
+    if notes:
+        terminalreporter.section("funnel_export")
+        terminalreporter.write_line("\n".join(f"warning: {note}" for note in dict.fromkeys(notes)))
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -91,7 +109,7 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
 
     option = pytestconfig.getoption
     lengths = option("--funnel-length") or ()
-    with _without_debug_logs(), _errors_without_traceback():
+    with _working(pytestconfig):
         return check(
             funnel_bundle, targets=option("--funnel-target"), lengths=lengths, max_length=option("--funnel-max-length")
         )
@@ -104,12 +122,12 @@ def funnel_latency(
     """What `bench` finds, beside eager PyTorch; the report is in the bundle too."""
     from funnel_export.benching import bench
 
-    option = pytestconfig.getoption
-    with _without_debug_logs(), _errors_without_traceback():
+    if hasattr(pytestconfig, "workerinput"):  # of pytest-xdist: each of its processes would time at once
+        pytest.fail(ALONE, pytrace=False)
+    with _working(pytestconfig):
         return bench(
             funnel_bundle,
-            baseline=option("--funnel-baseline"),
-            targets=option("--funnel-target"),
+            targets=pytestconfig.getoption("--funnel-target"),
             pytorch=("eager",),
             parity=funnel_parity,
             **_timing(pytestconfig),
@@ -130,6 +148,33 @@ def _timing(config: pytest.Config) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def _working(config: pytest.Config) -> Iterator[None]:
+    """Work of ours in a fixture: its errors, warnings and logs are shown as a reader of test results wants them."""
+    with _without_trace_logs(), _errors_without_traceback(), _noted(config):
+        yield
+
+
+@contextlib.contextmanager
+def _noted(config: pytest.Config) -> Iterator[None]:
+    """Keep our own warnings for the summary: where warnings are errors they would take the place of a verdict."""
+    from funnel_export.errors import FunnelExportWarning
+
+    if hasattr(config, "workerinput"):  # pytest-xdist brings warnings home, and no summary
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FunnelExportWarning)
+        try:
+            yield
+        finally:
+            ours = [each for each in caught if issubclass(each.category, FunnelExportWarning)]
+            config.stash[NOTES] += [str(each.message) for each in ours]
+    for each in caught:
+        if each not in ours:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+@contextlib.contextmanager
 def _errors_without_traceback() -> Iterator[None]:
     """Let errors that were made for a reader speak for themselves."""
     from funnel_export.errors import FunnelExportError
@@ -137,15 +182,18 @@ def _errors_without_traceback() -> Iterator[None]:
     try:
         yield
     except FunnelExportError as err:
-        pytest.fail(str(err), pytrace=False)
+        raise pytest.fail.Exception(str(err), pytrace=False) from None  # or it is told twice
 
 
 @contextlib.contextmanager
-def _without_debug_logs() -> Iterator[None]:
+def _without_trace_logs() -> Iterator[None]:
     """Keep torch from writing a structured log of every trace: it does as soon as pytest listens."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.DEBUG))
+    import torch  # noqa: F401 - sets its loggers up
+
+    logger = logging.getLogger("torch.__trace")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.disable(before)
+        logger.setLevel(before)

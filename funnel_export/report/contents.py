@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 from funnel_export.bundle import Bundle
-from funnel_export.config import FunnelSpec
+from funnel_export.config import PYTORCH, FunnelSpec
+from funnel_export.engine import changed_engines
 from funnel_export.report import numbers, tables
 from funnel_export.report.canvas import Picture
 from funnel_export.report.latency_panels import by_runtime
 from funnel_export.report.pictures import draw_all
 from funnel_export.report.tables import Table
 from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.parity import ParityReport, TargetResult
+from funnel_export.verify.parity_report import ParityReport, TargetResult
 from funnel_export.verify.picture import draw_funnel
 
 GOOD, BAD, NONE = "good", "bad", "none"
@@ -64,10 +65,15 @@ class Contents:
 
 
 def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> Contents:
-    """What there is to say of a bundle and its two reports, of which either may be missing."""
+    """What there is to say of a bundle and its two reports, of which either may be missing.
+
+    Where `check` was not run alone, the parity that is shown is what `bench` found before it timed.
+    """
+    if parity is None and latency is not None:
+        parity = latency.parity
     return Contents(
         name=bundle.path.resolve().name,
-        verdicts=[_parity_verdict(parity), *_latency_verdicts(latency)],
+        verdicts=[_parity_verdict(bundle, parity), *_latency_verdicts(bundle, latency)],
         facts=_facts(bundle),
         funnel_text=draw_funnel(bundle.architecture.num_hidden_layers, bundle.manifest.spec),
         pictures=draw_all(bundle, parity, latency),
@@ -121,16 +127,32 @@ def _in_words(spec: FunnelSpec | None) -> str:
     )
 
 
-def _parity_verdict(report: ParityReport | None) -> Verdict:
+def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:
     question = "Parity with eager PyTorch"
     if report is None:
         return Verdict(question, "not run", NONE, ["funnel-export check"])
     count = len(report.targets)
     good = sum(target.passed for target in report.targets)
     details = [_failure(target) for target in report.targets if not target.passed]
-    if report.passed:
-        return Verdict(question, "passed", GOOD, [f"{good} of {count} targets compute what eager PyTorch computes"])
-    return Verdict(question, "FAILED", BAD, details or ["no target was compared"])
+    if not report.passed:
+        return Verdict(question, "FAILED", BAD, details or ["no target was compared"])
+    details = [f"{good} of {count} targets compute what eager PyTorch computes", *_left_out(report)]
+    outdated = _outdated(bundle, report, "check")
+    if outdated:
+        return Verdict(question, "OUTDATED", BAD, outdated + details)
+    return Verdict(question, "passed", GOOD, details)
+
+
+def _left_out(report: ParityReport) -> list[str]:
+    """What was not checked, where that may matter."""
+    lengths = ", ".join(map(str, report.lengths_left_out))
+    return [f"left out as too long: {lengths}"] if lengths else []
+
+
+def _outdated(bundle: Bundle, report: ParityReport, command: str) -> list[str]:
+    """Engines that were compiled anew since a report, or removed."""
+    changed = changed_engines(bundle, report.engines)
+    return [f"{name} is not the engine any more that this is of: funnel-export {command}" for name in changed]
 
 
 def _failure(target: TargetResult) -> str:
@@ -143,7 +165,7 @@ def _failure(target: TargetResult) -> str:
     return f"{target.name} first differs at {place.name} (error {found}, limit {limit}, batch {place.case})"
 
 
-def _latency_verdicts(report: LatencyReport | None) -> list[Verdict]:
+def _latency_verdicts(bundle: Bundle, report: LatencyReport | None) -> list[Verdict]:
     """Whether the gate is met, whether everything ran, and how much faster the funnel is."""
     if report is None:
         return [Verdict("Latency", "not run", NONE, ["funnel-export bench"])]
@@ -156,23 +178,26 @@ def _latency_verdicts(report: LatencyReport | None) -> list[Verdict]:
         status, answer = (GOOD, "passed") if gate.passed else (BAD, "FAILED")
         verdicts.append(Verdict("Speed-up gate", answer, status, [wanted, *gate.failures]))
     problems = [f"{each.name}: {each.error}" for each in report.contenders if each.error]
-    if not report.parity_passed:
+    if not report.parity.passed:
         problems.insert(0, "parity did not pass when latency was measured")
-    if problems:
-        verdicts.append(Verdict("Measurement", "INCOMPLETE", BAD, problems))
+    outdated = _outdated(bundle, report.parity, "bench")
+    if outdated:
+        verdicts.append(Verdict("Engines", "OUTDATED", BAD, outdated))
+    places = [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
+    if problems or places:
+        verdicts.append(Verdict("Measurement", "INCOMPLETE", BAD if problems else NONE, problems + places))
     verdicts.append(Verdict("Funnel against dense", *_speed(report)))
     return verdicts
 
 
 def _speed(report: LatencyReport) -> tuple[str, str, list[str]]:
-    """How many times as fast the funnel is, of medians, over all shapes of each runtime."""
-    details = []
-    for runtime, rows in by_runtime(report).items():
-        details.append(f"{runtime}: {_range([row.ratio.speedup.value for row in rows])}")
-    if not details:
+    """How many times as fast the funnel is, of medians, over all shapes of each runtime; first of all targets."""
+    speedups = {name: [row.ratio.speedup.value for row in rows] for name, rows in by_runtime(report).items()}
+    if not speedups:
         return "no numbers", NONE, []
-    everything = _range([row.ratio.speedup.value for row in report.rows])
-    return f"{everything} as fast", NONE, details
+    compiled = [value for name, values in speedups.items() if name not in PYTORCH for value in values]
+    details = [f"{name}: {_range(values)}" for name, values in speedups.items()]
+    return (f"{_range(compiled)} as fast" if compiled else "no target was timed"), NONE, details
 
 
 def _range(values: list[float]) -> str:
@@ -181,9 +206,7 @@ def _range(values: list[float]) -> str:
 
 
 def _notes(report: ParityReport) -> list[str]:
-    notes = []
-    if report.lengths_left_out:
-        notes.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
+    notes = _left_out(report)
     for target in report.targets:
         if target.left_out:
             notes.append(f"{target.name} has no optimization profile for {', '.join(target.left_out)}")

@@ -6,8 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from funnel_export.report.canvas import Palette, Panel, Picture
-from funnel_export.verify.boundaries import Boundary
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.parity_report import Boundary, ParityReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +20,7 @@ def draw_boundaries(report: ParityReport) -> Picture | None:
     if not targets:
         return None
     values = [v for target in targets for b in target.boundaries for v in (b.rms_rel, b.limit, b.floor or 0)]
-    sane = [value for value in values if math.isfinite(value) and value > 0] or [1e-9, 1.0]
+    sane = [value for value in values if 1e-100 < value < 1e100] or [1e-9, 1.0]
     limits = min(sane) / 2, max(sane) * 2
     panels = [
         Panel(

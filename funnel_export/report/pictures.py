@@ -6,7 +6,7 @@ from funnel_export.report.funnel_panel import draw_funnel
 from funnel_export.report.latency_panels import draw_latency, draw_ratio
 from funnel_export.report.parity_panels import draw_boundaries
 from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.parity_report import ParityReport
 
 NAMES = ("funnel", "latency", "ratio", "boundaries")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from funnel_export.report import numbers
 from funnel_export.verify.latency import ContenderResult, LatencyReport, Row
-from funnel_export.verify.parity import ParityReport, TargetResult
+from funnel_export.verify.parity_report import ParityReport, TargetResult
 
 
 class Cell(NamedTuple):
@@ -86,9 +86,12 @@ def contender_table(report: LatencyReport) -> Table:
 
 
 def missing_table(report: LatencyReport) -> Table:
-    """Contenders without numbers, and why."""
+    """Contenders without numbers, and why; then engines that lack some of the shapes."""
     missing = [found for found in report.contenders if found.error]
     rows: list[list[str | Cell]] = [[each.runtime, each.model, Cell(each.error or "", "bad")] for each in missing]
+    for place in report.not_timed:
+        reason = f"batch {place.batch}, length {place.length:,}: no optimization profile takes it"
+        rows.append([place.runtime, "both", Cell(reason, "bad")])
     return _table(["runtime", "model", "reason"], [], rows)
 
 

@@ -1,21 +1,21 @@
 """Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from funnel_export.atomic import write_bytes, write_text
-from funnel_export.bundle import REPORTS, Bundle
-from funnel_export.errors import BundleError, printable
+from funnel_export.bundle import REPORTS, Bundle, refuse_other_bundle
+from funnel_export.errors import BundleError, FunnelExportWarning, describe_invalid, printable
 from funnel_export.files import LARGEST_JSON, read_bytes
 from funnel_export.report.contents import Contents, collect
 from funnel_export.report.palette import DARK, LIGHT
 from funnel_export.report.pictures import NAMES
 from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.parity_report import ParityReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,13 +39,16 @@ def write_reports(bundle: Bundle) -> list[Path]:
         The files that were written.
 
     Raises:
-        BundleError: if one of the two is damaged, or `reports` is a symbolic link.
-        OSError: if the bundle cannot be written.
+        BundleError: if one of the two is damaged or of another bundle, or if `reports` is a link or cannot be written.
     """
     folder = bundle.path / REPORTS
     refuse_link(folder)
     parity = _read(folder / PARITY, ParityReport, "check")
     latency = _read(folder / LATENCY, LatencyReport, "bench")
+    if parity is not None:
+        refuse_other_bundle(parity, bundle, str(folder / PARITY), _again("check"))
+    if latency is not None:
+        refuse_other_bundle(latency.parity, bundle, str(folder / LATENCY), _again("bench"))
     if latency is not None and len(latency.rows) > MOST_ROWS:
         raise BundleError(
             "too many rows of latency",
@@ -56,14 +59,22 @@ def write_reports(bundle: Bundle) -> list[Path]:
     contents = collect(bundle, parity, latency)
     texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
     pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
+    try:
+        _replace(folder, texts, pictures)
+    except OSError as err:
+        wanted, hint = f"to write into {folder}", "a copy of the bundle where you may write"
+        raise BundleError("the reports cannot be written", got=err, wanted=wanted, hint=hint) from err
+    return [*texts, *pictures]
+
+
+def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, bytes]) -> None:
+    """Write files, and remove the pictures of an earlier report that this one has not."""
     for path, text in texts.items():
         write_text(path, text)
     for path, content in pictures.items():
         write_bytes(path, content)
-    for name in NAMES:
-        if name not in contents.pictures:  # of an earlier report
-            (folder / f"{name}.png").unlink(missing_ok=True)
-    return [*texts, *pictures]
+    for path in {folder / f"{name}.png" for name in NAMES} - set(pictures):
+        path.unlink(missing_ok=True)
 
 
 def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
@@ -71,8 +82,8 @@ def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
     try:
         write_text(bundle.path / REPORTS / file, report.model_dump_json(indent=2) + "\n")
         write_reports(bundle)
-    except (OSError, BundleError) as err:  # a bundle may be read-only, an earlier report of the other kind damaged
-        warnings.warn(f"the report could not be kept in the bundle: {err}", stacklevel=3)
+    except Exception as err:  # noqa: BLE001 - a read-only bundle, an earlier report that is damaged or cannot be drawn
+        warnings.warn(f"the report could not be kept in the bundle: {err}", FunnelExportWarning, stacklevel=3)
 
 
 def refuse_link(folder: Path) -> None:
@@ -83,7 +94,7 @@ def refuse_link(folder: Path) -> None:
 
 def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
     """A report that a command of ours wrote, None if it was not run."""
-    hint = f"funnel-export {command} again, or remove the file"
+    hint = _again(command)
     if path.is_symlink():
         raise BundleError("a report of the bundle is a symbolic link", got=path, wanted="a file", hint=hint)
     try:
@@ -93,10 +104,14 @@ def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
     except OSError as err:
         raise BundleError("a report of the bundle cannot be read", got=err, wanted=path, hint=hint) from err
     except ValidationError as err:
-        details = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in err.errors()[:5])
+        details = "; ".join(describe_invalid(err)[:5])
         raise BundleError(
             f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
         ) from err
+
+
+def _again(command: str) -> str:
+    return f"funnel-export {command} again, or remove the file"
 
 
 def render_html(contents: Contents) -> str:

@@ -7,7 +7,9 @@ from funnel_export.targets.base import (
     Session,
     Target,
     get_target,
+    is_runtime_name,
     refuse_misfit,
+    refuse_odd_path,
     require,
     target_names,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "Session",
     "Target",
     "get_target",
+    "is_runtime_name",
     "refuse_misfit",
+    "refuse_odd_path",
     "require",
     "target_names",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype
+from funnel_export.config import PYTORCH, Dtype
 from funnel_export.engine import BuiltFor, Engine
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.profile import Profile
@@ -171,6 +171,11 @@ def target_names() -> list[str]:
     return list(_TARGETS)
 
 
+def is_runtime_name(name: str) -> bool:
+    """Whether reports call something else by this name, so that no engine can have it."""
+    return name in _TARGETS or name in PYTORCH
+
+
 def get_target(name: str) -> Target:
     """A target by name; `SpecError` for one that does not exist."""
     if name not in _TARGETS:
@@ -192,6 +197,18 @@ def require(target: Target, dtype: Dtype) -> None:
             got=reason,
             hint="another --target, or export with --dtype float32",
         )
+
+
+def refuse_odd_path(bundle: Bundle) -> None:
+    """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
+    try:
+        str(bundle.path.absolute()).encode()
+    except UnicodeEncodeError as err:
+        raise BundleError(
+            "runtimes cannot open a folder whose name is not UTF-8",
+            got=bundle.path.absolute(),
+            hint="rename the folder",
+        ) from err
 
 
 def refuse_misfit(target: Target, engine: Engine) -> None:

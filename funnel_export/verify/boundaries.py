@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle import Bundle
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
@@ -15,29 +14,10 @@ from funnel_export.targets import Session
 from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
 from funnel_export.verify.inputs import Case
 from funnel_export.verify.metrics import measure
+from funnel_export.verify.parity_report import Boundary
 
 LONGEST = 512
 """Positions of the batch whose boundaries are kept: at Gemma2-2B's shapes they are 260 MB in float64."""
-
-
-class Boundary(BaseModel):
-    """How far a target is off at one place inside the model."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    name: str
-    """`layers.3`, `funnel.pooled` or `funnel.recovered`."""
-    case: str
-    rms_rel: float
-    """Root mean square of the difference over that of the reference."""
-    limit: float
-    floor: float | None = None
-    """What eager PyTorch in the bundle's dtype loses here."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is within its limit; what is not a number is not."""
-        return self.rms_rel <= self.limit
 
 
 @dataclass(frozen=True, slots=True)

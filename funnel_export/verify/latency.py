@@ -7,18 +7,17 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from funnel_export.config import Dtype, Task
+from funnel_export.config import PYTORCH, Dtype, Task
+from funnel_export.verify.parity_report import ParityReport
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-PYTORCH = ("eager", "torch.compile")
-"""Runtimes that are baselines: the gate is over what was compiled from the bundle."""
-
-
-Measured = Annotated[float, Field(gt=0, lt=1e15)]
+Measured = Annotated[float, Field(ge=1e-9, le=1e9)]
 """Milliseconds, or a ratio of them: no clock shows others."""
+Count = Annotated[int, Field(gt=0, le=1 << 20)]
+Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 
 
 class _Report(BaseModel):
@@ -53,7 +52,7 @@ class Latency(_Interval):
     low_ms: Measured
     """Lower end of the 95 % bootstrap interval of the median."""
     high_ms: Measured
-    rounds: PositiveInt
+    rounds: Count
 
     @property
     def ends(self) -> tuple[float, float, float]:
@@ -83,8 +82,8 @@ class Ratio(_Interval):
 class Memory(_Report):
     """The most that a contender's process held, weights and runtime included."""
 
-    host_bytes: int
-    device_bytes: int | None = None
+    host_bytes: Bytes
+    device_bytes: Bytes | None = None
     """What the device's memory had less when all shapes had run; None where there is no GPU."""
 
 
@@ -97,7 +96,7 @@ class ContenderResult(_Report):
     dtype: Dtype
     device: str = ""
     precision: str = ""
-    load_seconds: float | None = None
+    load_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     memory: Memory | None = None
     error: str | None = None
     """Why it has no numbers, if it has none."""
@@ -108,12 +107,22 @@ class ContenderResult(_Report):
         return f"{self.runtime}, {self.model}"
 
 
-class Row(_Report):
-    """Dense and funnel in one runtime on one shape."""
+class Place(_Report):
+    """One runtime on one shape."""
 
     runtime: str
-    batch: PositiveInt
-    length: PositiveInt
+    batch: Count
+    length: Count
+
+    @property
+    def place(self) -> str:
+        """For example `openvino at batch 1, length 512`."""
+        return f"{self.runtime} at batch {self.batch}, length {self.length}"
+
+
+class Row(Place):
+    """Dense and funnel in one runtime on one shape."""
+
     dense: Latency
     funnel: Latency
     ratio: Ratio
@@ -125,11 +134,6 @@ class Row(_Report):
     funnel_first_ms: Measured
     speedup_over_eager: Ratio | None = None
     """How many times as fast the funnel is as the dense model in eager PyTorch, where that ran."""
-
-    @property
-    def place(self) -> str:
-        """For example `openvino at batch 1, length 512`."""
-        return f"{self.runtime} at batch {self.batch}, length {self.length}"
 
     def tokens_per_second(self, latency: Latency) -> float:
         """Tokens of the prompts that go through in a second."""
@@ -144,7 +148,7 @@ class Gate(_Report):
 
     @property
     def passed(self) -> bool:
-        """Whether every row met it."""
+        """Whether every target met it on every shape."""
         return not self.failures
 
 
@@ -156,18 +160,21 @@ class LatencyReport(_Report):
     task: Task
     dtype: Dtype
     funnel: dict[str, int | str | bool]
-    num_layers: int
-    parity_passed: bool
-    rounds: int
+    num_layers: Count
+    parity: ParityReport
+    """What was checked before; where it did not pass, there are no rows."""
+    rounds: Annotated[int, Field(ge=0, le=1 << 20)]
     contenders: list[ContenderResult]
     rows: list[Row]
+    not_timed: list[Place] = []
+    """Shapes that were asked for, and for which an engine has no optimization profile."""
     gate: Gate | None = None
 
     @property
     def passed(self) -> bool:
         """Whether parity holds, everything ran, and the gate, if there is one, is met."""
         ran = not any(contender.error for contender in self.contenders)
-        return self.parity_passed and ran and (self.gate is None or self.gate.passed)
+        return self.parity.passed and ran and (self.gate is None or self.gate.passed)
 
 
 def summarize(seconds: Sequence[float]) -> Latency:
@@ -209,18 +216,27 @@ def _interval(statistic: Callable[..., Any], samples: tuple[NDArray[np.float64],
     return min(float(found.low), value), value, max(float(found.high), value)
 
 
-def judge(rows: Sequence[Row], min_speedup: float) -> Gate:
+def judge(
+    rows: Sequence[Row], min_speedup: float, *, not_timed: Sequence[Place] = (), broken: Sequence[str] = ()
+) -> Gate:
     """Whether each target is at least so many times as fast with the funnel: by the lower end of the interval.
 
-    Rows of PyTorch are baselines and have no say. No rows at all are a failure too.
+    PyTorch is a baseline and has no say. What was not timed is not known to be fast enough, and so fails.
+
+    Args:
+        rows: what was timed.
+        min_speedup: what is wanted.
+        not_timed: what was to be timed, and was not.
+        broken: runtimes without any numbers because something went wrong.
     """
     judged = [row for row in rows if row.runtime not in PYTORCH]
-    failures = []
+    failures = [f"{runtime} has no numbers" for runtime in broken if runtime not in PYTORCH]
     for row in judged:
         found = row.ratio.speedup
         if not found.low >= min_speedup:
             interval = f"{found.low:.3f} to {found.high:.3f}"
             failures.append(f"{row.place}: {found.value:.3f} times as fast ({interval}), wanted {min_speedup:g}")
-    if not judged:
+    failures += [f"{place.place}: was not timed" for place in not_timed]
+    if not judged and not failures:
         failures.append("no target was measured")
     return Gate(min_speedup=min_speedup, failures=failures)

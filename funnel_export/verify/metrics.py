@@ -34,7 +34,11 @@ class Metrics(BaseModel):
 
 def measure(candidate: NDArray[np.floating], reference: NDArray[np.floating], *, logits: bool) -> Metrics:
     """Compare two arrays [positions, width]; `logits` adds what only distributions have."""
-    c, r = candidate.astype(np.float64), reference.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, which the result shows
+        return _measure(candidate.astype(np.float64), reference.astype(np.float64), logits=logits)
+
+
+def _measure(c: Array, r: Array, *, logits: bool) -> Metrics:
     difference = np.abs(c - r)
     norms = np.linalg.norm(c, axis=-1) * np.linalg.norm(r, axis=-1)
     cosine = np.where(norms > 0, (c * r).sum(-1) / np.where(norms > 0, norms, 1), 1.0)

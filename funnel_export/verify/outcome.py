@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from funnel_export.bundle import Bundle
-from funnel_export.verify.latency import ContenderResult, LatencyReport, Model, Row, compare, judge, summarize
+from funnel_export.verify.latency import ContenderResult, LatencyReport, Model, Place, Row, compare, judge, summarize
 from funnel_export.verify.operations import predicted_ratio
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.race import Entry
 
 Shape = tuple[int, int]
+_NO_LIMITS = "eager PyTorch itself is not finite in this dtype"
 
 
 def evaluate(
@@ -30,27 +31,28 @@ def evaluate(
     assert spec is not None
     by_name = {(entry.contender.runtime, entry.contender.model): entry for entry in entries}
     results = [_judged(entry, by_name, parity) for entry in entries] + _failed(parity)
-    runtimes = dict.fromkeys(entry.contender.runtime for entry in entries)
-    sound = {runtime for runtime in runtimes if not any(r.error for r in results if r.runtime == runtime)}
-    rows = [
-        _row(bundle, by_name, runtime, shape)
-        for shape in shapes
-        for runtime in runtimes
-        if runtime in sound
-        and shape in by_name[runtime, Model.FUNNEL].times
-        and shape in by_name[runtime, Model.DENSE].times
-    ]
+    broken = list(dict.fromkeys(result.runtime for result in results if result.error))
+    rows, not_timed = [], []
+    for shape in shapes:
+        for runtime in dict.fromkeys(entry.contender.runtime for entry in entries):
+            if runtime in broken:
+                continue
+            if all(shape in by_name[runtime, model].times for model in Model):
+                rows.append(_row(bundle, by_name, runtime, shape))
+            else:
+                not_timed.append(Place(runtime=runtime, batch=shape[0], length=shape[1]))
     return LatencyReport(
         conditions=dict(conditions),
         task=bundle.manifest.task,
         dtype=bundle.manifest.dtype,
         funnel=spec.to_dict(),
         num_layers=bundle.architecture.num_hidden_layers,
-        parity_passed=parity.passed,
+        parity=parity,
         rounds=max((row.funnel.rounds for row in rows), default=0),
         contenders=results,
         rows=rows,
-        gate=None if min_speedup is None else judge(rows, min_speedup),
+        not_timed=not_timed,
+        gate=None if min_speedup is None else judge(rows, min_speedup, not_timed=not_timed, broken=broken),
     )
 
 
@@ -61,7 +63,9 @@ def _failed(parity: ParityReport) -> list[ContenderResult]:
         if target.passed:
             continue
         place = target.first_difference
-        why = f"it differs from eager PyTorch from {place.name} on" if place else target.error or "it failed its check"
+        why = target.error or (
+            f"it differs from eager PyTorch from {place.name} on" if place else "it failed its check"
+        )
         results.append(
             ContenderResult(
                 runtime=target.name, model=Model.FUNNEL, dtype=parity.dtype, error=f"no parity, no number: {why}"
@@ -71,12 +75,12 @@ def _failed(parity: ParityReport) -> list[ContenderResult]:
 
 
 def _judged(entry: Entry, by_name: Mapping[tuple[str, Model], Entry], parity: ParityReport) -> ContenderResult:
-    """The result of a contender, with an error if nothing was timed or is not what eager PyTorch computes."""
+    """The result of a contender, with an error if what was timed is not what eager PyTorch computes."""
     result = entry.result
     if result.error is not None:
         return result
-    if not entry.times:  # or a gate would pass what it never saw
-        return result.model_copy(update={"error": "nothing was timed: no optimization profile of it has these shapes"})
+    if not parity.has_limits:
+        return result.model_copy(update={"error": f"no parity, no number: {_NO_LIMITS}"})
     eager = by_name.get(("eager", result.model))
     limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
     for shape, times in entry.times.items():

@@ -9,21 +9,19 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Logits, Task
 from funnel_export.engine import Engine, fitting_profiles
-from funnel_export.errors import FunnelExportError, SpecError
+from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.targets import Session, Target
 from funnel_export.verify.boundaries import (
-    Boundary,
     Inside,
     boundary_names,
     choose_case,
@@ -35,6 +33,7 @@ from funnel_export.verify.boundaries import (
 from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
 from funnel_export.verify.inputs import Case, Plan
 from funnel_export.verify.metrics import Metrics, measure
+from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
 
 FACTOR = 4.0
 """How many times the noise floor a target may lose."""
@@ -62,67 +61,6 @@ class Candidate:
         return self.target.load(bundle, outputs=outputs, engine=self.engine)
 
 
-class _Report(BaseModel):
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-
-class CaseResult(_Report):
-    """One batch on one target."""
-
-    case: str
-    metrics: Metrics
-    passed: bool
-
-
-class TargetResult(_Report):
-    """One target on all batches, with the bundle's graph or with an engine."""
-
-    target: str
-    engine: str | None = None
-    """Name of the engine, None for the bundle's graph."""
-    device: str
-    precision: str
-    passed: bool
-    cases: list[CaseResult]
-    left_out: list[str] = []
-    """Batches for which the engine has no optimization profile."""
-    boundaries: list[Boundary] = []
-    """On the first batch that failed, or else on one that is not too long; of an engine, in the bundle's graph."""
-    boundaries_missing: str | None = None
-    """Why there are none, if there are none."""
-    first_difference: Boundary | None = None
-    """The first boundary beyond its limit, if the target did not pass."""
-    error: str | None = None
-    """Why the target could not run, if it could not."""
-
-    @property
-    def name(self) -> str:
-        """The engine's name, or the target's."""
-        return self.engine or self.target
-
-
-class ParityReport(_Report):
-    """The outcome of `check`."""
-
-    schema_version: Literal[1] = 1
-    passed: bool
-    dtype: Dtype
-    reference: str
-    """Dtype of the eager PyTorch model that everything is compared with."""
-    factor: float
-    seed: int
-    floor: Metrics
-    """The worst that eager PyTorch in the bundle's dtype shows in any case."""
-    limit_max_rel: float
-    limit_rms_rel: float
-    lengths_left_out: list[int]
-    targets: list[TargetResult]
-
-    def within(self, metrics: Metrics) -> bool:
-        """Whether these errors pass; what is not a number does not."""
-        return metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
-
-
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What eager PyTorch computes: outputs of every case, and what is inside those cases that were asked for."""
@@ -145,12 +83,18 @@ def check_parity(
     seed: int = 0,
     progress: Progress,
 ) -> ParityReport:
-    """Compare targets and engines with eager PyTorch on every case of a plan."""
+    """Compare targets and engines with eager PyTorch on every case of a plan.
+
+    A target that cannot run has an error in the report, and so has every target where eager PyTorch is not finite.
+    """
     inside = any(candidate.target.runs_graphs for candidate in candidates)
     expected = _expect(bundle, plan, seed, progress, inside=inside)
     dtype = bundle.manifest.dtype
     report = ParityReport(
         passed=False,
+        graph_sha256=bundle.manifest.graphs[0].sha256,
+        weights=bundle.manifest.weights,
+        engines={each.engine.name: each.engine.sha256 for each in candidates if each.engine is not None},
         dtype=dtype,
         reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
@@ -167,7 +111,8 @@ def check_parity(
         try:
             results.append(_check_candidate(bundle, candidate, plan, expected, report))
         except FunnelExportError as err:  # the other targets have their say all the same
-            results.append(_result(candidate, passed=False, error=str(err)))
+            refused = isinstance(err, TargetRefusedError)
+            results.append(_result(candidate, passed=False, error=str(err), refused=refused))
     passed = bool(results) and all(result.passed for result in results)
     return report.model_copy(update={"targets": results, "passed": passed})
 
@@ -249,9 +194,21 @@ def _check_candidate(
         left_out=[case.name for index, case in enumerate(plan.cases) if index not in cases],
         error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
+    if not report.has_limits:
+        return result.model_copy(update={"error": _without_limits(report, expected)})
     if not cases:
         return result
     return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report.factor, failed))
+
+
+def _without_limits(report: ParityReport, expected: _Expected) -> str:
+    """Why nothing can be compared: a floor that is not finite would let everything pass."""
+    if not all(np.isfinite(output).all() for output in expected.outputs):
+        return f"eager PyTorch itself is not finite in {report.reference}, so there is nothing to compare with"
+    floors = [item for inside in expected.insides.values() for item in inside.floors.items()]
+    place = next((f" from {name} on" for name, floor in floors if not np.isfinite(floor)), "")
+    other = "; export in bfloat16" if report.dtype is Dtype.FLOAT16 else ""
+    return f"eager PyTorch itself is not finite in {report.dtype}{place}, so no limit can be derived from it{other}"
 
 
 def _look_into(

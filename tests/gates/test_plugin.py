@@ -1,5 +1,6 @@
 """The pytest plugin, in a pytest of its own: what passes, what fails and how it is said, and the JUnit file."""
 
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -47,22 +48,48 @@ def test_a_broken_graph_fails_and_the_place_is_named(tmp_path: Path) -> None:
 
 
 def test_a_slower_funnel_fails_and_the_place_is_named(tmp_path: Path) -> None:
-    bundle, dense = changed(tmp_path, slower), Recipe(funnel=None).bundle()
-    options = ("--funnel-min-speedup=1", f"--funnel-baseline={dense.path}")
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, *options)
+    bundle = changed(tmp_path, slower)
+    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, "--funnel-min-speedup=1")
     assert done.returncode == 1
+    assert "torch.__trace" not in done.stdout, "the dense baseline is traced while pytest listens"
     assert "onnxruntime at batch 1, length 8: 0." in done.stdout
     assert "1 failed, 1 passed" in done.stdout
 
 
 def test_an_error_of_ours_speaks_for_itself(tmp_path: Path) -> None:
     bundle = own(tmp_path)
-    options = ("--funnel-min-speedup=1", f"--funnel-baseline={bundle.path}")
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, *options)
+    shutil.rmtree(bundle.path / "reports", ignore_errors=True)
+    (bundle.path / "reports").symlink_to(tmp_path)
+    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST)
     assert done.returncode == 1
-    assert "this is no dense bundle of the same weights" in done.stdout
-    assert "1 failed, 1 passed" in done.stdout
-    assert "benching.py" not in done.stdout
+    assert done.stdout.count("the bundle's reports lie elsewhere") in (1, 2), "the failure, and pytest's short summary"
+    assert "1 skipped, 1 error" in done.stdout
+    assert "checking.py" not in done.stdout
+
+
+def test_a_report_that_cannot_be_kept_is_no_verdict(tmp_path: Path) -> None:
+    """Warnings are errors in these runs; ours must not take the place of what the gate says."""
+    bundle = own(tmp_path)
+    shutil.rmtree(bundle.path / "reports", ignore_errors=True)
+    (bundle.path / "reports").write_text("no folder")
+    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout
+    assert "warning: the report could not be kept in the bundle" in done.stdout
+
+
+def test_a_target_that_is_asked_for_twice_is_one(tmp_path: Path) -> None:
+    done = run(tmp_path, f"--funnel-bundle={own(tmp_path).path}", *FAST, "--funnel-target=onnxruntime")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout
+
+
+def test_several_processes_do_not_time_at_once(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text("def test_mine(funnel_latency): pass")
+    done = run(tmp_path, "test_mine.py", f"--funnel-bundle={own(tmp_path).path}", *FAST, "--numprocesses=2")
+    assert done.returncode == 1
+    assert "latency needs the machine for itself: run pytest without --numprocesses" in done.stdout
+    assert "1 passed" in done.stdout, "parity may share it"
 
 
 def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
@@ -86,12 +113,19 @@ def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
         (["--funnel-bundle=nowhere"], "there is no bundle here"),
         (["--funnel-bundle={bundle}", "--funnel-target=tpu"], "unknown target"),
         (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--numprocesses=2"], "without --numprocesses"),
-        (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"], "too few rounds for a gate"),
+        (
+            ["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--dist=each", "--tx=2*popen"],
+            "without --numprocesses",
+        ),
+        (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"], "too few rounds for an interval"),
+        (["--funnel-bundle={bundle}", "--funnel-length=0"], "length of a check is at least 1"),
+        (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "max_length of a check is at least 1"),
+        (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "a dense bundle has nothing to be compared with"),
     ],
 )
 def test_what_cannot_be_ends_the_run_before_it_begins(arguments: list[str], said: str, tmp_path: Path) -> None:
-    bundle = Recipe().bundle().path
-    done = run(tmp_path, *(argument.format(bundle=bundle) for argument in arguments))
+    bundle, dense = Recipe().bundle().path, Recipe(funnel=None).bundle().path
+    done = run(tmp_path, *(argument.format(bundle=bundle, dense=dense) for argument in arguments))
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ import pytest
 from exported import Recipe
 from fuzz.watch import listing
 
-from funnel_export import export, load_bundle
+from funnel_export import bench, check, compile_bundle, export, load_bundle
 from funnel_export.errors import BundleError
 from funnel_export.exporter import build
 
@@ -205,6 +205,10 @@ def test_a_folder_whose_name_is_no_text(ready: None, folder: Path) -> None:
     ).stdout
     assert "odd \\xff\\u001b[31m" in shown
     assert shown.replace("\n", "").isprintable()
+    (folder / "out").rename(odd / "out")
+    for work in (check, bench, lambda bundle: compile_bundle(bundle, "onnxruntime")):
+        with pytest.raises(BundleError, match=r"(?s)whose name is not UTF-8.*odd \\udcff.*rename the folder"):
+            work(odd / "out")
     done = subprocess.run(command(odd, str(folder / "new")), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "odd \\udcff\\u001b[31m\n    name/checkpoint" in done.stderr

@@ -10,7 +10,7 @@ from funnel_export.report.funnel_panel import draw_funnel, segments
 from funnel_export.report.latency_panels import draw_latency, draw_ratio
 from funnel_export.report.palette import DARK, LIGHT, SENTINELS
 from funnel_export.report.parity_panels import POOLED, RECOVERED, positions
-from funnel_export.verify.boundaries import Boundary
+from funnel_export.verify.parity_report import Boundary
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ import onnx_ir as ir
 import pytest
 from breaks import broken
 from exported import Recipe
-from latencies import make_latency, make_row
+from latencies import make_latency, make_parity, make_row
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
-from funnel_export import Bundle, check, load_bundle
+from funnel_export import Bundle, FunnelSpec, check, compile_bundle, load_bundle
 from funnel_export.cli import app
-from funnel_export.errors import BundleError
+from funnel_export.errors import BundleError, FunnelExportWarning
 from funnel_export.report import numbers
 from funnel_export.report.write import write_reports
-from funnel_export.verify.latency import ContenderResult, LatencyReport
-from funnel_export.verify.parity import ParityReport
+from funnel_export.verify.latency import ContenderResult, LatencyReport, Place
+from funnel_export.verify.parity_report import ParityReport
 
 FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png"]
 
@@ -108,7 +108,7 @@ def test_a_table_holds_no_more_than_the_report(bundle: Bundle) -> None:
     put(bundle, latency)
     write_reports(bundle)
     lines = (bundle.path / "reports" / "report.md").read_text().splitlines()
-    rows = [line for line in lines if re.match(r"\| (eager|onnxruntime|openvino) \| \d", line)]
+    rows = [line for line in lines if re.match(r"\| (eager|onnxruntime|openvino) \| \d+ \| \d", line)]
     assert len(rows) == len(latency.rows)
 
 
@@ -120,15 +120,66 @@ def test_nothing_was_run(bundle: Bundle) -> None:
         assert "1:3:2" in page
 
 
-def test_only_one_was_run(bundle: Bundle) -> None:
+def test_only_bench_was_run(bundle: Bundle) -> None:
+    """The parity that is shown is what it found before it timed."""
     put(bundle, make_latency(bundle, min_speedup=None))
     for page in pages(bundle):
-        assert page.count("not run") == 1
+        assert "not run" not in page
+        assert "2 of 2 targets compute what eager PyTorch computes" in page
         assert "none set" in page
     put(bundle, make_latency(bundle, rows=[], min_speedup=None))
     for page in pages(bundle):
         assert "No runtime has numbers for both models." in page
     assert not (bundle.path / "reports" / "latency.png").exists()
+
+
+def test_only_check_was_run(bundle: Bundle) -> None:
+    check(bundle, targets=["onnxruntime"], max_length=4)
+    for page in pages(bundle):
+        assert page.count("not run") == 1
+        assert "1 of 1 targets compute what eager PyTorch computes" in page
+        assert page.count("left out as too long: 5, 6, 8") == 2, "in the verdict, and where parity is shown"
+
+
+@pytest.mark.parametrize("name", ["parity", "latency"])
+def test_a_report_of_another_bundle_is_refused(bundle: Bundle, name: str) -> None:
+    other = Recipe(funnel=FunnelSpec.parse("0:2:2")).bundle()
+    put(bundle, make_parity(other) if name == "parity" else make_latency(other))
+    with pytest.raises(BundleError, match=rf"(?s){name}\.json was made from another bundle.*or remove the file"):
+        write_reports(bundle)
+
+
+def test_an_engine_that_was_compiled_anew_is_outdated(bundle: Bundle) -> None:
+    engine = compile_bundle(bundle, "onnxruntime", name="mine")
+    for digest, outdated in ((engine.sha256, False), ("0" * 64, True)):
+        put(bundle, make_latency(bundle, parity=make_parity(bundle, engines={"mine": digest})))
+        for page in pages(bundle):
+            assert ("OUTDATED" in page) is outdated
+            assert ("mine is not the engine any more that this is of: funnel-export bench" in page) is outdated
+    put(bundle, make_latency(bundle, parity=make_parity(bundle, engines={"gone": "0" * 64})))
+    for page in pages(bundle):
+        assert "gone is not the engine any more" in page
+
+
+def test_shapes_that_were_not_timed_are_named(bundle: Bundle) -> None:
+    place = Place(runtime="plan", batch=2, length=4096)
+    put(bundle, make_latency(bundle, not_timed=[place]))
+    for page in pages(bundle):
+        assert "INCOMPLETE" in page
+        assert "plan at batch 2, length 4096: no optimization profile takes it" in page
+        assert "batch 2, length 4,096: no optimization profile takes it" in page
+
+
+def test_the_headline_is_of_targets(bundle: Bundle) -> None:
+    rows = [make_row("eager", 1, 16, 9.0, ratio=0.25), make_row("openvino", 1, 16, 5.0, ratio=0.5)]
+    eager, openvino = (f"{row.ratio.speedup.value:.2f} ×" for row in rows)
+    put(bundle, make_latency(bundle, rows=rows))
+    for page in pages(bundle):
+        assert f"{openvino} as fast" in page
+        assert f"eager: {eager}" in page
+    put(bundle, make_latency(bundle, rows=rows[:1]))
+    for page in pages(bundle):
+        assert "no target was timed" in page
 
 
 def test_a_dense_bundle() -> None:
@@ -154,7 +205,7 @@ def test_a_failed_parity_is_shown(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_a_failed_gate_is_shown(bundle: Bundle) -> None:
     rows = [make_row("openvino", 1, 16, 5.0, ratio=0.99)]
-    latency = make_latency(bundle, rows=rows, min_speedup=1.3, parity_passed=False)
+    latency = make_latency(bundle, rows=rows, min_speedup=1.3, parity=make_parity(bundle, passed=False))
     put(bundle, latency)
     assert latency.gate is not None
     assert latency.gate.failures
@@ -216,6 +267,9 @@ def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str
         ("latency.json", nonsense(lambda report: report["rows"][0]["dense"].update(median_ms=-1.0))),
         ("latency.json", nonsense(lambda report: report["rows"][0]["ratio"].update(low=0.0))),
         ("latency.json", nonsense(lambda report: report.update(rows=report["rows"][:1] * 2000))),
+        ("latency.json", nonsense(lambda report: report["rows"][0].update(length=10**400))),
+        ("latency.json", nonsense(lambda report: report["rows"][0]["dense"].update(low_ms=1e-320))),
+        ("latency.json", nonsense(lambda report: report["contenders"][0]["memory"].update(host_bytes=10**400))),
     ],
 )
 def test_a_damaged_file_is_refused(bundle: Bundle, name: str, content: Callable[[Bundle], str]) -> None:
@@ -231,6 +285,24 @@ def test_check_survives_a_damaged_report_of_latencies(bundle: Bundle) -> None:
     (bundle.path / "reports" / "latency.json").write_text("[]")
     with pytest.warns(UserWarning, match=r"latency\.json is not a report"):
         assert check(bundle, targets=["onnxruntime"], max_length=3).passed
+
+
+def test_a_report_that_cannot_be_drawn_costs_no_result(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OverflowError("no such number")
+
+    monkeypatch.setattr("funnel_export.report.contents.draw_all", refuse)
+    with pytest.warns(FunnelExportWarning, match="could not be kept in the bundle: no such number"):
+        assert check(bundle, targets=["onnxruntime"], max_length=3).passed
+
+
+@pytest.mark.parametrize("value", [1e308, -1.0, float("nan"), float("inf")])
+def test_errors_of_any_size_are_drawn(bundle: Bundle, value: float) -> None:
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    (target,) = parity.targets
+    places = [place.model_copy(update={"rms_rel": value}) for place in target.boundaries]
+    put(bundle, parity.model_copy(update={"targets": [target.model_copy(update={"boundaries": places})]}))
+    assert bundle.path / "reports" / "boundaries.png" in write_reports(bundle)
 
 
 def test_links_are_refused(bundle: Bundle, tmp_path: Path) -> None:

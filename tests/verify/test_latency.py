@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from funnel_export.verify.latency import Latency, Ratio, Row, compare, judge, summarize
+from funnel_export.verify.latency import Latency, Place, Ratio, Row, compare, judge, summarize
 
 QUIET = Latency(median_ms=1.0, low_ms=1.0, high_ms=1.0, rounds=9)
 
@@ -55,6 +55,13 @@ def test_the_gate_looks_at_the_lower_end_and_names_the_place() -> None:
 def test_pytorch_has_no_say_and_nothing_at_all_fails() -> None:
     assert judge([row(0.5, 0.6), row(2.0, 3.0, "eager"), row(2.0, 3.0, "torch.compile")], 1.5).passed
     assert judge([row(0.1, 0.2, "eager")], 1.5).failures == ["no target was measured"]
+    assert judge([row(0.5, 0.6)], 1.5, broken=["torch.compile"]).passed
+
+
+def test_what_was_not_timed_is_not_fast_enough() -> None:
+    place = Place(runtime="plan", batch=1, length=512)
+    gate = judge([row(0.5, 0.6)], 1.5, not_timed=[place], broken=["openvino"])
+    assert gate.failures == ["openvino has no numbers", "plan at batch 1, length 512: was not timed"]
 
 
 @pytest.mark.parametrize(("value", "low"), [(float("nan"), float("nan")), (0.0, 0.0), (-1.0, -1.0), (0.7, 0.8)])

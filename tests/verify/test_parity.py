@@ -1,6 +1,7 @@
 """The parity gate passes what was exported, refuses what differs, and names the place."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import torch
 from breaks import broken, swapped_masks
 from exported import Recipe
+from safetensors.torch import load_file, save_file
 
-from funnel_export import FunnelSpec, check
-from funnel_export.errors import SpecError, TargetUnavailableError
-from funnel_export.verify.parity import ParityReport
+from funnel_export import Bundle, FunnelSpec, check, export
+from funnel_export.errors import FunnelExportWarning, SpecError, TargetUnavailableError
+from funnel_export.verify.parity_report import ParityReport
 
 
 def node(model: ir.Model, name: str, op_type: str) -> ir.Node:
@@ -155,8 +157,55 @@ def unknown_op(model: ir.Model) -> None:
 def test_a_target_that_refuses_the_graph_does_not_silence_the_others(tmp_path: Path) -> None:
     report = check(broken(Recipe().bundle(), tmp_path, unknown_op), max_length=3)
     assert not report.passed
+    assert report.refused
     assert [result.target for result in report.targets] == ["onnxruntime", "openvino"]
     assert all("refused the graph" in str(result.error) for result in report.targets)
+
+
+def overflowing(folder: Path, change: Callable[[ir.Model], None] | None) -> Bundle:
+    """A float16 bundle whose logits overflow in eager PyTorch too, with its graph changed or as it was exported."""
+    checkpoint = shutil.copytree(Recipe(overrides=(("final_logit_softcapping", None),)).checkpoint(), folder / "large")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 5e3
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(FunnelExportWarning, match="overflow in float16"):
+        bundle = export(checkpoint, folder / "bundle", funnel="1:3:2", dtype="float16")
+    if change is None:
+        return bundle
+    (folder / "changed").mkdir()
+    return broken(bundle, folder / "changed", change)
+
+
+def sine_for_tanh(model: ir.Model) -> None:
+    for each in model.graph:
+        if each.op_type == "Tanh":
+            each.op_type = "Sin"
+
+
+@pytest.mark.parametrize("change", [None, sine_for_tanh])
+def test_where_eager_overflows_nothing_passes(change: Callable[[ir.Model], None] | None, tmp_path: Path) -> None:
+    """Times the noise floor is no limit where that is infinite."""
+    report = check(overflowing(tmp_path, change), targets=["onnxruntime"], max_length=4)
+    assert np.isinf(report.floor.max_rel)
+    assert not report.passed
+    (result,) = report.targets
+    assert not result.passed
+    assert not any(case.passed for case in result.cases)
+    assert result.error == (
+        "eager PyTorch itself is not finite in float16, so no limit can be derived from it; export in bfloat16"
+    )
+    assert not report.refused
+
+
+def test_the_place_where_eager_overflows_is_named(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "large")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.2.mlp.down_proj.weight"] *= 1e6
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(FunnelExportWarning):
+        bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", dtype="float16")
+    (result,) = check(bundle, targets=["onnxruntime"], max_length=4).targets
+    assert "not finite in float16 from layers.2 on" in str(result.error)
 
 
 @pytest.mark.parametrize("options", [{"lengths": [0]}, {"max_length": 0}, {"factor": 0.5}, {"factor": float("nan")}])

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from funnel_export.atomic import write_bytes, write_text
 from funnel_export.bundle import Digest
 from funnel_export.engine import CACHES, Engine
-from funnel_export.errors import printable
+from funnel_export.errors import FunnelExportWarning, printable
 from funnel_export.files import LARGEST_JSON, read_bytes
 from funnel_export.targets.tensorrt.gpu import find_gpu
 
@@ -65,4 +65,4 @@ def _record(engine: Engine, content: bytes) -> _Record:
 
 
 def _warn(why: str) -> None:
-    warnings.warn(f"the runtime cache is not used: it {printable(why)}", stacklevel=3)
+    warnings.warn(f"the runtime cache is not used: it {printable(why)}", FunnelExportWarning, stacklevel=3)

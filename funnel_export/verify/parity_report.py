@@ -1,0 +1,106 @@
+"""What `check` found, as data: `reports/parity.json`. No torch is imported here."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from funnel_export.bundle import Digest, WeightRecord
+from funnel_export.config import Dtype
+from funnel_export.engine import EngineName
+from funnel_export.verify.metrics import Metrics
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+
+class Boundary(_Report):
+    """How far a target is off at one place inside the model."""
+
+    name: str
+    """`layers.3`, `funnel.pooled` or `funnel.recovered`."""
+    case: str
+    rms_rel: float
+    """Root mean square of the difference over that of the reference."""
+    limit: float
+    floor: float | None = None
+    """What eager PyTorch in the bundle's dtype loses here."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its limit; what is not a number is not."""
+        return self.rms_rel <= self.limit < math.inf
+
+
+class CaseResult(_Report):
+    """One batch on one target."""
+
+    case: str
+    metrics: Metrics
+    passed: bool
+
+
+class TargetResult(_Report):
+    """One target on all batches, with the bundle's graph or with an engine."""
+
+    target: str
+    engine: str | None = None
+    """Name of the engine, None for the bundle's graph."""
+    device: str
+    precision: str
+    passed: bool
+    cases: list[CaseResult]
+    left_out: list[str] = []
+    """Batches for which the engine has no optimization profile."""
+    boundaries: list[Boundary] = []
+    """On the first batch that failed, or else on one that is not too long; of an engine, in the bundle's graph."""
+    boundaries_missing: str | None = None
+    """Why there are none, if there are none."""
+    first_difference: Boundary | None = None
+    """The first boundary beyond its limit, if the target did not pass."""
+    error: str | None = None
+    """Why the target could not run, or could not be judged."""
+    refused: bool = False
+    """Whether it could not run because the target refused the graph."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name, or the target's."""
+        return self.engine or self.target
+
+
+class ParityReport(_Report):
+    """The outcome of `check`."""
+
+    schema_version: Literal[1] = 1
+    passed: bool
+    graph_sha256: Digest
+    weights: list[WeightRecord]
+    engines: dict[EngineName, Digest]
+    """Digest of the file to load of each engine that was compared, by the engine's name."""
+    dtype: Dtype
+    reference: str
+    """Dtype of the eager PyTorch model that everything is compared with."""
+    factor: float
+    seed: int
+    floor: Metrics
+    """The worst that eager PyTorch in the bundle's dtype shows in any case."""
+    limit_max_rel: float
+    limit_rms_rel: float
+    lengths_left_out: list[int]
+    targets: list[TargetResult]
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether there is a noise floor to derive limits from: not where eager PyTorch itself overflows."""
+        return math.isfinite(self.limit_max_rel) and math.isfinite(self.limit_rms_rel)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a target refused the graph."""
+        return any(target.refused for target in self.targets)
+
+    def within(self, metrics: Metrics) -> bool:
+        """Whether these errors pass; what is not a number does not, and without limits nothing does."""
+        return self.has_limits and metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
