@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[128, 512, 1536], help="tokens of a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="rows of a batch")
     parser.add_argument(
-        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 31 down to 4"
+        "--rounds", type=parse_rounds, nargs="+", default=[], help="counted calls: 5, or 4x1536=5; default 31 down to 6"
     )
     parser.add_argument(
         "--together", type=int, default=TOGETHER, help="most tokens at which all processes live at once"
