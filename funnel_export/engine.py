@@ -128,16 +128,14 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
     """Names of engines that are not in the bundle any more, or not as they were; `digests` are of the files to load."""
-    changed = []
-    for name, digest in digests.items():
-        try:
-            manifest = read_engine_manifest(bundle.path / ENGINES / name)
-        except BundleError:
-            changed.append(name)
-            continue
-        if manifest.files[0].sha256 != digest:
-            changed.append(name)
-    return changed
+    return [name for name, digest in digests.items() if _digest_now(bundle, name) != digest]
+
+
+def _digest_now(bundle: Bundle, name: str) -> str | None:
+    try:
+        return read_engine_manifest(bundle.path / ENGINES / name).files[0].sha256
+    except BundleError:
+        return None
 
 
 def verify_file(path: Path, record: FileRecord) -> None:

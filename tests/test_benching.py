@@ -13,7 +13,7 @@ import torch
 from exported import Recipe
 from tamper import agree_with_graph
 from test_cli import run
-from verify.test_parity import another_softcap, node, shifted_read_out
+from verify.test_parity import another_softcap, node, shifted_read_out, unknown_op
 
 from funnel_export import Bundle, bench, check, compile_bundle, load_bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
@@ -166,10 +166,6 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
     (error,) = [contender.error for contender in report.contenders if contender.error]
     assert error.startswith("no parity, no number: its outputs at batch 1, length 7 are ")
     assert {row.runtime for row in report.rows} == {"eager"}
-
-
-def unknown_op(model: ir.Model) -> None:
-    node(model, "layers.1/", "Tanh").op_type = "Nonesuch"
 
 
 def test_a_graph_that_is_refused_has_one_exit_code(tmp_path: Path) -> None:

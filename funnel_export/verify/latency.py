@@ -162,7 +162,7 @@ class LatencyReport(_Report):
     funnel: dict[str, int | str | bool]
     num_layers: Count
     parity: ParityReport
-    """What was checked before; where it did not pass, there are no rows."""
+    """What was checked before; a target or engine that did not pass has no rows."""
     rounds: Annotated[int, Field(ge=0, le=1 << 20)]
     contenders: list[ContenderResult]
     rows: list[Row]
