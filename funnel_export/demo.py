@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from funnel_export.atomic import write_text
 from funnel_export.benching import bench
@@ -21,7 +20,6 @@ from funnel_export.progress import Progress
 from funnel_export.targets import get_target, target_names
 from funnel_export.verify.eager import without_progress_bars
 from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.summary import describe_bundle, describe_latency, describe_parity
 
 MARK = "demo.json"
@@ -29,17 +27,10 @@ FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
 LENGTHS = (256, 512, 1024)
 
 
-class DemoReport(BaseModel):
-    """What the demo found."""
-
-    parity: ParityReport
-    latency: LatencyReport
-
-
-def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> DemoReport:
+def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> LatencyReport:
     """Make a small Gemma2, export it dense and with a funnel, compile it for all that is here, check and time it.
 
-    Leaves `out/checkpoint`, `out/dense`, `out/funnel` and `out/demo.json`.
+    Leaves `out/checkpoint`, `out/dense`, `out/funnel` and the report, `out/demo.json`.
 
     Raises:
         BundleError: if `out` holds something else than an earlier demo.
@@ -60,7 +51,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         ):
             compile_bundle(funnel, target.name, progress=partial(_prefixed, progress, target.name))
     parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
-    latency = bench(
+    report = bench(
         funnel,
         pytorch=("eager",),
         lengths=lengths,
@@ -68,7 +59,6 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         parity=parity,
         progress=partial(_prefixed, progress, "latency"),
     )
-    report = DemoReport(parity=parity, latency=latency)
     write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
     return report
 
@@ -78,14 +68,14 @@ def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = N
     progress(f"{prefix}: {step}", *shares)
 
 
-def describe_demo(out: Path, report: DemoReport) -> str:
+def describe_demo(out: Path, report: LatencyReport) -> str:
     """The demo for a person to read."""
     bundle = load_bundle(out / "funnel")
     return "\n\n".join(
         (
             describe_bundle(bundle),
             "parity with eager PyTorch\n" + describe_parity(report.parity),
-            "latency\n" + describe_latency(report.latency),
+            "latency\n" + describe_latency(report),
             f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
             f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",
         )

@@ -22,7 +22,7 @@ def demo(
     with progress_bar() as progress:
         report = run_demo(out, progress=progress)
     say(report.model_dump_json() if json_ else describe_demo(out, report))
-    if not report.parity.passed:
+    if not report.passed:
         raise typer.Exit(1)
 
 
