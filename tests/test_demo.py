@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+from exported import Recipe
+from latencies import make_latency
+from typer.testing import CliRunner
 
 from funnel_export import load_bundle
+from funnel_export.cli import app
 from funnel_export.demo import FUNNEL, describe_demo, run_demo
 from funnel_export.engine import engine_names
 from funnel_export.errors import BundleError
@@ -44,3 +48,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(BundleError, match="holds something else"):
         run_demo(tmp_path, progress=lambda step: None)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_runtime_without_numbers_ends_the_command_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = make_latency(Recipe().bundle(), min_speedup=None)
+    broken = good.contenders[0].model_copy(update={"error": "out of luck"})
+    for report, code in ((good, 0), (good.model_copy(update={"contenders": [broken]}), 1)):
+        monkeypatch.setattr("funnel_export.demo.run_demo", lambda *_, report=report, **__: report)
+        done = CliRunner().invoke(app, ["demo", str(tmp_path), "--json"])
+        assert done.exit_code == code
+        assert LatencyReport.model_validate_json(done.stdout) == report
