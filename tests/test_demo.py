@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from exported import Recipe
-from latencies import make_latency
+from latencies import make_latency, make_parity
 from typer.testing import CliRunner
 
 from funnel_export import load_bundle
@@ -50,10 +50,17 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_runtime_without_numbers_ends_the_command_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = make_latency(Recipe().bundle(), min_speedup=None)
+def test_what_the_demo_found_is_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Recipe().bundle()
+    good = make_latency(bundle, min_speedup=None)
     broken = good.contenders[0].model_copy(update={"error": "out of luck"})
-    for report, code in ((good, 0), (good.model_copy(update={"contenders": [broken]}), 1)):
+    refusing = good.parity.targets[0].model_copy(update={"passed": False, "refused": True})
+    found = {
+        0: good,
+        1: good.model_copy(update={"contenders": [broken]}),
+        4: good.model_copy(update={"parity": make_parity(bundle, passed=False, targets=[refusing])}),
+    }
+    for code, report in found.items():
         monkeypatch.setattr("funnel_export.demo.run_demo", lambda *_, report=report, **__: report)
         done = CliRunner().invoke(app, ["demo", str(tmp_path), "--json"])
         assert done.exit_code == code

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from funnel_export.errors import printable
+from funnel_export.errors import TargetRefusedError, printable
 from funnel_export.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from funnel_export.verify.parity_report import ParityReport
 
 app = typer.Typer(
     help="Export Gemma2 with a sequence funnel, and prove that it computes what PyTorch computes.",
@@ -24,6 +27,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 def say(text: str) -> None:
     """Print a result."""
     typer.echo(printable(text))  # names in a bundle are its maker's
+
+
+def end(parity: "ParityReport", *, passed: bool) -> None:
+    """End a command by the exit code of what it found."""
+    if parity.refused:
+        raise typer.Exit(TargetRefusedError.exit_code)
+    if not passed:
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
+from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
 from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
-from funnel_export.errors import SpecError, TargetRefusedError
+from funnel_export.errors import SpecError
 
 
 @app.command()
@@ -22,8 +22,7 @@ def demo(
     with progress_bar() as progress:
         report = run_demo(out, progress=progress)
     say(report.model_dump_json() if json_ else describe_demo(out, report))
-    if not report.passed:
-        raise typer.Exit(1)
+    end(report.parity, passed=report.passed)
 
 
 @app.command()
@@ -124,10 +123,7 @@ def check(
     if not json_:
         say(describe_parity(report))
     say(report.model_dump_json())
-    if report.refused:
-        raise typer.Exit(TargetRefusedError.exit_code)
-    if not report.passed:
-        raise typer.Exit(1)
+    end(report, passed=report.passed)
 
 
 @app.command()

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
-from funnel_export.errors import TargetRefusedError
+from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
 
 
 @app.command()
@@ -50,7 +49,4 @@ def bench(
             progress=progress,
         )
     say(report.model_dump_json() if json_ else describe_latency(report))
-    if report.parity.refused:
-        raise typer.Exit(TargetRefusedError.exit_code)
-    if not report.passed:
-        raise typer.Exit(1)
+    end(report.parity, passed=report.passed)
