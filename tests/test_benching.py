@@ -22,8 +22,10 @@ from funnel_export.verify.latency import LatencyReport, Model
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
 
 
-def own(folder: Path, recipe: Recipe | None = None) -> Bundle:
-    return load_bundle(shutil.copytree((recipe or Recipe()).bundle().path, folder / "bundle"))
+def own(folder: Path) -> Bundle:
+    """A copy of a bundle, without the reports that other tests may have left in it."""
+    bundle = Recipe().bundle().path
+    return load_bundle(shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("reports")))
 
 
 def changed(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
