@@ -60,6 +60,8 @@ def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterato
 def folder_beside(target: Path) -> Iterator[Path]:
     """Give a private folder on the target's file system, and remove it when the block ends.
 
+    It is locked. What takes turns, as `replace_folder` and `write_text` do, has to write into a folder inside it.
+
     Raises:
         OSError: if it cannot be made.
     """

@@ -174,7 +174,7 @@ def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
             yield export(
                 bundle.path,
-                folder / "dense",
+                folder / "baseline" / "dense",  # not in `folder` itself, which is locked: an export would wait for it
                 funnel=None,
                 task=manifest.task,
                 dtype=manifest.dtype,

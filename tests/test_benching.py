@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tamper import agree_with_graph
 from test_cli import run
 from verify.test_parity import another_softcap, node, shifted_read_out, unknown_op
 
-from funnel_export import Bundle, bench, check, compile_bundle, load_bundle
+from funnel_export import Bundle, atomic, bench, benching, check, compile_bundle, load_bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.progress import no_progress
 from funnel_export.verify.latency import LatencyReport, Model
 
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
@@ -98,6 +100,21 @@ def test_rows_of_every_runtime(benched: tuple[Bundle, LatencyReport]) -> None:
         assert contender.memory.device_bytes is None
     assert LatencyReport.model_validate_json((bundle.path / "reports" / "latency.json").read_text()) == report
     assert sorted(path.name for path in bundle.path.parent.iterdir()) == ["bundle"], "baselines are removed again"
+
+
+def test_the_baseline_waits_for_no_lock_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, turn = [], atomic._turn
+
+    @contextmanager
+    def watched(folder: Path) -> Iterator[bool]:
+        with turn(folder) as alone:
+            turns.append(alone)
+            yield alone
+
+    monkeypatch.setattr(atomic, "_turn", watched)
+    with benching._baseline(own(tmp_path), no_progress):
+        assert len(turns) > 1
+    assert all(turns)
 
 
 def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
