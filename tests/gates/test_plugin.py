@@ -1,6 +1,5 @@
 """The pytest plugin, in a pytest of its own: what passes, what fails and how it is said, and the JUnit file."""
 
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
