@@ -15,8 +15,8 @@ import repeat
 from peers_table import render
 from tabulate import tabulate
 
-from funnel_export.verify.latency import Row
-from funnel_export.verify.summary import describe_rows
+from funnel_export.verify.latency import LatencyReport
+from funnel_export.verify.summary import describe_latency
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,11 +29,9 @@ def listed(conditions: Mapping[str, Any]) -> str:
 
 def demo() -> str:
     """The demo's latencies with their conditions."""
-    result: dict[str, Any] = json.loads((RESULTS / "demo.json").read_text())
-    assert result["parity"]["passed"]
-    assert not any(contender["error"] for contender in result["contenders"])
-    told = describe_rows([Row.model_validate(row) for row in result["rows"]], result["rounds"], result["dtype"])
-    return f"```\n{told}\n```\n\n({listed(result['conditions'])}; parity passed)"
+    report = LatencyReport.model_validate_json((RESULTS / "demo.json").read_text())
+    assert report.passed
+    return f"```\n{describe_latency(report)}\n```\n\n({listed(report.conditions)}; parity passed)"
 
 
 def gemma2_2b() -> str:

@@ -1,6 +1,5 @@
 """Tables for people: what a bundle is, what a check found."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -144,8 +143,11 @@ def describe_parity(report: ParityReport) -> str:
 
 
 def describe_latency(report: LatencyReport) -> str:
-    """A latency report for a person to read: rows, what has no numbers, the gate."""
-    lines = [describe_rows(report.rows, report.rounds, report.dtype)]
+    """A latency report for a person to read: rows and what their numbers are, what has no numbers, the gate."""
+    words = ("runtime", "batch", "length", "dense ms", "funnel ms", "tokens/s", "funnel/dense", "interval", "predicted")
+    rows = map(_latency_row, report.rows)
+    lines = [tabulate(rows, words, disable_numparse=True, colalign=("left", *("right",) * 8)), ""]
+    lines.append(f"medians of {report.rounds} calls that took turns, in {report.dtype}; 95 % bootstrap intervals")
     lines += [f"{each.name}: {each.error}" for each in report.contenders if each.error]
     lines += [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
     if not report.parity.passed:
@@ -154,13 +156,6 @@ def describe_latency(report: LatencyReport) -> str:
         wanted = f"at least {report.gate.min_speedup:g} times as fast as dense in every target"
         lines += [f"FAILED: {failure}" for failure in report.gate.failures] or [f"gate: {wanted}: passed"]
     return "\n".join(lines)
-
-
-def describe_rows(rows: Sequence[Row], rounds: int, dtype: str) -> str:
-    """Rows as a table, and what their numbers are."""
-    words = ("runtime", "batch", "length", "dense ms", "funnel ms", "tokens/s", "funnel/dense", "interval", "predicted")
-    table = tabulate(map(_latency_row, rows), words, disable_numparse=True, colalign=("left", *("right",) * 8))
-    return f"{table}\n\nmedians of {rounds} calls that took turns, in {dtype}; 95 % bootstrap intervals"
 
 
 def _latency_row(row: Row) -> tuple[object, ...]:
