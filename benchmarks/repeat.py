@@ -54,7 +54,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Bench twice, compare, record."""
-    from funnel_export import bench, check, load_bundle
+    from funnel_export import bench, checking, load_bundle
     from funnel_export.verify.summary import describe_latency
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="result file")
     options = parser.parse_args()
     bundle = load_bundle(options.bundle)
-    parity = check(bundle, max_length=max(options.length))
+    parity = checking.compare(bundle, max_length=max(options.length))
     runs = []
     for number in (1, 2):
         print(f"run {number} of 2", file=sys.stderr)

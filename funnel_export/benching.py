@@ -16,7 +16,7 @@ from funnel_export.checking import candidates, compare
 from funnel_export.compiling import compile_bundle
 from funnel_export.config import PYTORCH
 from funnel_export.engine import changed_engines, processor
-from funnel_export.errors import SpecError, TargetUnavailableError
+from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
 from funnel_export.pipeline import export
 from funnel_export.progress import Progress, no_progress
 
@@ -43,6 +43,7 @@ def bench(
     min_speedup: float | None = None,
     device: str = "auto",
     seed: int = 0,
+    max_length: int | None = None,
     parity: "ParityReport | None" = None,
     progress: Progress = no_progress,
 ) -> "LatencyReport":
@@ -63,7 +64,9 @@ def bench(
             interval.
         device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
         seed: seed of the tokens.
-        parity: what `check` said of this bundle and all that is timed; without, it is asked, up to the longest length.
+        max_length: the longest rows of the `check` before it; by default the longest that are timed, and for an engine
+            that takes longer ones only, these.
+        parity: what `check` said of this bundle and all that is timed; without, it is asked.
         progress: called with the name of each step.
 
     Raises:
@@ -86,17 +89,20 @@ def bench(
 
     refuse_link(opened.path / REPORTS)
     if parity is None:
-        parity = compare(opened, targets=targets, max_length=max(lengths), seed=seed, progress=progress)
-    _refuse_parity(parity, opened, found)
+        longest = _longest(lengths, found) if max_length is None else max_length
+        parity = compare(opened, targets=targets, max_length=longest, seed=seed, progress=progress)
+    parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
     sound = [candidate for candidate in found if candidate.name in passed]
     with _baseline(opened, progress) as dense:
+        unbuilt = _build_likes(dense, sound, progress)
+        built = [candidate for candidate in sound if candidate.name not in unbuilt]
         contenders = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
-        contenders += _in_targets(opened, dense, sound, shapes, progress)
+        contenders += _in_targets(opened, dense, built, shapes)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
         entries = race(contenders, ids, rounds=rounds, progress=progress)
-    report = evaluate(opened, parity, entries, shapes, _conditions(found), min_speedup)
+    report = evaluate(opened, parity, entries, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
     progress("report")
     keep_report(opened, LATENCY, report)
     return report
@@ -151,15 +157,24 @@ def _refuse_unknown(pytorch: Sequence[str]) -> None:
         raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
 
 
-def _refuse_parity(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> None:
-    """Raise an error unless a parity report is of this bundle, and of everything that is to be timed as it is now."""
+def _longest(lengths: Sequence[int], found: Sequence["Candidate"]) -> int:
+    """The longest rows of a check before a bench: those that are timed, or the shortest that an engine takes."""
+    least = [min(profile.sequence.min for profile in each.profiles) for each in found if each.profiles]
+    return max([*lengths, *least])
+
+
+def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> "ParityReport":
+    """What a parity report says of all that is to be timed; an error if it lacks any, or is not of it as it is now."""
     hint = "funnel-export check again"
     refuse_other_bundle(parity, bundle, "the parity report", hint)
-    checked = {result.name for result in parity.targets}
-    missing = [candidate.name for candidate in found if candidate.name not in checked]
-    missing += changed_engines(bundle, parity.engines)
+    names = [candidate.name for candidate in found]
+    timed = parity.only(names)
+    missing = set(names) - {result.name for result in timed.targets} | set(changed_engines(bundle, timed.engines))
     if missing:
-        raise SpecError("the parity report is not of all that is to be timed", got=f"without {missing}", hint=hint)
+        raise SpecError(
+            "the parity report is not of all that is to be timed", got=f"without {sorted(missing)}", hint=hint
+        )
+    return timed
 
 
 @contextlib.contextmanager
@@ -172,7 +187,7 @@ def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
         manifest = bundle.manifest
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
-            yield export(
+            dense = export(
                 bundle.path,
                 folder / "baseline" / "dense",  # not in `folder` itself, which is locked: an export would wait for it
                 funnel=None,
@@ -182,6 +197,7 @@ def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
                 logits=manifest.logits,
                 progress=lambda step, *_: progress(f"dense baseline: {step}"),
             )
+        yield dense
 
 
 def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: str) -> Iterator["Contender"]:
@@ -207,12 +223,26 @@ def _chosen_device(device: str) -> str:
     return ("cuda" if here else "cpu") if device == "auto" else device
 
 
+def _build_likes(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:
+    """Compile the like of each engine from the dense model; why it could not be, by name of those where that failed."""
+    failed = {}
+    for engine in (candidate.engine for candidate in found if candidate.engine is not None):
+        try:
+            compile_bundle(
+                dense,
+                engine.manifest.target,
+                profiles=engine.manifest.profiles,
+                options=engine.manifest.options,
+                name=engine.name,
+                progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
+            )
+        except FunnelExportError as err:  # the others are timed all the same
+            failed[engine.name] = str(err)
+    return failed
+
+
 def _in_targets(
-    bundle: Bundle,
-    dense: Bundle,
-    found: Sequence["Candidate"],
-    shapes: Sequence[tuple[int, int]],
-    progress: Progress,
+    bundle: Bundle, dense: Bundle, found: Sequence["Candidate"], shapes: Sequence[tuple[int, int]]
 ) -> Iterator["Contender"]:
     """Each target and engine of the bundle, with its like of the dense model."""
     from funnel_export.verify.contender import Lineup
@@ -222,20 +252,9 @@ def _in_targets(
 
     for candidate in found:
         taken = frozenset(shape for shape in shapes if candidate.takes(Case((shape[1],) * shape[0])))
-        engine = candidate.engine
-        if engine is not None:
-            compile_bundle(
-                dense,
-                candidate.target.name,
-                profiles=engine.manifest.profiles,
-                options=engine.manifest.options,
-                name=engine.name,
-                progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
-            )
+        engine = None if candidate.engine is None else candidate.engine.name
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
-            lineup = Lineup(
-                bundle=source.path, target=candidate.target.name, engine=None if engine is None else engine.name
-            )
+            lineup = Lineup(bundle=source.path, target=candidate.target.name, engine=engine)
             yield Contender.of(candidate.name, model, bundle.manifest.dtype, lineup, shapes=taken)
 
 

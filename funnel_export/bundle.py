@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,11 +51,22 @@ class GraphRecord(_Record):
 
 
 class WeightRecord(_Record):
-    """A safetensors file of the bundle; its header's digest identifies it without reading gigabytes."""
+    """A safetensors file of the bundle, identified by its header and a sample of every tensor."""
 
     file: WeightName
     size: Annotated[int, Field(ge=0)]
     header_sha256: Digest
+    sample_sha256: Digest
+
+    @classmethod
+    def of(cls, file: WeightFile) -> Self:
+        """What is recorded of a file."""
+        digests = {"header_sha256": file.header_sha256, "sample_sha256": file.sample_sha256}
+        return cls(file=file.file, size=file.size, **digests)
+
+    def __str__(self) -> str:
+        header, sample = self.header_sha256[:12], self.sample_sha256[:12]
+        return f"{self.file} ({self.size} bytes, header {header}…, sample {sample}…)"
 
 
 class Manifest(_Record):
@@ -100,8 +111,8 @@ class Bundle:
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it.
 
-    Checked are the manifest, the digest of every graph, size and header of every weight file, and that the graphs refer
-    to nothing but these files. Weights themselves are not read.
+    Checked are the manifest, the digest of every graph, size, header and a sample of every weight file, and that the
+    graphs refer to nothing but these files.
 
     Raises:
         BundleError: if there is no bundle, or it is not what its manifest says.
@@ -151,7 +162,7 @@ def refuse_other_bundle(made: MadeFromBundle, bundle: Bundle, what: str, hint: s
 
 
 def _name_weights(weights: Iterable[WeightRecord]) -> str:
-    return "weights " + ", ".join(f"{w.file} ({w.size} bytes, header {w.header_sha256[:12]}…)" for w in weights)
+    return "weights " + ", ".join(map(str, weights))
 
 
 def _strange_weights(folder: Path, manifest: Manifest) -> set[str]:
@@ -230,14 +241,14 @@ def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
 def _verify_weight(folder: Path, record: WeightRecord) -> None:
     path = _inside(folder, record.file)
     try:
-        found = WeightFile.read(path)
+        found = WeightRecord.of(WeightFile.read(path))
     except CheckpointError as err:
         raise BundleError(f"a weight file of the bundle is damaged: {err}") from err
-    if (found.size, found.header_sha256) != (record.size, record.header_sha256):
+    if found != record:
         raise BundleError(
             "a weight file is not the one that was exported",
-            got=f"{path}: {found.size} bytes, header {found.header_sha256[:12]}…",
-            wanted=f"{record.size} bytes, header {record.header_sha256[:12]}…",
+            got=f"{found} in {folder}",
+            wanted=record,
             hint="export the bundle again",
         )
 

@@ -83,11 +83,13 @@ def compare(
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    from funnel_export.verify.inputs import plan_cases
+    from funnel_export.verify.inputs import plan_cases, with_profiles
     from funnel_export.verify.parity import FACTOR, check_parity, refuse_if_too_large
 
-    tuned = {profile.sequence.opt for each in chosen if each.engine for profile in each.engine.manifest.profiles}
+    profiles = [profile for each in chosen for profile in each.profiles]
+    tuned = {profile.sequence.opt for profile in profiles}
     plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
+    plan = with_profiles(plan, profiles, max_length)
     refuse_if_too_large(opened, plan)
     return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)
 
@@ -129,17 +131,15 @@ def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator["Candi
 
 
 def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
-    from funnel_export.targets import is_runtime_name
+    from funnel_export.targets import refuse_odd_name
 
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
-        if is_runtime_name(name):
-            raise BundleError(
-                "an engine is named like a runtime: reports would mistake one for the other",
-                got=bundle.path / ENGINES / name,
-                wanted="another name",
-                hint="rename its folder",
-            )
+        try:
+            refuse_odd_name(name)
+        except SpecError as err:
+            folder = bundle.path / ENGINES / name
+            raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
         try:
             found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
         except BundleError as err:  # of whatever target it is

@@ -1,12 +1,13 @@
-"""Reading a Gemma2 checkpoint without loading its weights: config, tensor offsets, files."""
+"""Reading a Gemma2 checkpoint without loading its weights: config, tensor offsets, files, samples of weights."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -44,6 +45,9 @@ DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Dtypes of weights that can be exported, as safetensors names them, with their sizes in bytes."""
 
 
+SAMPLE = 4096
+"""Bytes that are read of each tensor."""
+
 Size = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 
 
@@ -74,16 +78,18 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A safetensors file: what identifies it without reading its weights."""
+    """A safetensors file: what identifies it without reading gigabytes."""
 
     file: str
     size: int
     header_sha256: str
+    sample_sha256: str
+    """Digest of the middle `SAMPLE` bytes of every tensor: two trainings of one model have the same header."""
     tensors: dict[str, StoredTensor]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the header of a safetensors file.
+        """Read the header of a safetensors file, and a sample of its weights.
 
         Raises:
             CheckpointError: if it is not a whole safetensors file.
@@ -97,7 +103,8 @@ class WeightFile:
                 length = int.from_bytes(stream.read(8), "little")
                 header = stream.read(min(length, LARGEST_HEADER))
                 size = os.fstat(stream.fileno()).st_size
-            entries = _HEADER.validate_python(_without_metadata(header))
+                tensors = _tensors(path.name, 8 + length, header)
+                sample = _sample(stream, tensors.values())
         except (OSError, SafetensorError, ValueError, RecursionError) as err:
             raise CheckpointError(
                 "a weight file cannot be read",
@@ -105,17 +112,30 @@ class WeightFile:
                 wanted="a whole safetensors file",
                 hint="download or save the checkpoint again",
             ) from err
-        tensors = {
-            name: StoredTensor(
-                file=path.name,
-                dtype=entry.dtype,
-                shape=entry.shape,
-                offset=8 + length + entry.data_offsets[0],
-                nbytes=entry.data_offsets[1] - entry.data_offsets[0],
-            )
-            for name, entry in entries.items()
-        }
-        return cls(path.name, size, hashlib.sha256(header).hexdigest(), tensors)
+        return cls(path.name, size, hashlib.sha256(header).hexdigest(), sample, tensors)
+
+
+def _tensors(file: str, start: int, header: bytes) -> dict[str, StoredTensor]:
+    """What a header names, in a file whose weights begin at `start`."""
+    return {
+        name: StoredTensor(
+            file=file,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            offset=start + entry.data_offsets[0],
+            nbytes=entry.data_offsets[1] - entry.data_offsets[0],
+        )
+        for name, entry in _HEADER.validate_python(_without_metadata(header)).items()
+    }
+
+
+def _sample(stream: BinaryIO, tensors: Iterable[StoredTensor]) -> str:
+    """See `WeightFile.sample_sha256`."""
+    digest = hashlib.sha256()
+    for tensor in sorted(tensors, key=lambda each: each.offset):
+        stream.seek(tensor.offset + max(0, tensor.nbytes - SAMPLE) // 2)
+        digest.update(stream.read(min(tensor.nbytes, SAMPLE)))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +150,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a checkpoint folder; reads JSON and safetensors headers only.
+        """Open a checkpoint folder; reads JSON, safetensors headers and a sample of every tensor.
 
         Raises:
             CheckpointError: if it is not a Gemma2 checkpoint in safetensors.

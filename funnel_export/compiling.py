@@ -6,15 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from funnel_export.atomic import replace_folder
 from funnel_export.bundle import ENGINES, MANIFEST, Bundle, load_bundle, refuse_other_bundle
 from funnel_export.engine import (
     BuiltFor,
     Engine,
     EngineManifest,
-    EngineName,
     is_engine,
     read_engine_manifest,
     record_file,
@@ -23,7 +20,7 @@ from funnel_export.engine import (
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.profile import Profile
 from funnel_export.progress import Progress, no_progress
-from funnel_export.targets import Compiled, CompileRequest, Target, get_target, is_runtime_name, refuse_odd_path
+from funnel_export.targets import Compiled, CompileRequest, Target, get_target, refuse_odd_name, refuse_odd_path
 from funnel_export.targets.options import parse_options
 
 LONGEST = 2048
@@ -66,7 +63,9 @@ def compile_bundle(
         options=parse_options(chosen.options, options or {}),
     )
     built_for = chosen.built_for(request)
-    folder = opened.path / ENGINES / _checked(chosen.engine_name(built_for) if name is None else name)
+    called = chosen.engine_name(built_for) if name is None else name
+    refuse_odd_name(called)
+    folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
         raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
     request = CompileRequest(
@@ -104,24 +103,6 @@ def _profiles(target: Target, bundle: Bundle, given: Sequence[Profile | str]) ->
     if not profiles and target.takes_profiles:
         return (default_profile(bundle),)
     return tuple(profiles)
-
-
-def _checked(name: str) -> str:
-    if is_runtime_name(name):
-        raise SpecError(
-            "an engine cannot be named like a runtime: reports would mistake one for the other",
-            got=name,
-            wanted="another name",
-            hint=f"--name {name}-engine",
-        )
-    try:
-        return TypeAdapter(EngineName).validate_python(name)
-    except ValidationError as err:
-        raise SpecError(
-            "an engine's name is a plain file name",
-            got=repr(name),
-            wanted="up to 128 letters, digits and ._+-, beginning with a letter or digit",
-        ) from err
 
 
 def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:

@@ -75,6 +75,11 @@ class EngineManifest(_Record):
     versions: dict[str, str]
     """Versions of the tools that made the engine."""
 
+    @property
+    def sha256(self) -> str:
+        """What identifies one build: the digest of all of this, with options, files and how long it took."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -92,11 +97,6 @@ class Engine:
     def file(self) -> Path:
         """The file to load."""
         return self.path / self.manifest.files[0].file
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the file to load."""
-        return self.manifest.files[0].sha256
 
 
 def engine_names(bundle: Bundle) -> list[str]:
@@ -127,13 +127,13 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 
 def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
-    """Names of engines that are not in the bundle any more, or not as they were; `digests` are of the files to load."""
+    """Names of engines that are not in the bundle any more, or not as they were; `digests` are of their manifests."""
     return [name for name, digest in digests.items() if _digest_now(bundle, name) != digest]
 
 
 def _digest_now(bundle: Bundle, name: str) -> str | None:
     try:
-        return read_engine_manifest(bundle.path / ENGINES / name).files[0].sha256
+        return read_engine_manifest(bundle.path / ENGINES / name).sha256
     except BundleError:
         return None
 

@@ -17,7 +17,7 @@ from test_cli import run
 from verify.test_parity import another_softcap, node, shifted_read_out, unknown_op
 
 from funnel_export import Bundle, atomic, bench, benching, check, compile_bundle, load_bundle
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import no_progress
 from funnel_export.verify.latency import LatencyReport, Model
 
@@ -123,12 +123,15 @@ def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
     parity = check(bundle)
     before = (bundle.path / "reports" / "parity.json").read_bytes()
     options = QUICK | {"pytorch": ()}
+    others = [target.model_copy(update={"passed": target.name == "onnxruntime"}) for target in parity.targets]
+    parity = parity.model_copy(update={"targets": others, "engines": {"gone": "0" * 64}, "passed": False})
     report = bench(bundle, targets=["onnxruntime"] * 2, parity=parity, **options)
-    assert report.passed
-    assert report.parity == parity
+    assert report.passed, "what is not timed has no say"
+    assert report.parity == parity.only(["onnxruntime"])
     assert [row.runtime for row in report.rows] == ["onnxruntime"] * 2, "one for each length"
-    alone = bench(bundle, targets=["onnxruntime"], **options).parity
+    alone = bench(bundle, targets=["onnxruntime"], max_length=3, **options).parity
     assert [target.name for target in alone.targets] == ["onnxruntime"]
+    assert alone.lengths_left_out, "of 20 tokens there would be none"
     assert (bundle.path / "reports" / "parity.json").read_bytes() == before
 
 
@@ -183,7 +186,7 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
     assert not report.passed
     assert report.parity.passed
     (error,) = [contender.error for contender in report.contenders if contender.error]
-    assert error.startswith("no parity, no number: its outputs at batch 1, length 7 are ")
+    assert error.startswith("no parity, no number: at batch 1, length 7 its outputs are ")
     assert {row.runtime for row in report.rows} == {"eager"}
 
 
@@ -195,16 +198,37 @@ def test_a_graph_that_is_refused_has_one_exit_code(tmp_path: Path) -> None:
         assert "refused the graph" in done.stdout
 
 
+def test_an_engine_without_a_dense_like_costs_no_other_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TargetRefusedError("no room for another engine")
+
+    bundle = own(tmp_path)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    monkeypatch.setattr(benching, "compile_bundle", refuse)
+    options = QUICK | {"pytorch": (), "lengths": (7,)}
+    report = bench(bundle, targets=["onnxruntime"], min_speedup=1e-6, **options)
+    assert [row.runtime for row in report.rows] == ["onnxruntime"]
+    assert [each.error for each in report.contenders if each.error] == [
+        "it could not be built: no room for another engine"
+    ]
+    assert report.gate is not None
+    assert report.gate.failures == ["mine has no numbers"]
+
+
 def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     for name in ("eager", "torch.compile", "openvino"):
         with pytest.raises(SpecError, match="cannot be named like a runtime"):
             compile_bundle(bundle, "onnxruntime", name=name)
     engine = compile_bundle(bundle, "onnxruntime", name="mine")
-    engine.path.rename(engine.path.with_name("eager"))
-    for command in (check, bench):
-        with pytest.raises(BundleError, match=r"(?s)named like a runtime.*rename its folder"):
-            command(bundle, targets=["onnxruntime"])
+    for name, message in (("eager", "named like a runtime"), ("mine copy", "is a plain file name")):
+        folder = engine.path.rename(engine.path.with_name(name))
+        for command in (check, bench):
+            with pytest.raises(BundleError, match=rf"(?s){message}.*rename its folder"):
+                command(bundle, targets=["onnxruntime"])
+        folder.rename(engine.path)
 
 
 @pytest.mark.parametrize(

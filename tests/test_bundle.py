@@ -12,6 +12,7 @@ import pytest
 import torch
 from exported import Recipe
 from models import save_tiny_checkpoint
+from safetensors.torch import load_file, save_file
 from tamper import agree_with_graph, rewrite_graph, rewrite_json
 
 from funnel_export import FunnelSpec, check, export, load_bundle
@@ -71,11 +72,21 @@ def other_weights(folder: Path) -> None:
     shutil.copyfile(folder.parent / "other" / "model.safetensors", folder / "model.safetensors")
 
 
+def trained_further(folder: Path) -> None:
+    """Weights of the same names, dtypes and shapes: the header is the same."""
+    file = folder / "model.safetensors"
+    weights, header = load_file(file), file.read_bytes()[:2000]
+    weights["model.layers.2.post_attention_layernorm.weight"] += 0.01
+    save_file(weights, file, metadata={"format": "pt"})
+    assert file.read_bytes()[:2000] == header
+
+
 SPOILS: dict[Callable[[Path], object], str] = {
     append_to_graph: "model.onnx is not the one that was exported",
     lambda f: (f / "model.onnx").unlink(): "the bundle's model.onnx is missing",
     truncate: "a weight file of the bundle is damaged",
     other_weights: "a weight file is not the one that was exported",
+    trained_further: "a weight file is not the one that was exported",
     link_weights: "a file of the bundle is a symbolic link",
     lambda f: rewrite_graph(f, lambda m: place(external(m), location="../secret")): "refers to data outside",
     lambda f: rewrite_graph(f, lambda m: place(external(m), offset="-4")): "refers to data outside",

@@ -26,6 +26,10 @@ def bench(
         float | None,
         typer.Option(help="Fail unless the funnel is so many times as fast in every target, noise accounted for."),
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest rows of the parity check before it (default: the longest that are timed)."),
+    ] = None,
     device: Annotated[str, typer.Option(help="PyTorch's device: auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
     json_: Json = False,
@@ -44,6 +48,7 @@ def bench(
             batches=batch or benching.BATCHES,
             rounds=rounds,
             min_speedup=min_speedup,
+            max_length=max_length,
             device=device,
             seed=seed,
             progress=progress,

@@ -74,7 +74,7 @@ def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: F
         logits=facts.logits,
         funnel=None if facts.spec is None else facts.spec.to_dict(),
         graphs=[graph],
-        weights=[WeightRecord(file=w.file, size=w.size, header_sha256=w.header_sha256) for w in weights],
+        weights=[WeightRecord.of(file) for file in weights],
         config_sha256=hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest(),
         source=facts.source,
         versions={tool: version(tool) for tool in TOOLS},

@@ -160,7 +160,9 @@ def _noted(config: pytest.Config) -> Iterator[None]:
     from funnel_export.errors import FunnelExportWarning
 
     if hasattr(config, "workerinput"):  # pytest-xdist brings warnings home, and no summary
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FunnelExportWarning)
+            yield
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FunnelExportWarning)

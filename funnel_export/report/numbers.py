@@ -57,6 +57,8 @@ def share(value: float | None) -> str:
     """A share in percent; less than all never reads as all."""
     if value is None:
         return "–"
+    if not math.isfinite(value):
+        return "not finite"
     return "100 %" if value == 1 else f"{math.floor(value * 1000) / 10:.1f} %"
 
 

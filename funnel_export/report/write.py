@@ -1,5 +1,6 @@
 """Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,11 +80,16 @@ def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, by
 
 def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
     """Write what a command found into the bundle, for programs and for people; the caller has it even if that fails."""
+    folder, failed = bundle.path / REPORTS, "the report could not be kept in the bundle"
     try:
-        write_text(bundle.path / REPORTS / file, report.model_dump_json(indent=2) + "\n")
+        write_text(folder / file, report.model_dump_json(indent=2) + "\n")
+        failed = f"{file} is written, but no page of it"
         write_reports(bundle)
     except Exception as err:  # noqa: BLE001 - a read-only bundle, an earlier report that is damaged or cannot be drawn
-        warnings.warn(f"the report could not be kept in the bundle: {err}", FunnelExportWarning, stacklevel=3)
+        with contextlib.suppress(OSError):  # a page of what was found before would be taken for this
+            for name in (MARKDOWN, HTML, *(f"{name}.png" for name in NAMES)):
+                (folder / name).unlink(missing_ok=True)
+        warnings.warn(f"{failed}: {err}", FunnelExportWarning, stacklevel=3)
 
 
 def refuse_link(folder: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from funnel_export.bundle import Bundle
 from funnel_export.config import PYTORCH, Dtype
-from funnel_export.engine import BuiltFor, Engine
+from funnel_export.engine import BuiltFor, Engine, EngineName
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.profile import Profile
 from funnel_export.progress import Progress
@@ -171,9 +172,23 @@ def target_names() -> list[str]:
     return list(_TARGETS)
 
 
-def is_runtime_name(name: str) -> bool:
-    """Whether reports call something else by this name, so that no engine can have it."""
-    return name in _TARGETS or name in PYTORCH
+def refuse_odd_name(name: str) -> None:
+    """Raise `SpecError` for a name that an engine cannot have: it is a folder's, and names its rows in reports."""
+    if name in _TARGETS or name in PYTORCH:
+        raise SpecError(
+            "an engine cannot be named like a runtime: reports would mistake one for the other",
+            got=name,
+            wanted="another name",
+            hint=f"{name}-engine",
+        )
+    try:
+        TypeAdapter(EngineName).validate_python(name)
+    except ValidationError as err:
+        raise SpecError(
+            "an engine's name is a plain file name",
+            got=repr(name),
+            wanted="up to 128 letters, digits and ._+-, beginning with a letter or digit",
+        ) from err
 
 
 def get_target(name: str) -> Target:

@@ -218,12 +218,14 @@ class OnnxRuntimeSession:
 
         device = "cuda" if self.device == CUDA else "cpu"
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device))
+        held = {name: ort.OrtValue.ortvalue_from_numpy(array, device) for name, array in inputs.items()}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
         for name in self._names:
             binding.bind_output(name, device)
 
         def call() -> None:
+            assert held  # lives as long as this function: on a CPU, what is bound lies in the caller's arrays
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle import Bundle
+from funnel_export.errors import BundleError
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
 from funnel_export.targets import Session
 from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
@@ -82,6 +83,7 @@ def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor:
 
     Raises:
         KeyError: if the session lacks a boundary.
+        BundleError: if one has another shape.
     """
     got = session.run(inside.inputs)
     least = float(torch.finfo(getattr(torch, bundle.manifest.dtype)).eps) / 2  # a floor of zero would allow nothing
@@ -96,8 +98,11 @@ def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor:
 
 def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any]:
     """What counts at a boundary: the real tokens, or the slots that the rows have."""
-    spec = bundle.manifest.spec
-    if spec is None or name not in boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]:
-        return value[case.real]
-    slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
-    return value[np.arange(value.shape[1])[None] < slots]
+    spec, real = bundle.manifest.spec, case.real
+    short = [] if spec is None else boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]
+    if spec is not None and name in short and value.ndim == 3:
+        slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
+        real = np.arange(value.shape[1])[None] < slots
+    if value.shape[:2] != real.shape:
+        raise BundleError(f"{name} has another shape", got=list(value.shape), wanted=f"{list(real.shape)} and a width")
+    return value[real]

@@ -1,6 +1,6 @@
 """The shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from funnel_export.architecture import Architecture
 from funnel_export.config import FunnelSpec, SlotPositions
+from funnel_export.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,16 @@ class Case:
     padding: str = "right"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens of a row with its padding."""
+        return len(self.lengths), max(self.lengths)
+
+    @property
     def name(self) -> str:
         """For example `1x17`, `4x17 left 1,3,9,17`."""
-        longest = max(self.lengths)
+        rows, longest = self.shape
         ragged = "" if len(set(self.lengths)) == 1 else f" {self.padding} {','.join(map(str, self.lengths))}"
-        return f"{len(self.lengths)}x{longest}{ragged}"
+        return f"{rows}x{longest}{ragged}"
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -74,3 +80,17 @@ def plan_cases(
     cases = [Case((length,)) for length in kept]
     cases += [Case((longest,) * 2), Case(ragged, "left"), Case(ragged[::-1], "right")]
     return Plan(tuple(cases), tuple(sorted(wanted - set(kept))))
+
+
+def with_profiles(plan: Plan, profiles: Iterable[Profile], max_length: int | None = None) -> Plan:
+    """A plan with a batch for each optimization profile that takes none of its cases.
+
+    It is the smallest batch at the length for which the profile is tuned, or at `max_length` if that is shorter; there
+    is none if the profile wants longer rows.
+    """
+    cases = list(plan.cases)
+    for profile in profiles:
+        length = min(profile.sequence.opt, max_length or profile.sequence.opt)
+        if length in profile.sequence and not any(case.shape in profile for case in cases):
+            cases.append(Case((length,) * profile.batch.min))
+    return Plan(tuple(cases), plan.left_out)

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from funnel_export.errors import BundleError
+
 Array = NDArray[np.float64]
 
 
@@ -33,7 +35,13 @@ class Metrics(BaseModel):
 
 
 def measure(candidate: NDArray[np.floating], reference: NDArray[np.floating], *, logits: bool) -> Metrics:
-    """Compare two arrays [positions, width]; `logits` adds what only distributions have."""
+    """Compare two arrays [positions, width]; `logits` adds what only distributions have.
+
+    Raises:
+        BundleError: if they have different shapes, which numpy would compare all the same.
+    """
+    if candidate.shape != reference.shape:
+        raise BundleError("an output has another shape", got=list(candidate.shape), wanted=list(reference.shape))
     with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, which the result shows
         return _measure(candidate.astype(np.float64), reference.astype(np.float64), logits=logits)
 

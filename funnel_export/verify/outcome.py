@@ -8,7 +8,7 @@ from funnel_export.bundle import Bundle
 from funnel_export.verify.latency import ContenderResult, LatencyReport, Model, Place, Row, compare, judge, summarize
 from funnel_export.verify.operations import predicted_ratio
 from funnel_export.verify.parity_report import ParityReport
-from funnel_export.verify.race import Entry
+from funnel_export.verify.race import Entry, Times
 
 Shape = tuple[int, int]
 _NO_LIMITS = "eager PyTorch itself is not finite in this dtype"
@@ -21,8 +21,10 @@ def evaluate(
     shapes: Sequence[Shape],
     conditions: Mapping[str, str],
     min_speedup: float | None,
+    *,
+    unbuilt: Mapping[str, str] | None = None,
 ) -> LatencyReport:
-    """The report of a race of a bundle and its dense model.
+    """The report of a race of a bundle and its dense model; `unbuilt` are engines without a dense like, and why.
 
     No parity, no number: a target that did not pass `check` has no rows, nor has one whose outputs on a timed shape are
     not those of eager PyTorch.
@@ -31,6 +33,10 @@ def evaluate(
     assert spec is not None
     by_name = {(entry.contender.runtime, entry.contender.model): entry for entry in entries}
     results = [_judged(entry, by_name, parity) for entry in entries] + _failed(parity)
+    results += [
+        ContenderResult(runtime=name, model=Model.DENSE, dtype=parity.dtype, error=f"it could not be built: {why}")
+        for name, why in (unbuilt or {}).items()
+    ]
     broken = list(dict.fromkeys(result.runtime for result in results if result.error))
     rows, not_timed = [], []
     for shape in shapes:
@@ -82,16 +88,25 @@ def _judged(entry: Entry, by_name: Mapping[tuple[str, Model], Entry], parity: Pa
     if not parity.has_limits:
         return result.model_copy(update={"error": f"no parity, no number: {_NO_LIMITS}"})
     eager = by_name.get(("eager", result.model))
-    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
+    if eager is None:
+        return result
     for shape, times in entry.times.items():
-        if eager is None or shape not in eager.times:
-            continue
-        error = distance(times.sample, eager.times[shape].sample)
-        if not error <= limit:
-            where = f"batch {shape[0]}, length {shape[1]}"
-            found = f"its outputs at {where} are {error:.1e} off eager PyTorch's, and {limit:.1e} is allowed"
-            return result.model_copy(update={"error": f"no parity, no number: {found}"})
+        found = _difference(times, eager.times.get(shape), parity)
+        if found is not None:
+            where = f"at batch {shape[0]}, length {shape[1]}"
+            return result.model_copy(update={"error": f"no parity, no number: {where} {found}"})
     return result
+
+
+def _difference(times: Times, eager: Times | None, parity: ParityReport) -> str | None:
+    """What keeps outputs on a timed shape from being those of eager PyTorch, if anything does."""
+    if eager is None:
+        return "eager PyTorch has no outputs to compare with; where it cannot run, time without it"
+    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
+    error = distance(times.sample, eager.sample)
+    if error <= limit:
+        return None
+    return f"its outputs are {error:.1e} off eager PyTorch's, and {limit:.1e} is allowed"
 
 
 def distance(sample: Sequence[float], reference: Sequence[float]) -> float:

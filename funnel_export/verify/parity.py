@@ -19,6 +19,7 @@ from funnel_export.bundle import Bundle
 from funnel_export.config import Dtype, Logits, Task
 from funnel_export.engine import Engine, fitting_profiles
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
+from funnel_export.profile import Profile
 from funnel_export.progress import Progress
 from funnel_export.targets import Session, Target
 from funnel_export.verify.boundaries import (
@@ -51,10 +52,14 @@ class Candidate:
         """How the report names it."""
         return self.target.name if self.engine is None else self.engine.name
 
+    @property
+    def profiles(self) -> Sequence[Profile]:
+        """The engine's optimization profiles; none if it takes every shape."""
+        return () if self.engine is None else self.engine.manifest.profiles
+
     def takes(self, case: Case) -> bool:
         """Whether the engine's optimization profiles have room for a batch."""
-        profiles = [] if self.engine is None else self.engine.manifest.profiles
-        return not profiles or bool(fitting_profiles(profiles, (len(case.lengths), max(case.lengths))))
+        return not self.profiles or bool(fitting_profiles(self.profiles, case.shape))
 
     def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
         """See `Target.load`."""
@@ -94,7 +99,7 @@ def check_parity(
         passed=False,
         graph_sha256=bundle.manifest.graphs[0].sha256,
         weights=bundle.manifest.weights,
-        engines={each.engine.name: each.engine.sha256 for each in candidates if each.engine is not None},
+        engines={each.engine.name: each.engine.manifest.sha256 for each in candidates if each.engine is not None},
         dtype=dtype,
         reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
@@ -244,7 +249,7 @@ def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) 
 
 def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
     """What counts of a target's output: the real tokens, row by row, or what there is one of for each row."""
-    one_per_row = output.ndim == 2 or output.shape[1] != case.real.shape[1]  # a class, or the last token's logits
+    one_per_row = output.ndim == 2 or output.shape[:2] != case.shape  # a class, or the last token's logits
     return output.reshape(-1, output.shape[-1]) if one_per_row else output[case.real]
 
 

@@ -1,7 +1,8 @@
 """What `check` found, as data: `reports/parity.json`. No torch is imported here."""
 
 import math
-from typing import Literal
+from collections.abc import Collection
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -78,7 +79,7 @@ class ParityReport(_Report):
     graph_sha256: Digest
     weights: list[WeightRecord]
     engines: dict[EngineName, Digest]
-    """Digest of the file to load of each engine that was compared, by the engine's name."""
+    """Digest of the manifest of each engine that was compared, by the engine's name."""
     dtype: Dtype
     reference: str
     """Dtype of the eager PyTorch model that everything is compared with."""
@@ -100,6 +101,13 @@ class ParityReport(_Report):
     def refused(self) -> bool:
         """Whether a target refused the graph."""
         return any(target.refused for target in self.targets)
+
+    def only(self, names: Collection[str]) -> Self:
+        """The same of some targets and engines alone."""
+        targets = [target for target in self.targets if target.name in names]
+        engines = {name: digest for name, digest in self.engines.items() if name in names}
+        passed = bool(targets) and all(target.passed for target in targets)
+        return self.model_copy(update={"targets": targets, "engines": engines, "passed": passed})
 
     def within(self, metrics: Metrics) -> bool:
         """Whether these errors pass; what is not a number does not, and without limits nothing does."""

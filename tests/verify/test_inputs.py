@@ -5,7 +5,8 @@ import pytest
 
 from funnel_export import FunnelSpec
 from funnel_export.architecture import Architecture
-from funnel_export.verify.inputs import Case, plan_cases
+from funnel_export.profile import Profile
+from funnel_export.verify.inputs import Case, plan_cases, with_profiles
 
 TINY = Architecture(vocab_size=61, sliding_window=16)
 
@@ -29,6 +30,22 @@ def test_further_and_longest_lengths() -> None:
     plan = plan_cases(None, TINY, lengths=[9, 100], max_length=20)
     assert (9,) in [case.lengths for case in plan.cases]
     assert plan.left_out == (100,)
+
+
+@pytest.mark.parametrize(
+    ("profile", "added"),
+    [
+        ("batch=1:1:4,sequence=1:8:64", []),
+        ("batch=8,sequence=1:8:64", [(8,) * 8]),
+        ("batch=2:4:8,sequence=1:8:12", [(8, 8)]),
+        ("batch=8,sequence=1:40:64", [(20,) * 8]),
+        ("batch=1,sequence=30:40:64", []),
+    ],
+    ids=["it takes some", "many rows", "short batches", "tuned for more", "longer ones only"],
+)
+def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, added: list[tuple[int, ...]]) -> None:
+    plan = plan_cases(None, TINY, max_length=20)
+    assert with_profiles(plan, [Profile.parse(profile)], 20).cases == (*plan.cases, *map(Case, added))
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

@@ -29,6 +29,7 @@ def outcome(
     *,
     parity: ParityReport | None = None,
     samples: Mapping[tuple[str, Model], float] | None = None,
+    died: str | None = None,
     min_speedup: float | None = None,
 ) -> LatencyReport:
     """The report of a race in which each runtime took a second on each of its shapes, dense and funnel alike.
@@ -38,6 +39,7 @@ def outcome(
         shapes: what each runtime was timed on.
         parity: what `check` said; everything passed if nothing is given.
         samples: the output of a contender, 1 if nothing is given.
+        died: a runtime that was timed on nothing.
         min_speedup: the gate.
     """
     entries = []
@@ -45,8 +47,9 @@ def outcome(
         for model in Model:
             names: dict[str, Any] = {"runtime": runtime, "model": model, "dtype": bundle.manifest.dtype}
             output = (samples or {}).get((runtime, model), 1.0)
-            times = {shape: Times(first=1.0, sample=[output], seconds=[1.0] * 6) for shape in taken}
-            entries.append(Entry(Contender(order={}, **names), ContenderResult(**names), times))
+            times = {shape: Times(first=1.0, sample=[output], seconds=[1.0] * 6) for shape in taken if runtime != died}
+            result = ContenderResult(**names, error="its process died" if runtime == died else None)
+            entries.append(Entry(Contender(order={}, **names), result, times))
     return evaluate(bundle, parity or make_parity(bundle), entries, SHAPES, {}, min_speedup)
 
 
@@ -101,8 +104,21 @@ def test_other_outputs_where_it_is_timed_have_no_number(bundle: Bundle) -> None:
     assert report.gate.failures == ["openvino has no numbers"]
     (error,) = [each.error for each in report.contenders if each.error]
     assert error == (
-        "no parity, no number: its outputs at batch 1, length 7 are 1.0e-01 off eager PyTorch's, and 5.0e-04 is allowed"
+        "no parity, no number: at batch 1, length 7 its outputs are 1.0e-01 off eager PyTorch's, and 5.0e-04 is allowed"
     )
+
+
+def test_where_eager_was_to_run_and_did_not_nothing_has_a_number(bundle: Bundle) -> None:
+    """Nobody has seen that these outputs are right."""
+    report = outcome(bundle, everyone(), died="eager", min_speedup=0.9)
+    assert report.rows == []
+    assert not report.passed
+    errors = {each.runtime: each.error for each in report.contenders}
+    assert str(errors["openvino"]).startswith("no parity, no number: at batch 1, length 7 eager PyTorch has no outputs")
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers", "openvino has no numbers"]
+    without = outcome(bundle, dict.fromkeys(RUNTIMES[1:], SHAPES), min_speedup=0.9)
+    assert without.passed
 
 
 def test_where_eager_overflows_nothing_has_a_number(bundle: Bundle) -> None:

@@ -150,6 +150,26 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
         assert check(Recipe().bundle(), targets=["onnxruntime"], max_length=2).passed
 
 
+def first_token_only(model: ir.Model) -> None:
+    """Let the logits be those of each row's first token, which broadcast over those of all."""
+    logits = model.graph.outputs[0]
+    bounds = [ir.Value(name=f"bound{number}", const_value=ir.tensor(np.array([number]))) for number in (0, 1)]
+    for bound in bounds:
+        model.graph.register_initializer(bound)
+    first = ir.node("Slice", [logits, bounds[0], bounds[1], bounds[1]], name="first")
+    first.outputs[0].name, logits.name = logits.name, "logits_of_all"
+    first.outputs[0].dtype, first.outputs[0].shape = logits.dtype, logits.shape
+    model.graph.append(first)
+    model.graph.outputs[0] = first.outputs[0]
+
+
+def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
+    report = check(broken(Recipe().bundle(), tmp_path, first_token_only), max_length=3)
+    assert not report.passed
+    for result in report.targets:
+        assert "an output has another shape" in str(result.error)
+
+
 def unknown_op(model: ir.Model) -> None:
     """Let an op be one of a domain that no runtime here knows: ONNX's checker lets it pass."""
     model.opset_imports["org.example"] = 1
