@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,9 @@ def _peers_budget(results: dict[str, Any]) -> str:
     return f"Budget: no slower than the genai builder ({time}), with at most half of its memory ({memory})."
 
 
-def peers() -> str:
+def peers(name: str = "peers") -> str:
     """This package's latency and others' on one checkpoint; the run is long, and its file may come later."""
-    file = RESULTS / "peers.json"
+    file = RESULTS / f"{name}.json"
     if not file.exists():
         return "not run yet"
     result: dict[str, Any] = json.loads(file.read_text())
@@ -268,6 +269,7 @@ TABLES = {
         "export_peers": export_peers,
         "export_shapes": export_shapes,
         "peers": peers,
+        "peers_amx": partial(peers, "peers_amx"),
         "repeat": repeated,
         "gemma2_2b": gemma2_2b,
         "compile_rtx": compile_rtx,
