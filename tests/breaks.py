@@ -1,5 +1,6 @@
 """Graphs broken on purpose, for the checks that must refuse them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from exported import Recipe
+from tamper import agree_with_graph
 
-from funnel_export import Bundle
+from funnel_export import Bundle, load_bundle
 from funnel_export.config import Dtype
 from funnel_export.exporter.audit import audit
 
@@ -24,6 +26,23 @@ def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> 
     (folder / bundle.graph.name).unlink()
     ir.save(model, folder / bundle.graph.name)
     return replace(bundle, path=folder)
+
+
+def own(folder: Path) -> Bundle:
+    """A copy of a bundle, without the reports that other tests may have left in it."""
+    bundle = Recipe().bundle().path
+    return load_bundle(shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("reports")))
+
+
+def changed(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
+    """A bundle with another graph, whose manifest agrees with it: what an export that went wrong would write."""
+    bundle = own(folder)
+    model = ir.load(bundle.graph)
+    change(model)
+    bundle.graph.unlink()
+    ir.save(model, bundle.graph)
+    agree_with_graph(bundle.path)
+    return load_bundle(bundle.path)
 
 
 def loaded(recipe: Recipe) -> ir.Model:

@@ -1,7 +1,6 @@
 """The latency gate passes a funnel that is right and fast enough, and refuses what is not, naming the place."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,34 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from breaks import changed, own
 from exported import Recipe
-from tamper import agree_with_graph
 from test_cli import run
 from verify.test_parity import another_softcap, node, shifted_read_out, unknown_op
 
-from funnel_export import Bundle, atomic, bench, benching, check, compile_bundle, load_bundle
+from funnel_export import Bundle, atomic, bench, benching, check, compile_bundle
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import no_progress
 from funnel_export.verify.latency import LatencyReport, Model
 
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
-
-
-def own(folder: Path) -> Bundle:
-    """A copy of a bundle, without the reports that other tests may have left in it."""
-    bundle = Recipe().bundle().path
-    return load_bundle(shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("reports")))
-
-
-def changed(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
-    """A bundle with another graph, whose manifest agrees with it: what an export that went wrong would write."""
-    bundle = own(folder)
-    model = ir.load(bundle.graph)
-    change(model)
-    bundle.graph.unlink()
-    ir.save(model, bundle.graph)
-    agree_with_graph(bundle.path)
-    return load_bundle(bundle.path)
 
 
 def another_dtype(model: ir.Model) -> None:

@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from breaks import changed, own
 from exported import Recipe
-from test_benching import changed, own, slower
+from test_benching import slower
 from verify.test_parity import another_softcap
 
 FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6", "--funnel-max-length=8")
