@@ -246,12 +246,11 @@ def _in_targets(
 ) -> Iterator["Contender"]:
     """Each target and engine of the bundle, with its like of the dense model."""
     from funnel_export.verify.contender import Lineup
-    from funnel_export.verify.inputs import Case
     from funnel_export.verify.latency import Model
     from funnel_export.verify.race import Contender
 
     for candidate in found:
-        taken = frozenset(shape for shape in shapes if candidate.takes(Case((shape[1],) * shape[0])))
+        taken = frozenset(filter(candidate.takes, shapes))
         engine = None if candidate.engine is None else candidate.engine.name
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
             lineup = Lineup(bundle=source.path, target=candidate.target.name, engine=engine)

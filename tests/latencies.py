@@ -88,3 +88,11 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
         "gate": None if min_speedup is None else judge(rows, min_speedup),
     }
     return LatencyReport.model_validate({**facts, **changes})
+
+
+def put(bundle: Bundle, report: LatencyReport | ParityReport) -> None:
+    """Lay a report into a bundle, as `check` or `bench` does."""
+    name = "latency" if isinstance(report, LatencyReport) else "parity"
+    folder = bundle.path / "reports"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(report.model_dump_json())

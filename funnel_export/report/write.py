@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ReportT = TypeVar("ReportT", bound=BaseModel)
 
 PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "report.html"
+PAGES = (MARKDOWN, HTML, *(f"{name}.png" for name in NAMES))
+"""What is made of the two JSON files."""
 MOST_ROWS = 1000
 """Rows of latency that are shown; a page of more is of no use to anybody."""
 SPECIAL = str.maketrans(
@@ -74,7 +76,7 @@ def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, by
         write_text(path, text)
     for path, content in pictures.items():
         write_bytes(path, content)
-    for path in {folder / f"{name}.png" for name in NAMES} - set(pictures):
+    for path in {folder / name for name in PAGES} - {*texts, *pictures}:
         path.unlink(missing_ok=True)
 
 
@@ -87,7 +89,7 @@ def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
         write_reports(bundle)
     except Exception as err:  # noqa: BLE001 - a read-only bundle, an earlier report that is damaged or cannot be drawn
         with contextlib.suppress(OSError):  # a page of what was found before would be taken for this
-            for name in (MARKDOWN, HTML, *(f"{name}.png" for name in NAMES)):
+            for name in PAGES:
                 (folder / name).unlink(missing_ok=True)
         warnings.warn(f"{failed}: {err}", FunnelExportWarning, stacklevel=3)
 

@@ -179,7 +179,7 @@ def refuse_odd_name(name: str) -> None:
             "an engine cannot be named like a runtime: reports would mistake one for the other",
             got=name,
             wanted="another name",
-            hint=f"{name}-engine",
+            hint=f"--name {name}-engine",
         )
     try:
         TypeAdapter(EngineName).validate_python(name)

@@ -101,9 +101,10 @@ def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor:
 
 def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any] | None:
     """What counts at a boundary: the real tokens, or the slots that the rows have; None if it is of another shape."""
+    if value.ndim != 3:
+        return None
     spec, real = bundle.manifest.spec, case.real
-    short = [] if spec is None else boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]
-    if spec is not None and name in short and value.ndim == 3:
+    if spec is not None and name in boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]:
         slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
         real = np.arange(value.shape[1])[None] < slots
     return value[real] if value.shape[:2] == real.shape else None

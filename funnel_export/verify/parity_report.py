@@ -104,10 +104,14 @@ class ParityReport(_Report):
 
     def only(self, names: Collection[str]) -> Self:
         """The same of some targets and engines alone."""
-        targets = [target for target in self.targets if target.name in names]
         engines = {name: digest for name, digest in self.engines.items() if name in names}
+        targets = [target for target in self.targets if target.name in names]
+        return self.model_copy(update={"engines": engines}).with_targets(targets)
+
+    def with_targets(self, targets: list[TargetResult]) -> Self:
+        """The same with other results, all of which decide whether it passed."""
         passed = bool(targets) and all(target.passed for target in targets)
-        return self.model_copy(update={"targets": targets, "engines": engines, "passed": passed})
+        return self.model_copy(update={"targets": targets, "passed": passed})
 
     def within(self, metrics: Metrics) -> bool:
         """Whether these errors pass; what is not a number does not, and without limits nothing does."""
