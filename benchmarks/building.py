@@ -7,9 +7,9 @@ from typing import Any
 from memory import Watch
 
 from funnel_export import FunnelSpec, check, compile_bundle, export
-from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype, Task
+from funnel_export.bundle.load import Bundle
 from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
+from funnel_export.spec.choices import Dtype, Task
 
 RTX, WORKER = "tensorrt-rtx", "funnel_export.targets.tensorrt.worker"
 TARGETS = (RTX, "onnxruntime", "openvino")

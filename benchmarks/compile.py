@@ -30,13 +30,13 @@ from gemma2_2b import FUNNEL, make_checkpoint
 from measure import conditions, failure, measured, record
 from memory import Limit, forget
 
-from funnel_export.config import Dtype, Task
+from funnel_export.spec.choices import Dtype, Task
 
 SMALL = """
 import json, sys
 from pathlib import Path
 from building import build_small
-from funnel_export.config import Dtype, Task
+from funnel_export.spec.choices import Dtype, Task
 print(json.dumps(build_small(Path(sys.argv[1]), Task(sys.argv[2]), sys.argv[3])))
 """
 

@@ -64,7 +64,7 @@ def environment(python: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contender:
+class Exporter:
     """An exporter at one setting."""
 
     label: str
@@ -115,7 +115,7 @@ def make_checkpoint(folder: Path) -> int:
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from funnel_export.demo import make_tokenizer
+    from funnel_export.commands.demo import make_tokenizer
 
     tokenizer = make_tokenizer()
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")}
@@ -129,38 +129,38 @@ def make_checkpoint(folder: Path) -> int:
     return sum(p.nbytes for p in model.parameters())
 
 
-def first_run(contender: Contender, out: Path, reference: Path | None) -> dict[str, Any]:
-    """Run a contender without counting, and compare what comes out; or why that is not possible."""
-    missing = contender.missing()
+def first_run(exporter: Exporter, out: Path, reference: Path | None) -> dict[str, Any]:
+    """Run a exporter without counting, and compare what comes out; or why that is not possible."""
+    missing = exporter.missing()
     if missing:
         return {"state": missing}
     try:
-        contender.export(out)
+        exporter.export(out)
     except (subprocess.CalledProcessError, ValueError, IndexError) as err:
         return {"state": failure(err)}
     if reference is None:
         return {"state": "run", "parity": HOLES}
     try:
-        return {"state": "run", "parity": helper("compare", str(out), str(reference), python=contender.python)}
+        return {"state": "run", "parity": helper("compare", str(out), str(reference), python=exporter.python)}
     except (subprocess.CalledProcessError, ValueError, IndexError) as err:
         return {"state": "run", "parity": f"not compared: {failure(err)}"}
 
 
-def race(contenders: list[Contender], folder: Path, rounds: int, references: dict[str, Path]) -> dict[str, Any]:
-    """Each contender once without counting, then all of them in turns; medians by label."""
+def interleave(exporters: list[Exporter], folder: Path, rounds: int, references: dict[str, Path]) -> dict[str, Any]:
+    """Each exporter once without counting, then all of them in turns; medians by label."""
     results: dict[str, Any] = {}
     out = folder / "out"
-    for contender in contenders:
-        print("first run:", contender.label, file=sys.stderr)
-        results[contender.label] = first_run(contender, out, references.get(contender.funnel)) | {"runs": []}
+    for exporter in exporters:
+        print("first run:", exporter.label, file=sys.stderr)
+        results[exporter.label] = first_run(exporter, out, references.get(exporter.funnel)) | {"runs": []}
         shutil.rmtree(out, ignore_errors=True)
-    running = [contender for contender in contenders if results[contender.label]["state"] == "run"]
+    running = [exporter for exporter in exporters if results[exporter.label]["state"] == "run"]
     for number in range(rounds):
-        for contender in running:
-            run = contender.export(out)
+        for exporter in running:
+            run = exporter.export(out)
             shutil.rmtree(out)
-            print(f"round {number + 1}:", contender.label, json.dumps(run), file=sys.stderr)
-            results[contender.label]["runs"].append(run)
+            print(f"round {number + 1}:", exporter.label, json.dumps(run), file=sys.stderr)
+            results[exporter.label]["runs"].append(run)
     return {label: result | medians(result["runs"]) for label, result in results.items()}
 
 
@@ -177,19 +177,19 @@ def race_peers(folder: Path, rounds: int, pythons: dict[str, str | None]) -> dic
     for funnel, file in references.items():
         assert helper("reference", str(checkpoint), str(file), funnel)["finite"]
     own: dict[str, Any] = {"python": sys.executable, "checkpoint": checkpoint}
-    contenders = [
-        Contender(label="dense", exporter="funnel_export", **own),
-        Contender(label="funnel", exporter="funnel_export", funnel=FUNNEL, **own),
-        Contender(label="torch.onnx", exporter="torch_onnx", **own),
-        *(Contender(label=k, exporter=k, python=python, checkpoint=checkpoint) for k, python in pythons.items()),
+    exporters = [
+        Exporter(label="dense", exporter="funnel_export", **own),
+        Exporter(label="funnel", exporter="funnel_export", funnel=FUNNEL, **own),
+        Exporter(label="torch.onnx", exporter="torch_onnx", **own),
+        *(Exporter(label=k, exporter=k, python=python, checkpoint=checkpoint) for k, python in pythons.items()),
     ]
-    found = {c.label: helper("versions", python=c.python) for c in contenders if c.python and not c.missing()}
+    found = {c.label: helper("versions", python=c.python) for c in exporters if c.python and not c.missing()}
     return {
         "dimensions": DIMENSIONS,
         "weights_gb": round(size / 1e9, 2),
         "funnel": FUNNEL,
         "versions": {name: found[name] for name in pythons if name in found},
-        "results": race(contenders, folder, rounds, references),
+        "results": interleave(exporters, folder, rounds, references),
     }
 
 
@@ -197,7 +197,7 @@ def race_shapes(folder: Path, rounds: int) -> dict[str, Any]:
     """This package at the published shapes."""
     from sparse import SHAPES, make_sparse_checkpoint
 
-    contenders, shapes = [], {}
+    exporters, shapes = [], {}
     for shape, funnel in LARGE.items():
         checkpoint = folder / shape
         size = make_sparse_checkpoint(checkpoint, shape)
@@ -209,9 +209,9 @@ def race_shapes(folder: Path, rounds: int) -> dict[str, Any]:
             "funnel": funnel,
         }
         own: dict[str, Any] = {"exporter": "funnel_export", "python": sys.executable, "checkpoint": checkpoint}
-        contenders.append(Contender(label=f"{shape} dense", **own))
-        contenders.append(Contender(label=f"{shape} funnel", funnel=funnel, **own))
-    return {"parity": HOLES, "shapes": shapes, "results": race(contenders, folder, rounds, {})}
+        exporters.append(Exporter(label=f"{shape} dense", **own))
+        exporters.append(Exporter(label=f"{shape} funnel", funnel=funnel, **own))
+    return {"parity": HOLES, "shapes": shapes, "results": interleave(exporters, folder, rounds, {})}
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ RUN = """
 import json, sys, time, numpy as np
 from measure import peak_gb
 from funnel_export import load_bundle
-from funnel_export.targets import get_target
+from funnel_export.targets.registry import get_target
 start = time.perf_counter()
 session = get_target("openvino").load(load_bundle(sys.argv[1]))
 load = time.perf_counter() - start

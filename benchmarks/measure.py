@@ -39,7 +39,7 @@ def commit() -> str:
 
 def conditions(packages: Iterable[str]) -> dict[str, Any]:
     """What a measurement depends on."""
-    from funnel_export.engine import processor  # not at the top: peers import this file without our package
+    from funnel_export.system.machine import processor  # not at the top: peers import this file without our package
 
     return {
         "cpu": processor(),

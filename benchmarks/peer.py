@@ -1,4 +1,4 @@
-"""The process of a contender whose runtime has an environment of its own: onnxruntime-genai or optimum-onnx.
+"""The process of a runner whose runtime has an environment of its own: onnxruntime-genai or optimum-onnx.
 
 `peers.py` runs it in the interpreter of that environment, where this package is not installed and its dependencies may
 be missing: of the package it imports only what needs nothing but the standard library.
@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))  # at the end: nothing of ours hides what the environment has
 
-from funnel_export.verify.turns import serve
+from funnel_export.latency.serve import serve
 
 FACTS = {"device": "cpu", "precision": "float32"}
 
@@ -85,4 +85,4 @@ def last(logits: Any) -> list[float]:
 RUNTIMES: dict[str, Callable[[str], Any]] = {"genai": Genai, "optimum": Optimum}
 
 if __name__ == "__main__":
-    serve(lambda order: RUNTIMES[order["runtime"]](order["folder"]))
+    serve(lambda request: RUNTIMES[request["runtime"]](request["folder"]))

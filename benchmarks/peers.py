@@ -1,4 +1,4 @@
-"""Latency of this package beside other people's runtimes, on one checkpoint and the same prompts, all taking turns.
+"""Latency of this package beside other people's runtimes, on one checkpoint and the same prompts, interleaved.
 
     python benchmarks/peers.py --out benchmarks/results/peers.json \\
         --genai-python venv-genai/bin/python --optimum-python venv-optimum/bin/python
@@ -10,13 +10,13 @@ The others have environments of their own, since they pin other versions; one th
     python -m venv venv-optimum
     venv-optimum/bin/pip install --requirement benchmarks/constraints-optimum.txt
 
-The checkpoint is that of `export.py`. Each shape is a race of its own, in fresh processes; every contender reads a
+The checkpoint is that of `export.py`. Each shape is a trial of its own, in fresh processes; every runner reads a
 prompt, that is, it computes the logits of each row's last token, without sampling and with the settings that its
 runtime has by default. optimum-onnx alone computes those of all tokens: its exporter makes no graph that does less.
 
 Memory: a process holds its weights (0.8 GB in float32, once more where a runtime packs them) and keeps what its largest
 call took: at 4x1536 a tensor of attention scores is 0.3 GB. Up to `--together` tokens a batch all processes live at
-once; above, one group of them at a time, see `peers_racing.py`.
+once; above, one group of them at a time, see `peers_groups.py`.
 
 All shapes take over an hour. The result is written after each; with `--resume` a run that was cut off does those that
 are missing. The last line of stdout is the result as JSON. Needs 6 GB of disk, no network.
@@ -33,20 +33,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export import DIMENSIONS, QUIET, helper
-from export import Contender as Exporter
+from export import DIMENSIONS, QUIET, Exporter, helper
 from measure import HERE, conditions, failure, measured, record
+from peers_groups import Watch, default_rounds, run_trials_by_group, say
 from peers_judging import LIMITS, judge, with_agreement
-from peers_racing import Watch, default_rounds, race_by_groups, say
 
 from funnel_export import FunnelSpec, load_bundle
-from funnel_export.architecture import Architecture
-from funnel_export.config import Dtype, Logits, Task
-from funnel_export.verify.contender import Lineup
-from funnel_export.verify.inputs import Case
-from funnel_export.verify.latency import Model, summarize
-from funnel_export.verify.operations import predicted_ratio
-from funnel_export.verify.race import Contender, Entry, race
+from funnel_export.families.gemma2 import Architecture
+from funnel_export.latency.latency_report import Model, summarize
+from funnel_export.latency.operations import predicted_ratio
+from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
+from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.verify.cases import Case
 
 Shape = tuple[int, int]
 """Rows of a batch, tokens of a row."""
@@ -71,7 +70,7 @@ class Peer:
     model: str
     """`dense` or a key of `FUNNELS`."""
     dtype: Dtype
-    contender: Contender | None
+    runner: Runner | None
     """None if it cannot run here."""
     missing: str = ""
     """Why it cannot."""
@@ -83,15 +82,15 @@ class Peer:
 
 
 def named(runtime: str, model: str, dtype: Dtype) -> str:
-    """A contender in words; dense unless it says otherwise."""
+    """A runner in words; dense unless it says otherwise."""
     return f"{runtime} {dtype}" + ("" if model == "dense" else f", {model}")
 
 
-def own(runtime: str, model: str, lineup: Lineup, dtype: Dtype) -> Peer:
+def own(runtime: str, model: str, setup: RunnerSetup, dtype: Dtype) -> Peer:
     """A bundle of this package in PyTorch or in a target."""
     kind = Model.DENSE if model == "dense" else Model.FUNNEL
-    contender = Contender.of(named(runtime, model, dtype), kind, dtype, lineup)
-    return Peer(runtime=runtime, model=model, dtype=dtype, contender=contender)
+    runner = Runner.of(named(runtime, model, dtype), kind, dtype, setup)
+    return Peer(runtime=runtime, model=model, dtype=dtype, runner=runner)
 
 
 def own_peers(bundles: Mapping[tuple[str, Dtype], Path]) -> list[Peer]:
@@ -100,11 +99,15 @@ def own_peers(bundles: Mapping[tuple[str, Dtype], Path]) -> list[Peer]:
     models = ("dense", *FUNNELS)
     dense = bundles["dense", full]
     return [
-        *(own("eager", m, Lineup(bundle=bundles[m, full], dtype=full), full) for m in models),
-        own("eager", "dense", Lineup(bundle=dense, dtype=half), half),
-        *(own("torch.compile", "dense", Lineup(bundle=dense, dtype=d, compiled=True), d) for d in (full, half)),
-        *(own("onnxruntime", m, Lineup(bundle=bundles[m, full], target="onnxruntime"), full) for m in models),
-        *(own("openvino", m, Lineup(bundle=bundles[m, d], target="openvino"), d) for d in (full, half) for m in models),
+        *(own("eager", m, RunnerSetup(bundle=bundles[m, full], dtype=full), full) for m in models),
+        own("eager", "dense", RunnerSetup(bundle=dense, dtype=half), half),
+        *(own("torch.compile", "dense", RunnerSetup(bundle=dense, dtype=d, compiled=True), d) for d in (full, half)),
+        *(own("onnxruntime", m, RunnerSetup(bundle=bundles[m, full], target="onnxruntime"), full) for m in models),
+        *(
+            own("openvino", m, RunnerSetup(bundle=bundles[m, d], target="openvino"), d)
+            for d in (full, half)
+            for m in models
+        ),
     ]
 
 
@@ -128,34 +131,34 @@ def other_peer(name: str, python: str | None, checkpoint: Path, folder: Path) ->
     facts: dict[str, Any] = {"runtime": name, "model": "dense", "dtype": Dtype.FLOAT32}
     missing = exporter.missing()
     if missing is not None:
-        return Peer(**facts, contender=None, missing=missing)
+        return Peer(**facts, runner=None, missing=missing)
     say(f"exporting with {name}")
     out = folder / name
     try:
         exporter.export(out)
     except (subprocess.CalledProcessError, ValueError, IndexError) as err:
-        return Peer(**facts, contender=None, missing=failure(err))
+        return Peer(**facts, runner=None, missing=failure(err))
     assert python is not None
-    contender = Contender(
+    runner = Runner(
         runtime=named(name, "dense", Dtype.FLOAT32),
         model=Model.DENSE,
         dtype=Dtype.FLOAT32,
-        order={"runtime": name, "folder": str(out)},
+        request={"runtime": name, "folder": str(out)},
         program=(str(HERE / "peer.py"),),
         python=python,
     )
-    return Peer(**facts, contender=contender)
+    return Peer(**facts, runner=runner)
 
 
-def row(peer: Peer, entry: Entry | None, shape: Shape) -> dict[str, Any]:
-    """What one contender showed at one shape."""
+def row(peer: Peer, record: RunnerRecord | None, shape: Shape) -> dict[str, Any]:
+    """What one runner showed at one shape."""
     facts: dict[str, Any] = {key: getattr(peer, key) for key in ("name", "runtime", "model", "dtype")}
-    if entry is None:
+    if record is None:
         return facts | {"state": peer.missing}
-    result = entry.result
+    result = record.result
     if result.error is not None:
         return facts | {"state": f"failed: {result.error}"}
-    times = entry.times[shape]
+    times = record.times[shape]
     assert result.memory is not None
     return {
         **facts,
@@ -174,18 +177,18 @@ def row(peer: Peer, entry: Entry | None, shape: Shape) -> dict[str, Any]:
 def measure_shape(
     peers: Sequence[Peer], architecture: Architecture, shape: Shape, rounds: int, together: bool
 ) -> dict[str, Any]:
-    """One shape: what each contender showed in the race."""
+    """One shape: what each runner showed."""
     batch, length = shape
     ids = Case((length,) * batch).tokens(architecture, seed=0)["input_ids"].tolist()
-    contenders = [peer.contender for peer in peers if peer.contender is not None]
+    runners = [peer.runner for peer in peers if peer.runner is not None]
     say(f"batch {batch}, length {length}")
     watch, load = Watch(), os.getloadavg()[0]
-    entries = (
-        race(contenders, {shape: ids}, rounds=rounds, progress=watch)
+    records = (
+        run_trials(runners, {shape: ids}, rounds=rounds, progress=watch)
         if together
-        else race_by_groups(contenders, {shape: ids}, rounds=rounds, progress=watch)
+        else run_trials_by_group(runners, {shape: ids}, rounds=rounds, progress=watch)
     )
-    by_name = {entry.contender.runtime: entry for entry in entries}
+    by_name = {record.runner.runtime: record for record in records}
     rows = with_agreement([row(peer, by_name.get(peer.name), shape) for peer in peers])
     return {
         "batch": batch,
@@ -234,7 +237,7 @@ def parse_rounds(text: str) -> tuple[Shape | None, int]:
 
 
 def main() -> None:
-    """Export, race shape by shape, record."""
+    """Export, time shape by shape, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--resume", action="store_true", help="keep the shapes that the result file has")
@@ -263,7 +266,7 @@ def main() -> None:
         pythons = {"genai": options.genai_python, "optimum": options.optimum_python}
         others = [other_peer(name, python, checkpoint, folder) for name, python in pythons.items()]
         peers = own_peers(bundles) + others
-        here = {o.runtime: o.contender.python for o in others if o.contender is not None}
+        here = {o.runtime: o.runner.python for o in others if o.runner is not None}
         result: dict[str, Any] = {
             "conditions": conditions(PACKAGES),
             "versions": {runtime: helper("versions", python=python) for runtime, python in here.items()},

@@ -1,4 +1,4 @@
-"""What a race of peers means at one shape: agreement with eager float32, ratios, and what was promised of them.
+"""What a trial of peers means at one shape: agreement with eager float32, ratios, and what was promised of them.
 
 Rows are those of `peers.py`. No parity, no number: a row that does not agree takes part in no ratio.
 """
@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from funnel_export.verify.latency import Ratio, compare
-from funnel_export.verify.outcome import distance
+from funnel_export.latency.latency_report import Ratio, compare
+from funnel_export.latency.verdict import distance
 
 Row = dict[str, Any]
 
 LIMITS = {"float32": 1e-4, "bfloat16": 0.1}
-"""The largest error, of the largest output, at which a contender computes what eager PyTorch computes in float32."""
+"""The largest error, of the largest output, at which a runner computes what eager PyTorch computes in float32."""
 TARGETS = ("onnxruntime", "openvino")
 PEER_LIMIT = 0.8
 """What S=2 on OpenVINO in bfloat16 may take of the best dense peer's time."""
@@ -68,7 +68,7 @@ def _ratio(one: Row, other: Row) -> dict[str, float]:
 
 
 def over_best_peer(rows: Sequence[Row]) -> dict[str, Any]:
-    """S=2 on OpenVINO in bfloat16 over the fastest dense contender that agrees, ours among them."""
+    """S=2 on OpenVINO in bfloat16 over the fastest dense runner that agrees, ours among them."""
     dense = [row for row in sound(rows) if row["model"] == "dense"]
     own = [row for row in sound(rows) if (*_kind(row), row["model"]) == ("openvino", "bfloat16", "S=2")]
     if not dense or not own:

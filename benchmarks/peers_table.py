@@ -19,8 +19,7 @@ def render(result: Result) -> str:
             "Funnel over dense, in the same runtime and dtype: measured (95 % interval) of predicted.\n\n"
             + _ratios(shapes)
             + f"\n\n{_count(shapes)}",
-            f"Against the best dense contender, and what S=4 ({result['funnels']['S=4']}) saves:\n\n"
-            + _promises(shapes),
+            f"Against the best dense runner, and what S=4 ({result['funnels']['S=4']}) saves:\n\n" + _promises(shapes),
         ]
     )
 

@@ -54,8 +54,9 @@ def render(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Bench twice, compare, record."""
-    from funnel_export import bench, checking, load_bundle
-    from funnel_export.verify.summary import describe_latency
+    from funnel_export import bench, load_bundle
+    from funnel_export.commands import check as checking
+    from funnel_export.report.text import describe_latency
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="a bundle with a funnel")

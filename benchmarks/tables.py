@@ -16,8 +16,8 @@ import repeat
 from peers_table import render
 from tabulate import tabulate
 
-from funnel_export.verify.latency import LatencyReport
-from funnel_export.verify.summary import describe_latency
+from funnel_export.latency.latency_report import LatencyReport
+from funnel_export.report.text import describe_latency
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

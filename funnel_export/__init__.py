@@ -7,26 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from funnel_export.benching import bench
-    from funnel_export.bundle import Bundle, load_bundle
-    from funnel_export.checking import check
-    from funnel_export.compiling import compile_bundle
-    from funnel_export.config import FunnelSpec
+    from funnel_export.bundle.load import Bundle, load_bundle
+    from funnel_export.commands.bench import bench
+    from funnel_export.commands.check import check
+    from funnel_export.commands.compile import compile_bundle
+    from funnel_export.commands.export import export
     from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
-    from funnel_export.pipeline import export
+    from funnel_export.spec.funnel import FunnelSpec
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "Bundle": "funnel_export.bundle",
+    "Bundle": "funnel_export.bundle.load",
     "FunnelCache": "funnel_export.funnel",
-    "FunnelSpec": "funnel_export.config",
+    "FunnelSpec": "funnel_export.spec.funnel",
     "apply_funnel": "funnel_export.funnel",
-    "bench": "funnel_export.benching",
-    "check": "funnel_export.checking",
-    "compile_bundle": "funnel_export.compiling",
-    "export": "funnel_export.pipeline",
-    "load_bundle": "funnel_export.bundle",
+    "bench": "funnel_export.commands.bench",
+    "check": "funnel_export.commands.check",
+    "compile_bundle": "funnel_export.commands.compile",
+    "export": "funnel_export.commands.export",
+    "load_bundle": "funnel_export.bundle.load",
     "remove_funnel": "funnel_export.funnel",
 }
 

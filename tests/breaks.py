@@ -12,8 +12,8 @@ from exported import Recipe
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, load_bundle
-from funnel_export.config import Dtype
 from funnel_export.exporter.audit import audit
+from funnel_export.spec.choices import Dtype
 
 
 def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
@@ -81,3 +81,103 @@ def swapped_masks(model: ir.Model) -> None:
 
 def fixed_axis(model: ir.Model) -> None:
     model.graph.inputs[0].shape = ir.Shape(["batch_size", 7])
+
+
+def node(model: ir.Model, name: str, op_type: str) -> ir.Node:
+    return next(n for n in model.graph if str(n.name).startswith(name) and n.op_type == op_type)
+
+
+def scaled(model: ir.Model, owner: ir.Node, index: int, change: float, *, add: bool = False) -> None:
+    """Multiply an operand by a constant, or add it."""
+    value = owner.inputs[index]
+    assert value is not None
+    kind = np.int64 if value.dtype == ir.DataType.INT64 else np.float32
+    constant = ir.Value(name="changed", const_value=ir.tensor(np.array(change, kind)))
+    model.graph.register_initializer(constant)
+    changed = ir.node("Add" if add else "Mul", [value, constant], name="changed")
+    model.graph.insert_before(owner, changed)
+    owner.replace_input_with(index, changed.outputs[0])
+
+
+def another_softcap(model: ir.Model) -> None:
+    scaled(model, node(model, "layers.2/", "Tanh"), 0, 0.8)
+
+
+def shifted_read_out(model: ir.Model) -> None:
+    scaled(model, node(model, "funnel/recover/", "Gather"), 1, -1, add=True)
+
+
+def shifted_window(model: ir.Model) -> None:
+    scaled(model, node(model, "funnel/pool/", "Gather"), 1, -1, add=True)
+
+
+def swapped_weights(model: ir.Model) -> None:
+    one, other = (model.graph.initializers[f"model.layers.3.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    one.const_value, other.const_value = other.const_value, one.const_value
+
+
+def no_final_softcap(model: ir.Model) -> None:
+    scaled(model, node(model, "model/", "Tanh"), 0, 1.1)
+
+
+def not_a_number(model: ir.Model) -> None:
+    scaled(model, node(model, "layers.1/", "Tanh"), 0, float("nan"))
+
+
+def first_token_only(model: ir.Model) -> None:
+    """Let the logits be those of each row's first token, which broadcast over those of all."""
+    logits = model.graph.outputs[0]
+    bounds = [ir.Value(name=f"bound{number}", const_value=ir.tensor(np.array([number]))) for number in (0, 1)]
+    for bound in bounds:
+        model.graph.register_initializer(bound)
+    first = ir.node("Slice", [logits, bounds[0], bounds[1], bounds[1]], name="first")
+    first.outputs[0].name, logits.name = logits.name, "logits_of_all"
+    first.outputs[0].dtype, first.outputs[0].shape = logits.dtype, logits.shape
+    model.graph.append(first)
+    model.graph.outputs[0] = first.outputs[0]
+
+
+def unknown_op(model: ir.Model) -> None:
+    """Let an op be one of a domain that no runtime here knows: ONNX's checker lets it pass."""
+    model.opset_imports["org.example"] = 1
+    cap = node(model, "layers.1/", "Tanh")
+    cap.domain, cap.op_type = "org.example", "Nonesuch"
+
+
+def sine_for_tanh(model: ir.Model) -> None:
+    for each in model.graph:
+        if each.op_type == "Tanh":
+            each.op_type = "Sin"
+
+
+def another_dtype(model: ir.Model) -> None:
+    """Let the second layer's MLP begin in float16."""
+    gelu = node(model, "layers.1/", "Gelu")
+    down = ir.node("Cast", [gelu.inputs[0]], attributes={"to": ir.DataType.FLOAT16}, name="down")
+    up = ir.node("Cast", [down.outputs[0]], attributes={"to": ir.DataType.FLOAT}, name="up")
+    model.graph.insert_before(gelu, [down, up])
+    gelu.replace_input_with(0, up.outputs[0])
+
+
+def slower(model: ir.Model) -> None:
+    """Let the recovery wait for sines of 4 million numbers, and add nothing of them."""
+    owner = next(n for n in model.graph if n.outputs[0].name == "funnel.recovered")
+    value = owner.inputs[0]
+    assert value is not None
+    constants = {"wide": [1 << 22], "axes": [0], "one": [1], "nothing": np.float32(1e-30)}
+    for name, number in constants.items():
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(np.array(number))))
+    wide, axes, one, nothing = (model.graph.initializers[name] for name in constants)
+    flat = ir.node("Reshape", [value, ir.Value(name="minus", const_value=ir.tensor(np.array([-1])))])
+    model.graph.register_initializer(flat.inputs[1])
+    first = ir.node("Slice", [flat.outputs[0], axes, one])
+    expanded = ir.node("Expand", [first.outputs[0], wide])
+    sines = ir.node("Sin", [expanded.outputs[0]])
+    again = ir.node("Sin", [sines.outputs[0]])
+    mean = ir.node("ReduceMean", [again.outputs[0], axes], attributes={"keepdims": 0})
+    less = ir.node("Mul", [mean.outputs[0], nothing])
+    added = ir.node("Add", [value, less.outputs[0]])
+    for number, made in enumerate(chain := [flat, first, expanded, sines, again, mean, less, added]):
+        made.name = made.outputs[0].name = f"slower{number}"
+    model.graph.insert_before(owner, chain)
+    owner.replace_input_with(0, added.outputs[0])

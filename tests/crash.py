@@ -22,8 +22,10 @@ from killing import FORK, digest, forked
 from models import save_tiny_checkpoint
 
 import funnel_export
-from funnel_export import atomic, bundle, pipeline, place
+from funnel_export.bundle import load as bundle
+from funnel_export.commands import export as pipeline
 from funnel_export.exporter import build, write
+from funnel_export.system import atomic, place
 
 FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, place, write)}
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from funnel_export import Bundle, FunnelSpec, export
-from funnel_export.config import Task
-from funnel_export.targets import get_target
+from funnel_export.spec.choices import Task
+from funnel_export.targets.registry import get_target
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 

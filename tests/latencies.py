@@ -3,7 +3,8 @@
 from typing import Any
 
 from funnel_export import Bundle
-from funnel_export.verify.latency import ContenderResult, LatencyReport, Memory, Row, compare, judge, summarize
+from funnel_export.latency.latency_report import LatencyReport, Memory, Row, RunnerResult, compare, summarize
+from funnel_export.latency.verdict import judge
 from funnel_export.verify.metrics import Metrics
 from funnel_export.verify.parity_report import CaseResult, ParityReport, TargetResult
 
@@ -63,8 +64,8 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
         for length in (16, 64)
     ]
     rows = changes.pop("rows", rows)
-    contenders = [
-        ContenderResult(
+    runners = [
+        RunnerResult(
             runtime=runtime,
             model=model,
             dtype=bundle.manifest.dtype,
@@ -83,7 +84,7 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
         "num_layers": bundle.architecture.num_hidden_layers,
         "parity": make_parity(bundle),
         "rounds": 5,
-        "contenders": contenders,
+        "runners": runners,
         "rows": rows,
         "gate": None if min_speedup is None else judge(rows, min_speedup),
     }

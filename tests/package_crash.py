@@ -9,10 +9,10 @@ from pathlib import Path
 
 from killing import digest, forked
 
-from funnel_export import atomic, place
 from funnel_export import package as package_module
-from funnel_export.package import package
-from funnel_export.triton import TritonOptions
+from funnel_export.commands.package import package
+from funnel_export.packaging.triton_config import TritonOptions
+from funnel_export.system import atomic, place
 
 FILES = {str(module.__file__) for module in (atomic, place, package_module)}
 POINTS = 12

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from funnel_export import FunnelSpec
-from funnel_export.config import Pooling, Recovery, SlotPositions
 from funnel_export.funnel import FunnelCache, apply_funnel
+from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
 Row = list[int]
 Forward = Callable[[Tensor, Tensor | None], Tensor]

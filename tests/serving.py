@@ -7,8 +7,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from funnel_export import Bundle
-from funnel_export.engine import BuiltFor, EngineManifest, record_file
-from funnel_export.profile import Profile
+from funnel_export.bundle.engine import BuiltFor, EngineManifest, record_file
+from funnel_export.spec.profile import Profile
 
 INT64, FP32, FP16, BF16 = (
     model_config_pb2.DataType.Value(f"TYPE_{kind}") for kind in ("INT64", "FP32", "FP16", "BF16")

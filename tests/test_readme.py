@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from models import save_tiny_checkpoint
 
-from funnel_export.demo import make_tokenizer
+from funnel_export.commands.demo import make_tokenizer
 
 README = Path(__file__).parent.parent / "README.md"
 MODULES = {"funnel-export": "funnel_export", "optimum-cli": "optimum.commands.optimum_cli"}

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
-from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
 from funnel_export.errors import SpecError
+from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
+from funnel_export.spec.funnel import FunnelSpec
 
 
 @app.command()
@@ -17,7 +18,7 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Do it all on a small model that is made here: no download, no GPU."""
-    from funnel_export.demo import describe_demo, run_demo
+    from funnel_export.commands.demo import describe_demo, run_demo
 
     with progress_bar() as progress:
         report = run_demo(out, progress=progress)
@@ -49,7 +50,7 @@ def export(
     json_: Json = False,
 ) -> None:
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
-    from funnel_export import pipeline
+    from funnel_export.commands.export import export as run_export
 
     options = {"pooling": pooling, "recovery": recovery, "slot_positions": slot_positions}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -59,7 +60,7 @@ def export(
         raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
     spec = funnel if funnel in ("auto", "none") else FunnelSpec.parse(funnel, **given)
     with progress_bar() as progress:
-        bundle = pipeline.export(
+        bundle = run_export(
             checkpoint,
             out,
             funnel=spec,
@@ -77,8 +78,8 @@ def export(
 @app.command()
 def inspect(bundle: BundleFolder, json_: Json = False) -> None:
     """Show what is in a bundle: its funnel as a picture, its audit, and what it is predicted to save."""
-    from funnel_export.bundle import load_bundle
-    from funnel_export.verify.summary import audit_bundle, describe_bundle, predictions
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.report.text import audit_bundle, describe_bundle, predictions
 
     opened = load_bundle(bundle)
     if not json_:
@@ -107,11 +108,11 @@ def check(
     json_: Json = False,
 ) -> None:
     """Compare targets with eager PyTorch; the last line is JSON, and the exit code is 1 if one differs."""
-    from funnel_export import checking
-    from funnel_export.verify.summary import describe_parity
+    from funnel_export.commands.check import check as run_check
+    from funnel_export.report.text import describe_parity
 
     with progress_bar() as progress:
-        report = checking.check(
+        report = run_check(
             bundle,
             targets=target or None,
             lengths=length or (),
@@ -129,8 +130,8 @@ def check(
 @app.command()
 def report(bundle: BundleFolder, json_: Json = False) -> None:
     """Make `reports/report.md`, `report.html` and pictures of what `check` and `bench` found."""
-    from funnel_export.bundle import load_bundle
-    from funnel_export.report.write import write_reports
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.report.pages import write_reports
 
     paths = [str(path) for path in write_reports(load_bundle(bundle))]
     say(json.dumps({"written": paths}) if json_ else "\n".join(paths))

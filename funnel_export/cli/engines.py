@@ -33,8 +33,8 @@ def compile_(
     json_: Json = False,
 ) -> None:
     """Compile a bundle for a target; the engine goes into the bundle's `engines/`."""
-    from funnel_export.compiling import compile_bundle
-    from funnel_export.verify.summary import describe_engine, describe_target_options
+    from funnel_export.commands.compile import compile_bundle
+    from funnel_export.report.text import describe_engine, describe_target_options
 
     if list_options:
         say(describe_target_options(target))
@@ -79,9 +79,10 @@ def package(
     json_: Json = False,
 ) -> None:
     """Add a bundle, or an engine compiled from it, to a Triton model repository."""
-    from funnel_export.config import parse_choice
-    from funnel_export.package import Format, package
-    from funnel_export.triton import Backend, Kind, TritonOptions
+    from funnel_export.commands.package import package
+    from funnel_export.packaging.triton import Format
+    from funnel_export.packaging.triton_config import Backend, Kind, TritonOptions
+    from funnel_export.spec.choices import parse_choice
 
     parse_choice("format", Format, format_)
     options = TritonOptions(

@@ -17,8 +17,8 @@ GraphsFolder = Annotated[Path, typer.Argument(metavar="[GRAPHS]", help="Folder w
 @graph.command("show")
 def graph_show(bundle: BundleFolder) -> None:
     """Print what a bundle's graph computes, as a text without weights."""
-    from funnel_export.bundle import load_bundle
-    from funnel_export.contracts import describe_bundle_graph
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.commands.graphs import describe_bundle_graph
 
     say(describe_bundle_graph(load_bundle(bundle)).rstrip())
 
@@ -26,7 +26,7 @@ def graph_show(bundle: BundleFolder) -> None:
 @graph.command("check")
 def graph_check(folder: GraphsFolder = Path("graphs")) -> None:
     """Export the graphs under contract anew; print how they differ, with exit code 1 if they do."""
-    from funnel_export.contracts import check_graphs
+    from funnel_export.commands.graphs import check_graphs
 
     with progress_bar() as progress:
         difference = check_graphs(folder, progress)
@@ -47,7 +47,7 @@ def graph_accept(
     folder: GraphsFolder = Path("graphs"),
 ) -> None:
     """Take fresh graphs as the accepted ones, and write down why; refused where CI is set."""
-    from funnel_export.contracts import accept_graphs
+    from funnel_export.commands.graphs import accept_graphs
 
     with progress_bar() as progress:
         changed = accept_graphs(folder, why, progress)

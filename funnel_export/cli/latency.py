@@ -35,17 +35,18 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time the funnel beside the dense model; the exit code is 1 if it is wrong or not fast enough."""
-    from funnel_export import benching
-    from funnel_export.config import PYTORCH
-    from funnel_export.verify.summary import describe_latency
+    from funnel_export.commands.bench import BATCHES, LENGTHS
+    from funnel_export.commands.bench import bench as run_bench
+    from funnel_export.report.text import describe_latency
+    from funnel_export.spec.choices import PYTORCH
 
     with progress_bar() as progress:
-        report = benching.bench(
+        report = run_bench(
             bundle,
             targets=target or None,
             pytorch=PYTORCH if pytorch is None else [each for each in pytorch if each != "none"],
-            lengths=length or benching.LENGTHS,
-            batches=batch or benching.BATCHES,
+            lengths=length or LENGTHS,
+            batches=batch or BATCHES,
             rounds=rounds,
             min_speedup=min_speedup,
             max_length=max_length,

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from funnel_export.architecture import SLIDING, Architecture
-from funnel_export.config import Dtype, FunnelSpec, Logits, Task
 from funnel_export.errors import ExportError
 from funnel_export.exporter.assemble import PREFIXES
 from funnel_export.exporter.trace import BATCH, INPUTS, OUTPUTS, SEQUENCE
 from funnel_export.exporter.weights import COMPUTE_DTYPES
+from funnel_export.families.gemma2 import SLIDING, Architecture
+from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.funnel import FunnelSpec
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16

@@ -2,12 +2,13 @@
 
 import onnx_ir as ir
 
-from funnel_export.checkpoint import Checkpoint
-from funnel_export.config import Dtype, FunnelSpec, Logits, Task
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
-from funnel_export.exporter.weights import find_weights, refer_to_weights, refuse_contradicting_head
+from funnel_export.exporter.weights import check_head, find_weights, refer_to_weights
+from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.funnel import FunnelSpec
 
 
 def build_graph(
@@ -25,7 +26,7 @@ def build_graph(
         SpecError: if the funnel does not fit it.
     """
     if task is Task.TEXT_GENERATION:
-        refuse_contradicting_head(checkpoint)
+        check_head(checkpoint)
     skeleton = build_skeleton(checkpoint.config, task, dtype)
     if spec is not None:
         spec.validate(checkpoint.architecture.num_hidden_layers)

@@ -17,7 +17,6 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from funnel_export.config import FunnelSpec, Pooling, Recovery, SlotPositions
 from funnel_export.exporter.assemble import tidy
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel.masks import attention_bias
@@ -25,6 +24,8 @@ from funnel_export.funnel.pooling import pool
 from funnel_export.funnel.recovery import recover
 from funnel_export.funnel.rows import Rows
 from funnel_export.funnel.windows import read_slots, slot_positions
+from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
+from funnel_export.spec.funnel import FunnelSpec
 
 WIDTH, OPSET = 8, 20
 """Width of the hidden states and opset of the texts."""

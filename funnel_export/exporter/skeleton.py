@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
 
-from funnel_export.architecture import CHECKED, Architecture
-from funnel_export.config import Dtype, Task
 from funnel_export.errors import CheckpointError, ExportError
+from funnel_export.families.gemma2 import CHECKED, Architecture
 from funnel_export.funnel import TASK_CLASSES
+from funnel_export.spec.choices import Dtype, Task
 
 
 def read_config(config: dict[str, Any]) -> Gemma2Config:

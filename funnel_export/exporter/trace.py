@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from funnel_export.config import FunnelSpec, Logits, Task
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import LayerPart
+from funnel_export.spec.choices import Logits, Task
+from funnel_export.spec.funnel import FunnelSpec
 
 BATCH, SEQUENCE = "batch_size", "sequence_length"
 INPUTS = ("input_ids", "attention_mask")

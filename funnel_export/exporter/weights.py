@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from funnel_export.checkpoint import Checkpoint, StoredTensor
-from funnel_export.config import Dtype
+from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
+from funnel_export.spec.choices import Dtype
 
 STORED_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 COMPUTE_DTYPES = {
@@ -103,7 +104,7 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
     return node
 
 
-def refuse_contradicting_head(checkpoint: Checkpoint) -> None:
+def check_head(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose config ties the head to the embedding while its files hold two different ones.
 
     Hugging Face then loads both in some versions and one in others.

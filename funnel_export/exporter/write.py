@@ -8,11 +8,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from funnel_export.bundle import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
-from funnel_export.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint, WeightFile
-from funnel_export.config import Dtype, FunnelSpec, Logits, Placing, Task
+from funnel_export.bundle.manifest import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
+from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint
+from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, ExportError
-from funnel_export.place import place
+from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.place import Placing, place
 
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 

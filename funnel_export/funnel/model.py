@@ -19,7 +19,6 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from funnel_export.config import FunnelSpec
 from funnel_export.errors import SpecError
 from funnel_export.funnel.cache import FunnelCache
 from funnel_export.funnel.gather import take_columns
@@ -28,6 +27,7 @@ from funnel_export.funnel.pooling import pool
 from funnel_export.funnel.recovery import recover
 from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
+from funnel_export.spec.funnel import FunnelSpec
 
 Part = Callable[..., Tensor]
 
@@ -111,7 +111,7 @@ def funnel_forward(
     cache = _cache(plan.spec, past_key_values, bool(use_cache))
     rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
     if position_ids is not None and has_values(position_ids):
-        _refuse_other_positions(position_ids, rows)
+        _check_positions(position_ids, rows)
     attention = cast(Any, self.layers[0]).self_attn.config._attn_implementation
     if attention != "eager":
         raise SpecError("a funnelled model runs with eager attention", got=attention, wanted="eager")
@@ -247,7 +247,7 @@ def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> Fun
     return FunnelCache() if given is not None or use_cache else None
 
 
-def _refuse_other_positions(position_ids: Tensor, rows: Rows) -> None:
+def _check_positions(position_ids: Tensor, rows: Rows) -> None:
     """Positions may begin anywhere, as RoPE is relative, but texts packed into one row would see each other."""
     real = rows.queries >= 0
     begins = position_ids - rows.queries

@@ -13,9 +13,10 @@ from transformers.models.gemma2.modeling_gemma2 import (
     Gemma2Model,
 )
 
-from funnel_export.config import FunnelSpec, Task
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.funnel.model import Plan, Runner, call_part, funnel_forward
+from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import FunnelSpec
 
 TASK_CLASSES: dict[Task, type[PreTrainedModel]] = {
     Task.FEATURE_EXTRACTION: Gemma2Model,

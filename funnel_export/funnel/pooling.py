@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from funnel_export.config import FunnelSpec, Pooling
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.wide import widen
 from funnel_export.funnel.windows import window_tokens
+from funnel_export.spec.choices import Pooling
+from funnel_export.spec.funnel import FunnelSpec
 
 
 def pool(

@@ -3,9 +3,10 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from funnel_export.config import FunnelSpec, Recovery
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.wide import widen
+from funnel_export.spec.choices import Recovery
+from funnel_export.spec.funnel import FunnelSpec
 
 
 def recover(

@@ -34,7 +34,7 @@ class Rows:
             SpecError: if padding stands between the tokens of a row (not checked while tracing).
         """
         if has_values(real):
-            _refuse_holes(real)
+            _check_padding(real)
         count = real.long().cumsum(-1)
         keys = token_numbers(real, count)
         if past == 0:
@@ -50,7 +50,7 @@ def has_values(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
-def _refuse_holes(real: Bool[Tensor, "batch column"]) -> None:
+def _check_padding(real: Bool[Tensor, "batch column"]) -> None:
     starts = (real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0].long()
     if bool((starts > 1).any()):
         raise SpecError(

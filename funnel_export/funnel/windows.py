@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from funnel_export.config import FunnelSpec, SlotPositions
+from funnel_export.spec.choices import SlotPositions
+from funnel_export.spec.funnel import FunnelSpec
 
 ABSENT = -1
 

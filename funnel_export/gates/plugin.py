@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from funnel_export.bundle import Bundle
-    from funnel_export.verify.latency import LatencyReport
+    from funnel_export.bundle.load import Bundle
+    from funnel_export.latency.latency_report import LatencyReport
     from funnel_export.verify.parity_report import ParityReport
 
 GATES = str(Path(__file__).parent / "test_gates.py")
@@ -43,10 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.getoption("--funnel-bundle")
     if folder is None:
         return
-    from funnel_export.benching import refuse_dense, shapes_to_time
-    from funnel_export.bundle import load_bundle
-    from funnel_export.checking import candidates, refuse_numbers
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.commands.bench import shapes_to_time, validate_funnelled
+    from funnel_export.commands.check import validate_numbers
     from funnel_export.errors import FunnelExportError
+    from funnel_export.verify.candidates import candidates
 
     option = config.getoption
     if option("--funnel-min-speedup") is not None and option("dist", "no") != "no":
@@ -56,9 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
         bundle = load_bundle(folder)
         with _noted(config):
             names = [candidate.name for candidate in candidates(bundle, option("--funnel-target"))]
-        refuse_numbers(option("--funnel-length") or (), option("--funnel-max-length"), None)
+        validate_numbers(option("--funnel-length") or (), option("--funnel-max-length"), None)
         if option("--funnel-min-speedup") is not None:
-            refuse_dense(bundle)
+            validate_funnelled(bundle)
             shapes_to_time(bundle, **_timing(config))
     except FunnelExportError as err:
         raise pytest.UsageError(str(err)) from err
@@ -105,7 +106,7 @@ def funnel_bundle(pytestconfig: pytest.Config) -> "Bundle":
 @pytest.fixture(scope="session")
 def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "ParityReport":
     """What `check` finds; the report is in the bundle too."""
-    from funnel_export.checking import check
+    from funnel_export.commands.check import check
 
     option = pytestconfig.getoption
     lengths = option("--funnel-length") or ()
@@ -120,7 +121,7 @@ def funnel_latency(
     funnel_bundle: "Bundle", funnel_parity: "ParityReport", pytestconfig: pytest.Config
 ) -> "LatencyReport":
     """What `bench` finds, beside eager PyTorch; the report is in the bundle too."""
-    from funnel_export.benching import bench
+    from funnel_export.commands.bench import bench
 
     if hasattr(pytestconfig, "workerinput"):  # of pytest-xdist: each of its processes would time at once
         pytest.fail(ALONE, pytrace=False)
@@ -136,7 +137,7 @@ def funnel_latency(
 
 def _timing(config: pytest.Config) -> dict[str, Any]:
     """What is timed, and what is demanded of it, as arguments of `bench`."""
-    from funnel_export.benching import BATCHES, LENGTHS, ROUNDS
+    from funnel_export.commands.bench import BATCHES, LENGTHS, ROUNDS
 
     option, rounds = config.getoption, config.getoption("--funnel-rounds")
     return {

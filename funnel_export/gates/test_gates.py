@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from funnel_export.verify.latency import LatencyReport
+    from funnel_export.latency.latency_report import LatencyReport
     from funnel_export.verify.parity_report import ParityReport
 
 Record = Callable[[str, object], None]
@@ -14,7 +14,7 @@ Record = Callable[[str, object], None]
 
 def test_parity(funnel_parity: "ParityReport", funnel_runtime: str) -> None:
     """A target computes what eager PyTorch computes, within a small factor of what that loses itself."""
-    from funnel_export.verify.summary import describe_parity
+    from funnel_export.report.text import describe_parity
 
     (result,) = (result for result in funnel_parity.targets if result.name == funnel_runtime)
     if not result.passed:
@@ -28,7 +28,7 @@ def test_latency(
     record_testsuite_property: Record,
 ) -> None:
     """A target is at least so many times as fast with the funnel as without, on every shape."""
-    from funnel_export.verify.latency import judge
+    from funnel_export.latency.verdict import judge
 
     wanted = pytestconfig.getoption("--funnel-min-speedup")
     if wanted is None:
@@ -39,7 +39,7 @@ def test_latency(
         found = row.ratio.speedup
         interval = f"{found.low:.3f} to {found.high:.3f}"
         record_testsuite_property(f"speedup of {row.place}", f"{found.value:.3f} ({interval})")
-    errors = [f"{c.name}: {c.error}" for c in report.contenders if c.runtime == funnel_runtime and c.error]
+    errors = [f"{c.name}: {c.error}" for c in report.runners if c.runtime == funnel_runtime and c.error]
     not_timed = [place for place in report.not_timed if place.runtime == funnel_runtime]
     failures = errors or judge(rows, wanted, not_timed=not_timed).failures
     if failures:

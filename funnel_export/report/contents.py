@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
-from funnel_export.bundle import Bundle
-from funnel_export.config import PYTORCH, FunnelSpec
-from funnel_export.engine import changed_engines
+from funnel_export.bundle.engine import changed_engines
+from funnel_export.bundle.load import Bundle
+from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report import numbers, tables
 from funnel_export.report.canvas import Picture
+from funnel_export.report.drawing import draw_funnel
 from funnel_export.report.latency_panels import by_runtime
 from funnel_export.report.pictures import draw_all
 from funnel_export.report.tables import Table
-from funnel_export.verify.latency import LatencyReport
+from funnel_export.spec.choices import PYTORCH
+from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.verify.parity_report import ParityReport, TargetResult
-from funnel_export.verify.picture import draw_funnel
 
 GOOD, BAD, NONE = "good", "bad", "none"
 
@@ -34,7 +35,7 @@ class LatencySection:
 
     report: LatencyReport
     rows: Table
-    contenders: Table
+    runners: Table
     missing: Table
 
 
@@ -86,7 +87,7 @@ def _latency_section(report: LatencyReport) -> LatencySection:
     return LatencySection(
         report=report,
         rows=tables.latency_table(report),
-        contenders=tables.contender_table(report),
+        runners=tables.runner_table(report),
         missing=tables.missing_table(report),
     )
 
@@ -177,7 +178,7 @@ def _latency_verdicts(bundle: Bundle, report: LatencyReport | None) -> list[Verd
         wanted = f"wanted: funnel at least {gate.min_speedup:g} × as fast as dense, by the lower end of the interval"
         status, answer = (GOOD, "passed") if gate.passed else (BAD, "FAILED")
         verdicts.append(Verdict("Speed-up gate", answer, status, [wanted, *gate.failures]))
-    problems = [f"{each.name}: {each.error}" for each in report.contenders if each.error]
+    problems = [f"{each.name}: {each.error}" for each in report.runners if each.error]
     if not report.parity.passed:
         problems.insert(0, "parity did not pass when latency was measured")
     outdated = _outdated(bundle, report.parity, "bench")

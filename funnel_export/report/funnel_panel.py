@@ -3,8 +3,8 @@
 import textwrap
 from typing import TYPE_CHECKING
 
-from funnel_export.config import FunnelSpec
 from funnel_export.report.canvas import WIDTH, Palette, Panel, Picture
+from funnel_export.spec.funnel import FunnelSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

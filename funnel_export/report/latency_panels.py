@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from funnel_export.latency.latency_report import Latency, LatencyReport, Row
 from funnel_export.report import numbers
 from funnel_export.report.canvas import Palette, Panel, Picture
-from funnel_export.verify.latency import Latency, LatencyReport, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 import math
 
-from funnel_export.verify.latency import Latency, Ratio
+from funnel_export.latency.latency_report import Latency, Ratio
 
 
 def ms(value: float) -> str:

@@ -1,11 +1,11 @@
 """All pictures of a report, by the section that they stand in."""
 
-from funnel_export.bundle import Bundle
+from funnel_export.bundle.load import Bundle
+from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.canvas import Picture
 from funnel_export.report.funnel_panel import draw_funnel
 from funnel_export.report.latency_panels import draw_latency, draw_ratio
 from funnel_export.report.parity_panels import draw_boundaries
-from funnel_export.verify.latency import LatencyReport
 from funnel_export.verify.parity_report import ParityReport
 
 NAMES = ("funnel", "latency", "ratio", "boundaries")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from funnel_export.latency.latency_report import LatencyReport, Row, RunnerResult
 from funnel_export.report import numbers
-from funnel_export.verify.latency import ContenderResult, LatencyReport, Row
 from funnel_export.verify.parity_report import ParityReport, TargetResult
 
 
@@ -65,10 +65,10 @@ def latency_table(report: LatencyReport) -> Table:
     return _table(["runtime"], figures, map(row, report.rows))
 
 
-def contender_table(report: LatencyReport) -> Table:
-    """What each contender took beside time."""
+def runner_table(report: LatencyReport) -> Table:
+    """What each runner took beside time."""
 
-    def row(found: ContenderResult) -> list[str]:
+    def row(found: RunnerResult) -> list[str]:
         memory = found.memory
         held = (None, None) if memory is None else (memory.host_bytes, memory.device_bytes)
         load = numbers.seconds(found.load_seconds)
@@ -81,13 +81,13 @@ def contender_table(report: LatencyReport) -> Table:
             *map(numbers.size, held),
         ]
 
-    ran = [found for found in report.contenders if not found.error]
+    ran = [found for found in report.runners if not found.error]
     return _table(["runtime", "model", "device", "precision"], ["load", "host memory", "device memory"], map(row, ran))
 
 
 def missing_table(report: LatencyReport) -> Table:
-    """Contenders without numbers, and why; then engines that lack some of the shapes."""
-    missing = [found for found in report.contenders if found.error]
+    """Runners without numbers, and why; then engines that lack some of the shapes."""
+    missing = [found for found in report.runners if found.error]
     rows: list[list[str | Cell]] = [[each.runtime, each.model, Cell(each.error or "", "bad")] for each in missing]
     for place in report.not_timed:
         reason = f"batch {place.batch}, length {place.length:,}: no optimization profile takes it"

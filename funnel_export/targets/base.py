@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
-from funnel_export.bundle import Bundle
-from funnel_export.config import PYTORCH, Dtype
-from funnel_export.engine import BuiltFor, Engine, EngineName
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
-from funnel_export.profile import Profile
+from funnel_export.bundle.engine import BuiltFor, Engine
+from funnel_export.bundle.load import Bundle
 from funnel_export.progress import Progress
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.profile import Profile
 from funnel_export.targets.options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -150,92 +147,13 @@ class Target(Protocol):
         Args:
             bundle: a verified bundle.
             outputs: names of inner values to give out besides the graph's outputs.
-            engine: a verified engine that runs here, `refuse_misfit` says so.
+            engine: a verified engine that runs here, `check_fits` says so.
 
         Raises:
             TargetUnavailableError: if the target, or this dtype, does not work on this machine.
             TargetRefusedError: if it refuses the graph.
         """
         ...
-
-
-_TARGETS = {
-    "onnxruntime": ("funnel_export.targets.onnxruntime", "OnnxRuntimeTarget"),
-    "openvino": ("funnel_export.targets.openvino", "OpenVinoTarget"),
-    "tensorrt": ("funnel_export.targets.tensorrt", "TensorRtTarget"),
-    "tensorrt-rtx": ("funnel_export.targets.tensorrt", "TensorRtRtxTarget"),
-}
-
-
-def target_names() -> list[str]:
-    """The names of all targets."""
-    return list(_TARGETS)
-
-
-def refuse_odd_name(name: str) -> None:
-    """Raise `SpecError` for a name that an engine cannot have: it is a folder's, and names its rows in reports."""
-    if name in _TARGETS or name in PYTORCH:
-        raise SpecError(
-            "an engine cannot be named like a runtime: reports would mistake one for the other",
-            got=name,
-            wanted="another name",
-            hint=f"--name {name}-engine",
-        )
-    try:
-        TypeAdapter(EngineName).validate_python(name)
-    except ValidationError as err:
-        raise SpecError(
-            "an engine's name is a plain file name",
-            got=repr(name),
-            wanted="up to 128 letters, digits and ._+-, beginning with a letter or digit",
-        ) from err
-
-
-def get_target(name: str) -> Target:
-    """A target by name; `SpecError` for one that does not exist."""
-    if name not in _TARGETS:
-        raise SpecError("unknown target", got=repr(name), wanted=" | ".join(_TARGETS))
-    module, kind = _TARGETS[name]
-    target: Target = getattr(import_module(module), kind)()
-    return target
-
-
-def require(target: Target, dtype: Dtype) -> None:
-    """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
-    here = target.availability()
-    if not here.available:
-        raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
-    reason = target.supports(dtype)
-    if reason is not None:
-        raise TargetUnavailableError(
-            f"{target.name} cannot run a {dtype} graph here",
-            got=reason,
-            hint="another --target, or export with --dtype float32",
-        )
-
-
-def refuse_odd_path(bundle: Bundle) -> None:
-    """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
-    try:
-        str(bundle.path.absolute()).encode()
-    except UnicodeEncodeError as err:
-        raise BundleError(
-            "runtimes cannot open a folder whose name is not UTF-8",
-            got=bundle.path.absolute(),
-            hint="rename the folder",
-        ) from err
-
-
-def refuse_misfit(target: Target, engine: Engine) -> None:
-    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
-    why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
-    if why is not None:
-        raise BundleError(
-            f"the engine {engine.name} does not run in {target.name} here",
-            got=why,
-            wanted="an engine for this version and this device",
-            hint="compile the bundle again, here",
-        )
 
 
 def as_float(array: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from funnel_export.config import FunnelSpec
+from funnel_export.spec.funnel import FunnelSpec
 
 
 def describe_place(node: str, spec: FunnelSpec | None) -> str:

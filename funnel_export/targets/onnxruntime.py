@@ -9,13 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
-from funnel_export.bundle import GRAPH, Bundle
-from funnel_export.config import Dtype
-from funnel_export.engine import BuiltFor, Engine, processor, this_platform
+from funnel_export.bundle.engine import BuiltFor, Engine
+from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.manifest import GRAPH
 from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
-from funnel_export.targets.base import Availability, Compiled, CompileRequest, require
+from funnel_export.spec.choices import Dtype
+from funnel_export.system.machine import processor, this_platform
+from funnel_export.targets.base import Availability, Compiled, CompileRequest
 from funnel_export.targets.options import Options, parse_options
+from funnel_export.targets.registry import require
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WEIGHTS = "weights.bin"

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype
-from funnel_export.engine import BuiltFor, Engine, this_platform
+from funnel_export.bundle.engine import BuiltFor, Engine
+from funnel_export.bundle.load import Bundle
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
-from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, require
+from funnel_export.spec.choices import Dtype
+from funnel_export.system.machine import this_platform
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float
 from funnel_export.targets.options import Options
+from funnel_export.targets.registry import require
 
 DEVICE, BLOB = "CPU", "model.blob"
 PRECISION = "INFERENCE_PRECISION_HINT"
@@ -92,7 +94,7 @@ class OpenVinoTarget:
         import openvino
 
         core, built = openvino.Core(), engine.manifest
-        _refuse_unknown(core, built.options)
+        _validate_properties(core, built.options)
         here = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         if built.version != openvino.__version__:
             return f"it was built with OpenVINO {built.version}, and {openvino.__version__} is installed"
@@ -118,12 +120,12 @@ class OpenVinoTarget:
 
 def _settings(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, str]:
     """What was asked for, and the graph's own precision unless another one was."""
-    _refuse_unknown(core, settings)
+    _validate_properties(core, settings)
     bfloat16 = bundle.manifest.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
     return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
 
 
-def _refuse_unknown(core: Any, settings: Mapping[str, Any]) -> None:
+def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
     """Raise `SpecError` for other than the CPU plugin's properties, as for a folder to cache models in."""
     known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
     settable = sorted(name for name, access in known.items() if access != "RO")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel_export.bundle import Bundle
+from funnel_export.bundle.load import Bundle
 from funnel_export.funnel.model import POOL, RECOVER, layer_name
-from funnel_export.targets import Session
-from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
-from funnel_export.verify.inputs import Case
+from funnel_export.targets.base import Session
+from funnel_export.verify.cases import Case
 from funnel_export.verify.metrics import measure
 from funnel_export.verify.parity_report import Boundary
+from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 LONGEST = 512
 """Positions of the batch whose boundaries are kept: at Gemma2-2B's shapes they are 260 MB in float64."""

@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype, Logits, Task
-from funnel_export.engine import Engine, fitting_profiles
+from funnel_export.bundle.load import Bundle
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
-from funnel_export.profile import Profile
 from funnel_export.progress import Progress
-from funnel_export.targets import Session, Target
+from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.verify.boundaries import (
     Inside,
     boundary_names,
@@ -31,39 +28,14 @@ from funnel_export.verify.boundaries import (
     measure_boundaries,
     run_eager,
 )
-from funnel_export.verify.eager import REFERENCE_DTYPES, Eager
-from funnel_export.verify.inputs import Case, Plan
+from funnel_export.verify.candidates import Candidate
+from funnel_export.verify.cases import Case, Plan
 from funnel_export.verify.metrics import Metrics, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 FACTOR = 4.0
 """How many times the noise floor a target may lose."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What is compared with eager PyTorch: a target on the bundle's graph, or on one of its engines."""
-
-    target: Target
-    engine: Engine | None = None
-
-    @property
-    def name(self) -> str:
-        """How the report names it."""
-        return self.target.name if self.engine is None else self.engine.name
-
-    @property
-    def profiles(self) -> Sequence[Profile]:
-        """The engine's optimization profiles; none if it takes every shape."""
-        return () if self.engine is None else self.engine.manifest.profiles
-
-    def takes(self, shape: tuple[int, int]) -> bool:
-        """Whether the engine's optimization profiles have room for a batch [batch, sequence]."""
-        return not self.profiles or bool(fitting_profiles(self.profiles, shape))
-
-    def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
-        """See `Target.load`."""
-        return self.target.load(bundle, outputs=outputs, engine=self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +116,7 @@ def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside
     return _Expected(inputs, [row[output] for row in reference], floor, shown, insides)
 
 
-def refuse_if_too_large(bundle: Bundle, plan: Plan) -> None:
+def check_memory(bundle: Bundle, plan: Plan) -> None:
     """Refuse a plan whose outputs would not fit into memory: they are kept while one model after the other runs.
 
     Raises:

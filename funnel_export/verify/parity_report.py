@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from funnel_export.bundle import Digest, WeightRecord
-from funnel_export.config import Dtype
-from funnel_export.engine import EngineName
+from funnel_export.bundle.engine import EngineName
+from funnel_export.bundle.manifest import Digest, WeightRecord
+from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
 
 

@@ -8,10 +8,10 @@ import pytest
 from breaks import another_cap, fixed_axis, loaded, run_audit, set_constants, swapped_masks
 from exported import Recipe
 
-from funnel_export.config import Dtype, Task
 from funnel_export.errors import ExportError
 from funnel_export.exporter.audit import audit
 from funnel_export.funnel.model import POOL
+from funnel_export.spec.choices import Dtype, Task
 
 
 def no_cap(model: ir.Model) -> None:

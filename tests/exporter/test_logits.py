@@ -6,19 +6,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import broken
+from breaks import another_softcap, broken
 from exported import Recipe
 from models import tiny_config
-from verify.test_parity import another_softcap
 
 from funnel_export import FunnelSpec, bench, check, export
-from funnel_export.architecture import Architecture
-from funnel_export.config import Dtype, Logits, Task
 from funnel_export.errors import SpecError
 from funnel_export.exporter.audit import find_faults
-from funnel_export.targets import get_target
-from funnel_export.verify.inputs import Case
-from funnel_export.verify.operations import count_operations
+from funnel_export.families.gemma2 import Architecture
+from funnel_export.latency.operations import count_operations
+from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.targets.registry import get_target
+from funnel_export.verify.cases import Case
 
 FUNNELS = {"dense": None, "S=2": FunnelSpec.parse("1:3:2"), "S=3 to the end": FunnelSpec.parse("1:4:3")}
 CASES = [Case((1,)), Case((17,)), Case((1, 4, 17), "left"), Case((17, 4, 1), "right")]

@@ -16,8 +16,9 @@ from properties import (
 )
 
 from funnel_export import FunnelSpec
-from funnel_export.config import LARGEST_STRIDE, Task
 from funnel_export.funnel import apply_funnel
+from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import LARGEST_STRIDE
 
 RELATIVE = 2e-5
 """Largest error in float32, over the largest output."""

@@ -26,8 +26,8 @@ from properties import (
 from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model, PreTrainedModel
 
 from funnel_export import FunnelSpec
-from funnel_export.config import Pooling, Recovery, SlotPositions
 from funnel_export.funnel import FunnelCache, apply_funnel, model, pooling, remove_funnel
+from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
 Break = Callable[[PreTrainedModel, pytest.MonkeyPatch], None]
 Check = Callable[[], None]

@@ -29,7 +29,7 @@ from properties import (
 from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model, PreTrainedModel
 
 from funnel_export import FunnelSpec
-from funnel_export.config import Pooling, Recovery, SlotPositions
+from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
 LAYERS = 4
 WINDOW = tiny_config().sliding_window

@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from funnel_export import export, load_bundle
-from funnel_export.architecture import CHECKED, Architecture
-from funnel_export.checkpoint import Checkpoint
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import FunnelExportError
 from funnel_export.exporter.skeleton import build_skeleton
-from funnel_export.rope import Rope
+from funnel_export.families.gemma2 import CHECKED, Architecture
+from funnel_export.families.rope import Rope
 
 KEYS = (
     *sorted(CHECKED),

@@ -6,10 +6,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from breaks import changed, own
+from breaks import another_softcap, changed, own, slower
 from exported import Recipe
-from test_benching import slower
-from verify.test_parity import another_softcap
 
 FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6", "--funnel-max-length=8")
 
@@ -63,7 +61,7 @@ def test_an_error_of_ours_speaks_for_itself(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.count("the bundle's reports lie elsewhere") in (1, 2), "the failure, and pytest's short summary"
     assert "1 skipped, 1 error" in done.stdout
-    assert "checking.py" not in done.stdout
+    assert "check.py" not in done.stdout
 
 
 @pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=2",), "FunnelExportWarning: ")])

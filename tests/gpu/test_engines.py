@@ -9,9 +9,9 @@ import torch
 from exported import Recipe
 
 from funnel_export import Bundle, FunnelSpec, check, compile_bundle, load_bundle
-from funnel_export.config import Task
 from funnel_export.errors import TargetUnavailableError
-from funnel_export.targets import get_target
+from funnel_export.spec.choices import Task
+from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt.gpu import find_gpu
 
 pytestmark = pytest.mark.gpu

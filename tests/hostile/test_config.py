@@ -10,7 +10,7 @@ from exported import Recipe
 from fuzz.watch import limit
 
 from funnel_export import export
-from funnel_export.checkpoint import Checkpoint
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.exporter.skeleton import build_skeleton, read_config
 

@@ -15,7 +15,7 @@ from exported import Recipe
 from fuzz.watch import limit, listing
 
 from funnel_export import check, export, load_bundle
-from funnel_export.checkpoint import Checkpoint
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import BundleError, CheckpointError
 
 KINDS: dict[str, Callable[[Path], object]] = {

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from funnel_export import Bundle, FunnelSpec, apply_funnel, export
-from funnel_export.config import Task
-from funnel_export.demo import make_tokenizer
-from funnel_export.targets import get_target
-from funnel_export.verify.eager import Eager
+from funnel_export.commands.demo import make_tokenizer
+from funnel_export.spec.choices import Task
+from funnel_export.targets.registry import get_target
+from funnel_export.verify.reference import Eager
 
 TEXTS = (
     "The with statement wraps the execution of a block with methods defined by a context manager.",

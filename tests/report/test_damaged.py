@@ -11,7 +11,7 @@ from latencies import make_latency, make_parity, put
 
 from funnel_export import Bundle, FunnelSpec, check
 from funnel_export.errors import BundleError, FunnelExportWarning
-from funnel_export.report.write import write_reports
+from funnel_export.report.pages import write_reports
 
 
 @pytest.mark.parametrize("name", ["parity", "latency"])
@@ -41,7 +41,7 @@ def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str
         ("latency.json", nonsense(lambda report: report.update(rows=report["rows"][:1] * 2000))),
         ("latency.json", nonsense(lambda report: report["rows"][0].update(length=10**400))),
         ("latency.json", nonsense(lambda report: report["rows"][0]["dense"].update(low_ms=1e-320))),
-        ("latency.json", nonsense(lambda report: report["contenders"][0]["memory"].update(host_bytes=10**400))),
+        ("latency.json", nonsense(lambda report: report["runners"][0]["memory"].update(host_bytes=10**400))),
     ],
 )
 def test_a_damaged_file_is_refused(bundle: Bundle, name: str, content: Callable[[Bundle], str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 from exported import Recipe
 
 from funnel_export.errors import TargetUnavailableError
-from funnel_export.targets import CompileRequest, get_target, target_names
+from funnel_export.targets.base import CompileRequest
+from funnel_export.targets.registry import get_target, target_names
 from funnel_export.targets.tensorrt import flavour, gpu
 from funnel_export.targets.tensorrt.gpu import Gpu
 

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from tamper import rewrite_graph, rewrite_json
 
 from funnel_export import Bundle, FunnelSpec, compile_bundle, load_bundle
-from funnel_export.config import Task
-from funnel_export.engine import engine_names, load_engine
+from funnel_export.bundle.engine import engine_names, load_engine
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
-from funnel_export.targets import get_target, refuse_misfit
+from funnel_export.spec.choices import Task
+from funnel_export.targets.registry import check_fits, get_target
 from funnel_export.targets.tensorrt import process
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)
@@ -198,17 +198,17 @@ def test_an_engine_is_refused_where_it_cannot_run(bundle: Bundle) -> None:
     engine = compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL])
     target = get_target("tensorrt-rtx")
     with pytest.raises(TargetUnavailableError, match="no NVIDIA driver"):
-        refuse_misfit(target, engine)
+        check_fits(target, engine)
     with pytest.raises(TargetUnavailableError, match="no NVIDIA driver"):
         target.load(bundle, engine=engine)
     manifest = engine.path / "manifest.json"
     rewrite_json(manifest, lambda values: values.update(version="1.6.0.1"))
     with pytest.raises(BundleError, match=r"built with tensorrt-rtx 1\.6\.0\.1, and 1\."):
-        refuse_misfit(target, load_engine(bundle, engine.name))
+        check_fits(target, load_engine(bundle, engine.name))
     rewrite_json(manifest, lambda values: values.update(version=engine.manifest.version))
     rewrite_json(manifest, lambda values: values["built_for"].update(platform="windows-amd64"))
     with pytest.raises(BundleError, match="built for windows-amd64"):
-        refuse_misfit(target, load_engine(bundle, engine.name))
+        check_fits(target, load_engine(bundle, engine.name))
 
 
 def test_modules_that_lie_where_somebody_compiles_are_not_imported(

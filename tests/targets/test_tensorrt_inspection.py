@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from funnel_export.config import Dtype
 from funnel_export.errors import TargetRefusedError
-from funnel_export.targets.tensorrt.inspection import refuse_other_precision, summarise
+from funnel_export.spec.choices import Dtype
+from funnel_export.targets.tensorrt.inspection import check_precision, summarise
 
 
 def layer(kind: str, *dtypes: str, key: str = "Format/Datatype") -> dict[str, Any]:
@@ -35,10 +35,10 @@ def test_layers_and_tensors_are_counted() -> None:
 
 def test_a_plan_that_keeps_names_only_tells_nothing() -> None:
     assert summarise({"Layers": ["one", "two"]}) == {"layers": {}, "tensors": {}}
-    refuse_other_precision({}, Dtype.BFLOAT16)
+    check_precision({}, Dtype.BFLOAT16)
 
 
 def test_a_plan_without_the_graphs_dtype_is_refused() -> None:
-    refuse_other_precision({"float32": 900, "float16": 1}, Dtype.FLOAT16)
+    check_precision({"float32": 900, "float16": 1}, Dtype.FLOAT16)
     with pytest.raises(TargetRefusedError, match=r"(?s)does not compute.*900 tensors in float32\n.*some in float16"):
-        refuse_other_precision({"float32": 900}, Dtype.FLOAT16)
+        check_precision({"float32": 900}, Dtype.FLOAT16)

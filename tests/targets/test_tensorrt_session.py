@@ -14,10 +14,11 @@ from exported import Recipe
 from fakes import Cuda, Diagnostics, make_module
 
 from funnel_export import Bundle, check, load_bundle
-from funnel_export.engine import BuiltFor, Engine, EngineManifest, load_engine, record_file, this_platform
+from funnel_export.bundle.engine import BuiltFor, Engine, EngineManifest, load_engine, record_file
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
-from funnel_export.profile import Profile
-from funnel_export.targets import get_target, refuse_misfit
+from funnel_export.spec.profile import Profile
+from funnel_export.system.machine import this_platform
+from funnel_export.targets.registry import check_fits, get_target
 from funnel_export.targets.tensorrt.gpu import Gpu
 
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed", exc_type=ImportError)
@@ -236,7 +237,7 @@ def test_version_compatible_plans_may_bring_host_code(install: Install) -> None:
 def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", diagnostics=int(Diagnostics.UNSUPPORTED_CC))
     with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc.*capability 9\.0"):
-        refuse_misfit(get_target("tensorrt-rtx"), engine)
+        check_fits(get_target("tensorrt-rtx"), engine)
     with pytest.warns(UserWarning, match="an engine is left out"):  # and the other targets have their say
         assert check(bundle, max_length=1).passed
 
@@ -272,10 +273,10 @@ def test_a_plan_runs_only_where_it_was_built_for(case: str, install: Install, mo
     other = Engine(engine.path, engine.manifest.model_copy(update=changes))
     monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: here)
     if why is None:
-        refuse_misfit(get_target("tensorrt"), other)
+        check_fits(get_target("tensorrt"), other)
     else:
         with pytest.raises(BundleError, match=why):
-            refuse_misfit(get_target("tensorrt"), other)
+            check_fits(get_target("tensorrt"), other)
 
 
 def test_inner_values_come_from_a_plan_that_leaves_nothing(

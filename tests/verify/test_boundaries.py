@@ -13,7 +13,7 @@ from funnel_export.errors import TargetRefusedError
 from funnel_export.targets.onnxruntime import OnnxRuntimeTarget
 from funnel_export.verify import boundaries, parity
 from funnel_export.verify.boundaries import LONGEST, choose_case
-from funnel_export.verify.inputs import Case
+from funnel_export.verify.cases import Case
 
 NAMES = ["layers.0", "funnel.pooled", "layers.1", "layers.2", "funnel.recovered", "layers.3"]
 

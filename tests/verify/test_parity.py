@@ -10,55 +10,25 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import broken, swapped_masks
+from breaks import (
+    another_softcap,
+    broken,
+    first_token_only,
+    no_final_softcap,
+    not_a_number,
+    shifted_read_out,
+    shifted_window,
+    sine_for_tanh,
+    swapped_masks,
+    swapped_weights,
+    unknown_op,
+)
 from exported import Recipe
 from safetensors.torch import load_file, save_file
 
 from funnel_export import Bundle, FunnelSpec, check, export
 from funnel_export.errors import FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.verify.parity_report import ParityReport
-
-
-def node(model: ir.Model, name: str, op_type: str) -> ir.Node:
-    return next(n for n in model.graph if str(n.name).startswith(name) and n.op_type == op_type)
-
-
-def scaled(model: ir.Model, owner: ir.Node, index: int, change: float, *, add: bool = False) -> None:
-    """Multiply an operand by a constant, or add it."""
-    value = owner.inputs[index]
-    assert value is not None
-    kind = np.int64 if value.dtype == ir.DataType.INT64 else np.float32
-    constant = ir.Value(name="changed", const_value=ir.tensor(np.array(change, kind)))
-    model.graph.register_initializer(constant)
-    changed = ir.node("Add" if add else "Mul", [value, constant], name="changed")
-    model.graph.insert_before(owner, changed)
-    owner.replace_input_with(index, changed.outputs[0])
-
-
-def another_softcap(model: ir.Model) -> None:
-    scaled(model, node(model, "layers.2/", "Tanh"), 0, 0.8)
-
-
-def shifted_read_out(model: ir.Model) -> None:
-    scaled(model, node(model, "funnel/recover/", "Gather"), 1, -1, add=True)
-
-
-def shifted_window(model: ir.Model) -> None:
-    scaled(model, node(model, "funnel/pool/", "Gather"), 1, -1, add=True)
-
-
-def swapped_weights(model: ir.Model) -> None:
-    one, other = (model.graph.initializers[f"model.layers.3.mlp.{name}_proj.weight"] for name in ("gate", "up"))
-    one.const_value, other.const_value = other.const_value, one.const_value
-
-
-def no_final_softcap(model: ir.Model) -> None:
-    scaled(model, node(model, "model/", "Tanh"), 0, 1.1)
-
-
-def not_a_number(model: ir.Model) -> None:
-    scaled(model, node(model, "layers.1/", "Tanh"), 0, float("nan"))
-
 
 BREAKS: dict[Callable[[ir.Model], None], str | None] = {
     swapped_masks: "layers.0",
@@ -133,7 +103,7 @@ def test_unknown_and_unable_targets_are_refused() -> None:
 
 
 def test_the_reference_is_hugging_face_itself_for_a_dense_bundle() -> None:
-    from funnel_export.verify.eager import Eager
+    from funnel_export.verify.reference import Eager
 
     eager = Eager(Recipe(funnel=None).bundle(), torch.float32)
     assert "forward" not in eager.model.model.__dict__
@@ -145,22 +115,9 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(f"read-only: {path}")
 
-    monkeypatch.setattr("funnel_export.report.write.write_text", refuse)  # root may write anywhere
+    monkeypatch.setattr("funnel_export.report.pages.write_text", refuse)  # root may write anywhere
     with pytest.warns(UserWarning, match="could not be kept in the bundle: read-only"):
         assert check(Recipe().bundle(), targets=["onnxruntime"], max_length=2).passed
-
-
-def first_token_only(model: ir.Model) -> None:
-    """Let the logits be those of each row's first token, which broadcast over those of all."""
-    logits = model.graph.outputs[0]
-    bounds = [ir.Value(name=f"bound{number}", const_value=ir.tensor(np.array([number]))) for number in (0, 1)]
-    for bound in bounds:
-        model.graph.register_initializer(bound)
-    first = ir.node("Slice", [logits, bounds[0], bounds[1], bounds[1]], name="first")
-    first.outputs[0].name, logits.name = logits.name, "logits_of_all"
-    first.outputs[0].dtype, first.outputs[0].shape = logits.dtype, logits.shape
-    model.graph.append(first)
-    model.graph.outputs[0] = first.outputs[0]
 
 
 def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
@@ -168,13 +125,6 @@ def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
     assert not report.passed
     for result in report.targets:
         assert "an output has another shape" in str(result.error)
-
-
-def unknown_op(model: ir.Model) -> None:
-    """Let an op be one of a domain that no runtime here knows: ONNX's checker lets it pass."""
-    model.opset_imports["org.example"] = 1
-    cap = node(model, "layers.1/", "Tanh")
-    cap.domain, cap.op_type = "org.example", "Nonesuch"
 
 
 def test_a_target_that_refuses_the_graph_does_not_silence_the_others(tmp_path: Path) -> None:
@@ -197,12 +147,6 @@ def overflowing(folder: Path, change: Callable[[ir.Model], None] | None) -> Bund
         return bundle
     (folder / "changed").mkdir()
     return broken(bundle, folder / "changed", change)
-
-
-def sine_for_tanh(model: ir.Model) -> None:
-    for each in model.graph:
-        if each.op_type == "Tanh":
-            each.op_type = "Sin"
 
 
 @pytest.mark.parametrize("change", [None, sine_for_tanh])

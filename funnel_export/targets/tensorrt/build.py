@@ -3,17 +3,17 @@
 import time
 from typing import Any, BinaryIO
 
-from funnel_export.config import FunnelSpec
 from funnel_export.errors import SpecError, TargetRefusedError
+from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.targets.tensorrt.flavour import Flavour
 from funnel_export.targets.tensorrt.inspection import inspect_plan
 from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.options import TensorRtOptions
 from funnel_export.targets.tensorrt.parse import (
+    check_product_dtypes,
     count_products,
     describe_failure,
     parse_graph,
-    refuse_other_dtypes,
     remedy,
 )
 from funnel_export.targets.tensorrt.progress import Report, make_monitor
@@ -42,7 +42,7 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = parse_graph(trt, network, logger, request.graph, spec)
     products = count_products(trt, network)
-    refuse_other_dtypes(products, request.dtype)
+    check_product_dtypes(products, request.dtype)
     _mark_outputs((builder, network, parser), request.outputs)
     config = _configure(trt, builder, network, request, report)
     start = time.perf_counter()

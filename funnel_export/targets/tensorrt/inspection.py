@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from funnel_export.config import Dtype
 from funnel_export.errors import TargetRefusedError, TargetUnavailableError
+from funnel_export.spec.choices import Dtype
 from funnel_export.targets.tensorrt.gpu import find_gpu
 
 WORDS = {
@@ -40,7 +40,7 @@ def inspect_plan(trt: Any, logger: Any, plan: Path, dtype: Dtype) -> dict[str, A
         return None
     information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     found = summarise(json.loads(information))
-    refuse_other_precision(found["tensors"], dtype)
+    check_precision(found["tensors"], dtype)
     return found
 
 
@@ -54,7 +54,7 @@ def summarise(information: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_other_precision(tensors: dict[str, int], dtype: Dtype) -> None:
+def check_precision(tensors: dict[str, int], dtype: Dtype) -> None:
     """Raise `TargetRefusedError` if tensors are known, and none of them has the bundle's dtype."""
     if tensors and dtype not in tensors:
         raise TargetRefusedError(

@@ -54,7 +54,7 @@ class TensorRtOptions(Options):
         return list(dict.fromkeys(filter(None, (self.compute_capabilities or "").split(","))))
 
 
-def refuse_what_cannot_be(options: TensorRtOptions, flavour: Flavour, no_gpu: str | None) -> None:
+def validate_options(options: TensorRtOptions, flavour: Flavour, no_gpu: str | None) -> None:
     """Refuse options that this flavour, or this machine, cannot honour.
 
     Args:

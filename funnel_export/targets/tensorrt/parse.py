@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from funnel_export.config import Dtype, FunnelSpec
 from funnel_export.errors import TargetRefusedError
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.targets.location import describe_place, nodes_named_in
 
 DTYPES = {
@@ -86,7 +87,7 @@ def dtype_name(dtype: Any) -> str:
     return DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
-def refuse_other_dtypes(products: dict[str, int], dtype: Dtype) -> None:
+def check_product_dtypes(products: dict[str, int], dtype: Dtype) -> None:
     """Raise `TargetRefusedError` unless most products are in the bundle's dtype: rotary angles may be in float32."""
     if products.get(dtype, 0) <= sum(products.values()) / 2:
         found = ", ".join(f"{count} in {name}" for name, count in products.items())

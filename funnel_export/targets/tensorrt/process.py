@@ -5,8 +5,8 @@ from typing import Any
 from funnel_export import errors
 from funnel_export.errors import TargetRefusedError
 from funnel_export.progress import Progress
+from funnel_export.system.worker import Worker
 from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
-from funnel_export.worker import Worker
 
 PROGRAM = ("-m", "funnel_export.targets.tensorrt.worker")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from funnel_export.config import Dtype
-from funnel_export.profile import Profile
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.profile import Profile
 from funnel_export.targets.tensorrt.options import TensorRtOptions
 
 

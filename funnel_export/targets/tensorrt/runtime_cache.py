@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from funnel_export.atomic import write_bytes, write_text
-from funnel_export.bundle import Digest
-from funnel_export.engine import CACHES, Engine
+from funnel_export.bundle.engine import CACHES, Engine
+from funnel_export.bundle.manifest import Digest
 from funnel_export.errors import FunnelExportWarning, printable
-from funnel_export.files import LARGEST_JSON, read_bytes
+from funnel_export.system.atomic import write_bytes, write_text
+from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.targets.tensorrt.gpu import find_gpu
 
 CACHE, RECORD = CACHES

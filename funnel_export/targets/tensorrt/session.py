@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel_export.bundle import Bundle
-from funnel_export.engine import Engine, fitting_profiles
+from funnel_export.bundle.engine import Engine, fitting_profiles
+from funnel_export.bundle.load import Bundle
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.targets.base import as_float
 from funnel_export.targets.tensorrt.device import Device
@@ -31,7 +31,7 @@ class TensorRtSession:
         self._runtime = self._trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = engine.manifest.options.get("version_compatible") is True
         self._plan = self._deserialize(bundle)
-        self._refuse_other_dtypes(bundle)
+        self._check_ports(bundle)
         self._cache: Any = None
         self._context = self._make_context()
         if self._context is None:
@@ -56,7 +56,7 @@ class TensorRtSession:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
         return loaded
 
-    def _refuse_other_dtypes(self, bundle: Bundle) -> None:
+    def _check_ports(self, bundle: Bundle) -> None:
         """The plan's inputs and outputs must be the graph's."""
         graph = bundle.manifest.graphs[0]
         wanted = {record.name: record.dtype for record in (*graph.inputs, *graph.outputs)}

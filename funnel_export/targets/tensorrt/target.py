@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from funnel_export.atomic import write_bytes
-from funnel_export.bundle import Bundle
-from funnel_export.config import Dtype
-from funnel_export.engine import BuiltFor, Engine, record_file, this_platform
+from funnel_export.bundle.engine import BuiltFor, Engine, record_file
+from funnel_export.bundle.load import Bundle
 from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.choices import Dtype
+from funnel_export.system.atomic import write_bytes
+from funnel_export.system.machine import this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest
 from funnel_export.targets.options import parse_options
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour, has_polygraphy
 from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
 from funnel_export.targets.tensorrt.logger import make_logger
-from funnel_export.targets.tensorrt.options import TensorRtOptions, refuse_what_cannot_be
+from funnel_export.targets.tensorrt.options import TensorRtOptions, validate_options
 from funnel_export.targets.tensorrt.process import build_in_process
 from funnel_export.targets.tensorrt.request import BuildRequest
 
@@ -76,7 +77,7 @@ class _Base:
         self.flavour.load_builder()
         options = request.options_as(TensorRtOptions)
         gpu, why = _gpu_or_reason()
-        refuse_what_cannot_be(options, self.flavour, why)
+        validate_options(options, self.flavour, why)
         if gpu is None and not self.flavour.builds_without_gpu:
             raise TargetUnavailableError(
                 f"{self.name} builds on the GPU that it builds for",
@@ -148,7 +149,7 @@ class _Base:
         if not outputs:
             return TensorRtSession(self.flavour, bundle, engine)
         options = parse_options(TensorRtOptions, {**engine.manifest.options, "timing_cache": None})
-        refuse_what_cannot_be(options, self.flavour, None)
+        validate_options(options, self.flavour, None)
         request = CompileRequest(
             bundle=bundle, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
         )

@@ -11,9 +11,9 @@ import warnings
 from typing import TextIO
 
 from funnel_export.errors import FunnelExportError
+from funnel_export.system.worker import take_stdout
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX
 from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
-from funnel_export.worker import take_stdout
 
 
 def main() -> None:

@@ -1,0 +1,179 @@
+"""Engines: what a target compiled from a bundle, and what proves that it belongs to it.
+
+An engine is code for the machine that it was built for. It is read only if its manifest fits the bundle and every file
+is the one that was built, and a target reads it only if version and device fit too.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from funnel_export.bundle.load import Bundle, check_made_from
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, Digest, WeightRecord, read_manifest
+from funnel_export.errors import BundleError
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.profile import Profile
+from funnel_export.system.files import open_regular
+
+CACHES = ("runtime.cache", "runtime.cache.json")
+"""Files that may come and go beside an engine; each is read only if it proves to be the right one."""
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
+EngineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$")]
+OptionValue = str | int | float | bool
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """A file of an engine."""
+
+    file: FileName
+    size: Annotated[int, Field(ge=0)]
+    sha256: Digest
+
+
+class BuiltFor(_Record):
+    """The machines on which an engine runs."""
+
+    device: str
+    """Name of the processor, or of the GPU; for a plan that several kinds of GPU run, what they have in common."""
+    platform: str
+    """Operating system and processor architecture."""
+    compute_capabilities: list[str] = []
+    """CUDA compute capabilities that the engine runs on, as 8.9; empty if it runs on no GPU."""
+    driver: str | None = None
+    """CUDA version of the driver that the engine was built with."""
+
+
+class EngineManifest(_Record):
+    """What an engine is and what it was made from: its `manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    target: str
+    version: str
+    """Version of the runtime, which reads its own engines only."""
+    built_for: BuiltFor
+    dtype: Dtype
+    graph_sha256: Digest
+    weights: list[WeightRecord]
+    profiles: list[Profile]
+    """Optimization profiles in the engine's order; empty if it takes any shape."""
+    options: dict[str, OptionValue]
+    """What was asked for beyond the defaults, by the names of the runtime."""
+    files: Annotated[list[FileRecord], Field(min_length=1)]
+    """The first is the one to load."""
+    facts: dict[str, Any] = {}
+    """What the build told: seconds, layers by kind and dtype, warnings."""
+    versions: dict[str, str]
+    """Versions of the tools that made the engine."""
+
+    @property
+    def sha256(self) -> str:
+        """What identifies one build: the digest of all of this, with options, files and how long it took."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine whose files are what its manifest says, and whose bundle is the one it was built from."""
+
+    path: Path
+    manifest: EngineManifest
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return self.path.name
+
+    @property
+    def file(self) -> Path:
+        """The file to load."""
+        return self.path / self.manifest.files[0].file
+
+
+def engine_names(bundle: Bundle) -> list[str]:
+    """The names of the engines in a bundle, whole or not, in alphabetical order."""
+    folder = bundle.path / ENGINES
+    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+
+def load_engine(bundle: Bundle, name: str) -> Engine:
+    """Open an engine of a bundle and verify it, by reading all of its files.
+
+    Raises:
+        BundleError: if there is none of that name, it is damaged, or it was built from another bundle.
+    """
+    folder = bundle.path / ENGINES / name
+    if folder.is_symlink() or folder.parent.is_symlink():
+        raise BundleError("an engine lies outside its bundle", got=f"a symbolic link at {folder}", wanted="a folder")
+    manifest = read_engine_manifest(folder)
+    check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")
+    for record in manifest.files:
+        verify_file(folder / record.file, record)
+    return Engine(folder, manifest)
+
+
+def read_engine_manifest(folder: Path) -> EngineManifest:
+    """An engine's manifest; `BundleError` if there is none, or it is of another make."""
+    return read_manifest(folder, EngineManifest, "engine", "funnel-export compile")
+
+
+def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
+    """Names of engines that are not in the bundle any more, or not as they were; `digests` are of their manifests."""
+    return [name for name, digest in digests.items() if _digest_now(bundle, name) != digest]
+
+
+def _digest_now(bundle: Bundle, name: str) -> str | None:
+    try:
+        return read_engine_manifest(bundle.path / ENGINES / name).sha256
+    except BundleError:
+        return None
+
+
+def verify_file(path: Path, record: FileRecord) -> None:
+    """Raise `BundleError` unless a file has the size and the digest that were recorded, by reading it whole."""
+    try:
+        if path.is_symlink():
+            raise BundleError("a file of an engine is a symbolic link", got=path, wanted="a file")
+        found = record_file(path)
+    except OSError as err:
+        raise BundleError("a file of an engine cannot be read", got=err, wanted=f"a file at {path}") from err
+    if found != record:
+        raise BundleError(
+            "a file of an engine is not the one that was built",
+            got=f"{path}: {found.size} bytes, sha256 {found.sha256[:12]}…",
+            wanted=f"{record.size} bytes, sha256 {record.sha256[:12]}…",
+            hint="compile the bundle again",
+        )
+
+
+def record_file(path: Path) -> FileRecord:
+    """Size and digest of a regular file."""
+    with open_regular(path) as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileRecord(file=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
+
+
+def is_engine(path: Path) -> bool:
+    """Whether this folder is an engine of ours and nothing else: one that a new one may replace."""
+    try:
+        manifest = read_engine_manifest(path)
+    except BundleError:
+        return False
+    named = {record.file for record in manifest.files} | {MANIFEST, *CACHES}
+    left = tuple(f".{name}.partial-" for name in CACHES)  # by a process that was killed
+    return {entry.name for entry in path.iterdir() if not entry.name.startswith(left)} <= named
+
+
+def fitting_profiles(profiles: Sequence[Profile], shape: tuple[int, int]) -> list[int]:
+    """Numbers of the profiles that take inputs of a shape, those with the nearest tuned sequence first."""
+    fitting = [index for index, profile in enumerate(profiles) if shape in profile]
+    return sorted(fitting, key=lambda index: abs(profiles[index].sequence.opt - shape[1]))

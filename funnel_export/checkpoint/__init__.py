@@ -1,0 +1,1 @@
+"""What comes in: a Hugging Face checkpoint, read without loading its weights."""

@@ -1,0 +1,207 @@
+"""Reading a Gemma2 checkpoint without loading its weights: config, tensor offsets, files, samples of weights."""
+
+import json
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic_core import from_json
+
+from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
+from funnel_export.errors import CheckpointError
+from funnel_export.families.gemma2 import Architecture
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, read_bytes
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Files that travel with a model as they are: saving a tokenizer again would change what other versions can read."""
+
+ARCHITECTURES = {
+    "Gemma2Model": Task.FEATURE_EXTRACTION,
+    "Gemma2ForCausalLM": Task.TEXT_GENERATION,
+    "Gemma2ForSequenceClassification": Task.TEXT_CLASSIFICATION,
+    "Gemma2ForTokenClassification": Task.TOKEN_CLASSIFICATION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A Gemma2 checkpoint on disk."""
+
+    path: Path
+    config: dict[str, Any]
+    """`config.json` as it is."""
+    architecture: Architecture
+    weights: tuple[WeightFile, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open a checkpoint folder; reads JSON, safetensors headers and a sample of every tensor.
+
+        Raises:
+            CheckpointError: if it is not a Gemma2 checkpoint in safetensors.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise CheckpointError(
+                "there is no such checkpoint",
+                got=folder,
+                wanted="a folder with config.json",
+            )
+        config = read_json(folder / CONFIG)
+        if config.get("model_type") != "gemma2":
+            raise CheckpointError(
+                "this is not a Gemma2 checkpoint",
+                got=f"model_type {config.get('model_type')!r} in {folder / CONFIG}",
+                wanted="model_type 'gemma2'",
+            )
+        if config.get("transformers_weights"):
+            raise CheckpointError(
+                "config.json names weight files of its own",
+                got=config["transformers_weights"],
+                wanted=f"{SINGLE} or {INDEX}",
+            )
+        if config.get("quantization_config"):
+            raise CheckpointError(
+                "quantized checkpoints cannot be exported",
+                got="quantization_config in config.json",
+                wanted="weights in float32, float16 or bfloat16",
+            )
+        files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder))
+        return cls(folder, config, Architecture.of(config), files)
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every stored tensor by name."""
+        return {name: tensor for file in self.weights for name, tensor in file.tensors.items()}
+
+    @property
+    def funnel(self) -> FunnelSpec | None:
+        """The funnel that `config.json` carries, if any."""
+        stored = self.config.get("funnel")
+        return None if stored is None else FunnelSpec.from_dict(stored)
+
+    @property
+    def task(self) -> Task:
+        """The task that the checkpoint's `architectures` name."""
+        names = self.architecture.architectures or []
+        for name in names:
+            if name in ARCHITECTURES:
+                return ARCHITECTURES[name]
+        raise CheckpointError(
+            "the checkpoint does not say what it was made for",
+            got=f"architectures {names}",
+            wanted=" | ".join(ARCHITECTURES),
+            hint="name the task, for example --task text-generation",
+        )
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype in which the embedding is stored, which is what `dtype="auto"` means to Hugging Face as well."""
+        return DTYPE_NAMES[self.find("model.embed_tokens.weight").dtype]
+
+    def companion(self, name: str) -> bytes:
+        """The content of a file that travels with the model.
+
+        A link is followed within the checkpoint, and from a snapshot in the Hub's cache to that model's blobs: anywhere
+        else, it would carry a stranger's choice of this machine's files into a bundle.
+
+        Raises:
+            CheckpointError: if it is a link that leads elsewhere.
+            OSError: if it cannot be read, or is too large.
+        """
+        folder, real = self.path.resolve(), (self.path / name).resolve()
+        if real.parent not in (folder, folder.parent.parent / "blobs"):
+            raise CheckpointError(
+                f"{name} is a link that leads out of the checkpoint",
+                got=f"{self.path / name} -> {real}",
+                wanted="a file",
+                hint=f"copy it: cp --remove-destination {real} {self.path / name}",
+            )
+        return read_bytes(real, LARGEST_COMPANION)
+
+    def find(self, parameter: str) -> StoredTensor:
+        """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.
+
+        Raises:
+            CheckpointError: if it is not stored, or not as floating-point numbers that can be exported.
+        """
+        tensors = self.tensors
+        bare = parameter.removeprefix("model.")
+        for name in (parameter, bare, f"model.{bare}"):
+            if name in tensors:
+                return _usable(name, tensors[name])
+        head = parameter.startswith("score.")
+        raise CheckpointError(
+            "the checkpoint lacks a weight",
+            got=f"no {parameter} among {len(tensors)} tensors in {self.path}",
+            wanted="a trained head for this task" if head else "every weight of the model",
+            hint="--task feature-extraction, or a checkpoint with that head" if head else "check the download",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `CheckpointError` if there is none."""
+    try:
+        value = from_json(read_bytes(path, LARGEST_JSON), allow_inf_nan=False)
+        json.dumps(value, allow_nan=False)  # 1e999 becomes infinite without being called so
+    except OSError as err:
+        raise CheckpointError(f"there is no readable {path.name}", got=err, wanted=path) from err
+    except ValueError as err:
+        raise CheckpointError(f"{path.name} is not JSON", got=f"{path}: {err}", wanted="a JSON object") from err
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} is not a JSON object", got=type(value).__name__, wanted="an object")
+    return value
+
+
+def _weight_file_names(folder: Path) -> list[str]:
+    if (folder / SINGLE).is_file():  # as Hugging Face does: a single file wins over an index beside it
+        return [SINGLE]
+    if (folder / INDEX).is_file():
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+            raise CheckpointError(f"{INDEX} has no weight_map", got=folder / INDEX, wanted="tensor names and files")
+        files = sorted(set(names.values()))
+        for file in files:
+            if Path(file).name != file or "\0" in file:
+                raise CheckpointError("a weight file lies outside the checkpoint", got=repr(file), wanted="a file name")
+            if not file.endswith(".safetensors"):  # its name must be free in a bundle, beside manifest.json for example
+                raise CheckpointError(
+                    "a weight file has another name than safetensors files have",
+                    got=repr(file),
+                    wanted="a name that ends in .safetensors",
+                )
+        return files
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    raise CheckpointError(
+        "the checkpoint has no safetensors",
+        got=f"{', '.join(pickles)}: pickle, which can run code and is never read" if pickles else f"no {SINGLE}",
+        wanted=f"{SINGLE} or {INDEX}",
+        hint="load it where you trust it, then model.save_pretrained(folder)",
+    )
+
+
+def _usable(name: str, tensor: StoredTensor) -> StoredTensor:
+    if tensor.dtype not in DTYPE_SIZES or prod(tensor.shape) * DTYPE_SIZES[tensor.dtype] != tensor.nbytes:
+        raise CheckpointError(
+            "a weight has a dtype that cannot be exported",
+            got=f"{name}: {tensor.dtype} {list(tensor.shape)}, {tensor.nbytes} bytes",
+            wanted=" | ".join(DTYPE_SIZES),
+        )
+    return tensor

@@ -1,0 +1,273 @@
+"""`bench`: how fast is a bundle with its funnel, beside the dense model in the same runtimes?"""
+
+import contextlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from funnel_export.bundle.engine import changed_engines
+from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
+from funnel_export.bundle.manifest import REPORTS
+from funnel_export.commands.check import compare
+from funnel_export.commands.compile import compile_bundle
+from funnel_export.commands.export import export
+from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
+from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.choices import PYTORCH
+from funnel_export.system.atomic import folder_beside
+from funnel_export.system.machine import processor
+from funnel_export.verify.candidates import candidates
+
+if TYPE_CHECKING:
+    from funnel_export.latency.latency_report import LatencyReport
+    from funnel_export.latency.trials import Runner
+    from funnel_export.verify.candidates import Candidate
+    from funnel_export.verify.parity_report import ParityReport
+
+LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
+LEAST_ROUNDS = 6
+"""The smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n: 95 % need 6."""
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def bench(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    targets: Sequence[str] | None = None,
+    pytorch: Sequence[str] = PYTORCH,
+    lengths: Sequence[int] = LENGTHS,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    min_speedup: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    max_length: int | None = None,
+    parity: "ParityReport | None" = None,
+    progress: Progress = no_progress,
+) -> "LatencyReport":
+    """Time a bundle and the dense model side by side; the report goes into the bundle's `reports/latency.json`.
+
+    Dense and funnel run in PyTorch, in every target and as every engine of the bundle that runs here, interleaved.
+    The dense baseline is exported from the bundle's own weights and removed again; for every engine its dense
+    counterpart is compiled, with the same options and profiles. No parity, no number: what does not agree with
+    eager PyTorch has none.
+
+    Args:
+        bundle: a bundle with a funnel, or its folder.
+        targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
+        pytorch: which of `eager` and `torch.compile` run beside them.
+        lengths: tokens of a row, at most as many as the model has positions.
+        batches: rows of a batch.
+        rounds: counted calls of each, at least 6: fewer have no 95 % interval.
+        min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
+            interval.
+        device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
+        seed: seed of the tokens.
+        max_length: the longest rows of the `check` before it; by default the longest that are timed, and for an engine
+            that takes longer ones only, these.
+        parity: what `check` said of this bundle and all that is timed; without, it is asked.
+        progress: called with the name of each step.
+
+    Raises:
+        SpecError: for a dense bundle, numbers that cannot be, or a `parity` that lacks something.
+        BundleError: if the bundle is not whole, or `parity` is of another one.
+        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    validate_funnelled(opened)
+    shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
+    _validate_pytorch(pytorch)
+    chosen = _chosen_device(device)
+    found = list(candidates(opened, targets))
+    if not found:
+        raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
+    from funnel_export.latency.trials import run_trials
+    from funnel_export.latency.verdict import evaluate
+    from funnel_export.report.pages import LATENCY, check_no_link, keep_report
+    from funnel_export.verify.cases import Case
+
+    check_no_link(opened.path / REPORTS)
+    if parity is None:
+        longest = _longest(lengths, found) if max_length is None else max_length
+        parity = compare(opened, targets=targets, max_length=longest, seed=seed, progress=progress)
+    parity = _of_what_is_timed(parity, opened, found)
+    passed = {result.name for result in parity.targets if result.passed}
+    sound = [candidate for candidate in found if candidate.name in passed]
+    with _baseline(opened, progress) as dense:
+        unbuilt = _build_baselines(dense, sound, progress)
+        built = [candidate for candidate in sound if candidate.name not in unbuilt]
+        runners = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
+        runners += _in_targets(opened, dense, built, shapes)
+        tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
+        ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
+        records = run_trials(runners, ids, rounds=rounds, progress=progress)
+    report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
+    progress("report")
+    keep_report(opened, LATENCY, report)
+    return report
+
+
+def shapes_to_time(
+    bundle: Bundle,
+    lengths: Sequence[int],
+    batches: Sequence[int],
+    rounds: int,
+    min_speedup: float | None,
+) -> list[tuple[int, int]]:
+    """Batches and lengths, the small ones first; arguments as those of `bench`.
+
+    Raises:
+        SpecError: for numbers that cannot be.
+    """
+    for name, values in (("length", lengths), ("batch", batches)):
+        if not values or min(values) < 1:
+            raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
+    longest = bundle.architecture.max_position_embeddings
+    if max(lengths) > longest:
+        raise SpecError(
+            "the model has not so many positions", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
+        )
+    if min_speedup is not None and not 0 < min_speedup < float("inf"):
+        raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
+    if rounds < LEAST_ROUNDS:
+        raise SpecError(
+            "too few rounds for an interval",
+            got=f"{rounds} rounds",
+            wanted=f"at least {LEAST_ROUNDS}: the median of fewer calls has no 95 % interval",
+            hint=f"--rounds {ROUNDS}",
+        )
+    return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
+
+
+def validate_funnelled(bundle: Bundle) -> None:
+    """Raise `SpecError` for a bundle without a funnel."""
+    if bundle.manifest.spec is None:
+        raise SpecError(
+            "a dense bundle has nothing to be compared with",
+            got=bundle.path,
+            wanted="a bundle with a funnel",
+            hint="name the bundle with the funnel: the dense model is exported for the occasion",
+        )
+
+
+def _validate_pytorch(pytorch: Sequence[str]) -> None:
+    unknown = set(pytorch) - set(PYTORCH)
+    if unknown:
+        raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
+
+
+def _longest(lengths: Sequence[int], found: Sequence["Candidate"]) -> int:
+    """The longest rows of a check before a bench: those that are timed, or the shortest that an engine takes."""
+    least = [min(profile.sequence.min for profile in each.profiles) for each in found if each.profiles]
+    return max([*lengths, *least])
+
+
+def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> "ParityReport":
+    """What a parity report says of all that is to be timed; an error if it lacks any, or is not of it as it is now."""
+    hint = "funnel-export check again"
+    check_made_from(parity, bundle, "the parity report", hint)
+    names = [candidate.name for candidate in found]
+    timed = parity.only(names)
+    missing = set(names) - {result.name for result in timed.targets} | set(changed_engines(bundle, timed.engines))
+    if missing:
+        raise SpecError(
+            "the parity report is not of all that is to be timed", got=f"without {sorted(missing)}", hint=hint
+        )
+    return timed
+
+
+@contextlib.contextmanager
+def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
+    """The dense model of the bundle's own weights as a bundle, in a folder of its own: its engines come and go."""
+    path = bundle.path.resolve()
+    if not os.access(path.parent, os.W_OK):  # beside it, weights are links; elsewhere they may be copies
+        path = Path(tempfile.gettempdir(), path.name)
+    with folder_beside(path) as folder:
+        manifest = bundle.manifest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
+            dense = export(
+                bundle.path,
+                folder / "baseline" / "dense",  # not in `folder` itself, which is locked: an export would wait for it
+                funnel=None,
+                task=manifest.task,
+                dtype=manifest.dtype,
+                opset=manifest.opset,
+                logits=manifest.logits,
+                progress=lambda step, *_: progress(f"dense baseline: {step}"),
+            )
+        yield dense
+
+
+def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: str) -> Iterator["Runner"]:
+    from funnel_export.latency.latency_report import Model
+    from funnel_export.latency.runner import RunnerSetup
+    from funnel_export.latency.trials import Runner
+
+    for runtime in runtimes:
+        for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
+            setup = RunnerSetup(bundle=source.path, compiled=runtime == "torch.compile", device=device)
+            yield Runner.of(runtime, model, bundle.manifest.dtype, setup)
+
+
+def _chosen_device(device: str) -> str:
+    """PyTorch's device by its name; `auto` is a GPU if PyTorch has one."""
+    import torch
+
+    if device not in DEVICES:
+        raise SpecError("PyTorch does not run on such a device here", got=device, wanted=" | ".join(DEVICES))
+    here = torch.cuda.is_available()
+    if device == "cuda" and not here:
+        raise TargetUnavailableError("PyTorch has no GPU here", got=f"torch {torch.__version__}", hint="--device cpu")
+    return ("cuda" if here else "cpu") if device == "auto" else device
+
+
+def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:
+    """Compile the dense counterpart of every engine; the reason, by engine name, for those where that failed."""
+    failed = {}
+    for engine in (candidate.engine for candidate in found if candidate.engine is not None):
+        try:
+            compile_bundle(
+                dense,
+                engine.manifest.target,
+                profiles=engine.manifest.profiles,
+                options=engine.manifest.options,
+                name=engine.name,
+                progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
+            )
+        except FunnelExportError as err:  # the others are timed all the same
+            failed[engine.name] = str(err)
+    return failed
+
+
+def _in_targets(
+    bundle: Bundle, dense: Bundle, found: Sequence["Candidate"], shapes: Sequence[tuple[int, int]]
+) -> Iterator["Runner"]:
+    """Each target and engine of the bundle, with its dense counterpart."""
+    from funnel_export.latency.latency_report import Model
+    from funnel_export.latency.runner import RunnerSetup
+    from funnel_export.latency.trials import Runner
+
+    for candidate in found:
+        taken = frozenset(filter(candidate.takes, shapes))
+        engine = None if candidate.engine is None else candidate.engine.name
+        for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
+            setup = RunnerSetup(bundle=source.path, target=candidate.target.name, engine=engine)
+            yield Runner.of(candidate.name, model, bundle.manifest.dtype, setup, shapes=taken)
+
+
+def _conditions(found: Sequence["Candidate"]) -> dict[str, str]:
+    """What latencies depend on."""
+    packages = ("torch", "transformers", "funnel-export")
+    return {
+        "processor": processor(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        **{each.target.name: str(each.target.availability().version) for each in found},
+    }

@@ -1,0 +1,99 @@
+"""`check`: does what targets and engines compute equal what eager PyTorch computes?"""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from funnel_export.bundle.engine import engine_names
+from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.bundle.manifest import REPORTS
+from funnel_export.errors import (
+    SpecError,
+    TargetUnavailableError,
+)
+from funnel_export.progress import Progress, no_progress
+from funnel_export.verify.candidates import candidates
+
+if TYPE_CHECKING:
+    from funnel_export.verify.parity_report import ParityReport
+
+
+def check(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    targets: Sequence[str] | None = None,
+    lengths: Sequence[int] = (),
+    max_length: int | None = None,
+    factor: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> "ParityReport":
+    """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
+
+    `report.md`, `report.html` and pictures beside it are made anew.
+
+    A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. One
+    that refuses the graph has an error in the report, and the others have their say all the same.
+
+    Args:
+        bundle: a bundle or its folder.
+        targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
+        lengths: sequence lengths to check besides those around the stride and the sliding window.
+        max_length: leave out longer sequences; the report names what was left out.
+        factor: how many times eager PyTorch's own error in the bundle's dtype a target may show.
+        seed: seed of the tokens.
+        progress: called with the name of each step.
+
+    Raises:
+        BundleError: if the bundle is not whole, or an engine of a target that was asked for is not, or not for here.
+        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    from funnel_export.report.pages import PARITY, check_no_link, keep_report
+
+    check_no_link(opened.path / REPORTS)
+    report = compare(
+        opened, targets=targets, lengths=lengths, max_length=max_length, factor=factor, seed=seed, progress=progress
+    )
+    progress("report")
+    keep_report(opened, PARITY, report)
+    return report
+
+
+def compare(
+    opened: Bundle,
+    *,
+    targets: Sequence[str] | None = None,
+    lengths: Sequence[int] = (),
+    max_length: int | None = None,
+    factor: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> "ParityReport":
+    """What `check` finds, with its arguments; nothing is written."""
+    validate_numbers(lengths, max_length, factor)
+    chosen = list(candidates(opened, targets))
+    if not chosen:
+        raise TargetUnavailableError(
+            f"no target here runs a {opened.manifest.dtype} graph, nor one of the bundle's engines",
+            got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
+            hint="funnel-export doctor; or export with --dtype float32",
+        )
+    from funnel_export.verify.cases import plan_cases, with_profiles
+    from funnel_export.verify.parity import FACTOR, check_memory, check_parity
+
+    profiles = [profile for each in chosen for profile in each.profiles]
+    tuned = {profile.sequence.opt for profile in profiles}
+    plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
+    plan = with_profiles(plan, profiles, max_length)
+    check_memory(opened, plan)
+    return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)
+
+
+def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: float | None) -> None:
+    """Raise `SpecError` for numbers that `check` cannot work with."""
+    for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
+        if value < 1:
+            raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
+    if factor is not None and not 1 <= factor < float("inf"):
+        raise SpecError("a target loses at least what eager PyTorch loses", got=factor, wanted="1 <= factor < inf")

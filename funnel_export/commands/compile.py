@@ -1,0 +1,139 @@
+"""`compile_bundle`: what a target makes of a bundle, put into the bundle as an engine."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from funnel_export.bundle.engine import (
+    BuiltFor,
+    Engine,
+    EngineManifest,
+    is_engine,
+    read_engine_manifest,
+    record_file,
+    verify_file,
+)
+from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
+from funnel_export.bundle.manifest import ENGINES, MANIFEST
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.profile import Profile
+from funnel_export.system.atomic import replace_folder
+from funnel_export.targets.base import Compiled, CompileRequest, Target
+from funnel_export.targets.options import parse_options
+from funnel_export.targets.registry import get_target, validate_engine_name, validate_path
+
+LONGEST = 2048
+"""Tokens that the default profile takes, if the model takes as many."""
+
+
+def compile_bundle(
+    bundle: Bundle | str | os.PathLike[str],
+    target: str,
+    *,
+    profiles: Sequence[Profile | str] = (),
+    options: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    progress: Progress = no_progress,
+) -> Engine:
+    """Compile a bundle for a target; the engine goes into the bundle's `engines/`.
+
+    Args:
+        bundle: a bundle or its folder.
+        target: name of a target.
+        profiles: shapes that the engine is for, each a `Profile` or its text; several differ in their names. Without
+            one, TensorRT gets batches of 1 to 4 and up to 2048 tokens.
+        options: what the target is asked for, by the runtime's own names.
+        name: the engine's folder in `engines/`, by default the target and what it is built for; an engine that is
+            there already is replaced once the new one is whole.
+        progress: called with the name of each step.
+
+    Raises:
+        SpecError: for options or profiles that cannot be, or that the target cannot honour.
+        BundleError: if the bundle is not whole, or something else lies where the engine should.
+        TargetUnavailableError: if the target does not compile this here.
+        TargetRefusedError: if it refuses the graph.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    validate_path(opened)
+    chosen = get_target(target)
+    request = CompileRequest(
+        bundle=opened,
+        profiles=_profiles(chosen, opened, profiles),
+        options=parse_options(chosen.options, options or {}),
+    )
+    built_for = chosen.built_for(request)
+    called = chosen.engine_name(built_for) if name is None else name
+    validate_engine_name(called)
+    folder = opened.path / ENGINES / called
+    if folder.parent.is_symlink():
+        raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
+    request = CompileRequest(
+        bundle=opened, profiles=request.profiles, options=request.options, earlier=_earlier(chosen, opened, folder)
+    )
+    with replace_folder(folder, is_engine) as fresh:
+        compiled = chosen.compile(request, fresh, progress)
+        manifest = _manifest(chosen, request, built_for, compiled, fresh)
+        (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return Engine(folder, manifest)
+
+
+def default_profile(bundle: Bundle) -> Profile:
+    """What an engine is for if nobody says: single rows and small batches, tuned for 512 tokens."""
+    longest = min(LONGEST, bundle.architecture.max_position_embeddings)
+    return Profile.parse(f"batch=1:1:4,sequence=1:{min(512, longest)}:{longest}")
+
+
+def _profiles(target: Target, bundle: Bundle, given: Sequence[Profile | str]) -> tuple[Profile, ...]:
+    profiles = [Profile.parse(each) if isinstance(each, str) else each for each in given]
+    if profiles and not target.takes_profiles:
+        raise SpecError(
+            f"{target.name} has no optimization profiles",
+            got=", ".join(map(str, profiles)),
+            wanted="no --profile: its engines take every shape",
+        )
+    names = [profile.name for profile in profiles]
+    if len(set(names)) < len(names):
+        raise SpecError(
+            "several optimization profiles have one name",
+            got=", ".join(map(str, profiles)),
+            wanted="a name for each",
+            hint="--profile step:batch=1:8:8,sequence=1 --profile prompt:batch=1,sequence=1:512:2048",
+        )
+    if not profiles and target.takes_profiles:
+        return (default_profile(bundle),)
+    return tuple(profiles)
+
+
+def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:
+    """What the target reuses of the engine that is there now, if it is of this bundle, and as it was built."""
+    try:
+        manifest = read_engine_manifest(folder)
+        check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")
+        reused = [record for record in manifest.files if record.file in target.reuses]
+        for record in reused:
+            verify_file(folder / record.file, record)
+    except BundleError:
+        return {}
+    return {record.file: folder / record.file for record in reused}
+
+
+def _manifest(
+    target: Target, request: CompileRequest, built_for: BuiltFor, compiled: Compiled, folder: Path
+) -> EngineManifest:
+    bundle = request.bundle.manifest
+    return EngineManifest(
+        target=target.name,
+        version=str(target.availability().version),
+        built_for=built_for,
+        dtype=bundle.dtype,
+        graph_sha256=bundle.graphs[0].sha256,
+        weights=bundle.weights,
+        profiles=list(request.profiles),
+        options=request.options.recorded(),
+        files=[record_file(folder / file) for file in compiled.files],
+        facts=dict(compiled.facts),
+        versions={"funnel-export": version("funnel-export")},
+    )

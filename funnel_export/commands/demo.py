@@ -1,0 +1,128 @@
+"""The main job on a small model that is made here: no download, no GPU."""
+
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from funnel_export.bundle.load import load_bundle
+from funnel_export.bundle.manifest import REPORTS
+from funnel_export.commands.bench import bench
+from funnel_export.commands.check import check
+from funnel_export.commands.compile import compile_bundle
+from funnel_export.commands.export import export
+from funnel_export.errors import BundleError
+from funnel_export.latency.latency_report import LatencyReport
+from funnel_export.progress import Progress
+from funnel_export.report.text import describe_bundle, describe_latency, describe_parity
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.atomic import write_text
+from funnel_export.targets.registry import get_target, target_names
+from funnel_export.verify.reference import without_progress_bars
+
+MARK = "demo.json"
+FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
+LENGTHS = (256, 512, 1024)
+
+
+def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> LatencyReport:
+    """Make a small Gemma2, export it dense and with a funnel, compile it for all that is here, check and time it.
+
+    Leaves `out/checkpoint`, `out/dense`, `out/funnel` and the report, `out/demo.json`.
+
+    Raises:
+        BundleError: if `out` holds something else than an earlier demo.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).is_file())):
+        raise BundleError("the output folder holds something else", got=out, wanted="a new folder", hint="another name")
+    write_text(out / MARK, "{}\n")
+    progress("making a small Gemma2")
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # new files: the bundles' hard links keep the old ones
+    make_checkpoint(out / "checkpoint")
+    _, funnel = (
+        export(out / "checkpoint", out / name, funnel=spec, progress=partial(_prefixed, progress, name))
+        for name, spec in (("dense", None), ("funnel", FUNNEL))
+    )
+    for target in map(get_target, target_names()):
+        if target.availability().compiles and (
+            not target.runs_graphs or target.supports(funnel.manifest.dtype) is None
+        ):
+            compile_bundle(funnel, target.name, progress=partial(_prefixed, progress, target.name))
+    parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
+    report = bench(
+        funnel,
+        pytorch=("eager",),
+        lengths=lengths,
+        rounds=rounds,
+        parity=parity,
+        progress=partial(_prefixed, progress, "latency"),
+    )
+    write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
+    return report
+
+
+def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = None, /) -> None:
+    shares = () if done is None else (done,)
+    progress(f"{prefix}: {step}", *shares)
+
+
+def describe_demo(out: Path, report: LatencyReport) -> str:
+    """The demo for a person to read."""
+    bundle = load_bundle(out / "funnel")
+    return "\n\n".join(
+        (
+            describe_bundle(bundle),
+            "parity with eager PyTorch\n" + describe_parity(report.parity),
+            "latency\n" + describe_latency(report),
+            f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
+            f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",
+        )
+    )
+
+
+def make_checkpoint(folder: Path) -> None:
+    """A Gemma2 with 12 layers and random weights, and a tokenizer trained on Python's own documentation.
+
+    Weights are wide and caps small, so that softcaps and sliding windows matter; the text it would write does not.
+    """
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=128,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        initializer_range=0.06,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    torch.manual_seed(0)
+    with without_progress_bars():
+        Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def make_tokenizer() -> Any:
+    """A Gemma tokenizer of 4096 tokens, trained on the documentation that comes with Python.
+
+    Its files name Gemma's class, as real checkpoints do, and so transformers 4 reads them too. For a tokenizer without
+    a class of its own transformers 5 writes `TokenizersBackend`, which version 4 does not know.
+    """
+    from pydoc_data.topics import topics
+
+    from transformers import GemmaTokenizer
+
+    words = (re.findall(r"\s*\S+", text) for text in topics.values())
+    return GemmaTokenizer(add_bos_token=True).train_new_from_iterator(words, 4096, show_progress=False)

@@ -1,0 +1,156 @@
+"""`export`: from a checkpoint to a bundle."""
+
+import contextlib
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from funnel_export.bundle.load import Bundle, is_bundle, load_bundle
+from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
+from funnel_export.checkpoint.hub import find_checkpoint
+from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
+from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.atomic import check_replaceable, replace_folder
+from funnel_export.system.place import Placing
+
+OPSETS = range(18, 23)
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    funnel: FunnelSpec | str | None = "auto",
+    task: Task | str = "auto",
+    dtype: Dtype | str = "auto",
+    logits: Logits | str = Logits.ALL,
+    weights: str = "link",
+    opset: int = 20,
+    revision: str | None = None,
+    progress: Progress = no_progress,
+) -> Bundle:
+    """Export a Gemma2 checkpoint to a bundle, without loading its weights.
+
+    Args:
+        checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
+        out: the bundle's folder; a bundle that is there already is replaced once the new one is whole.
+        funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel that the
+            checkpoint's config carries.
+        task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
+            checkpoint's architectures.
+        dtype: what the graph computes in, whatever the checkpoint stores: `float32`, `float16`, `bfloat16`; `auto` is
+            what the checkpoint stores.
+        logits: of text generation, for which tokens there are logits: `all`, or each row's `last`, which gives
+            [batch, 1, vocabulary]: what comes after a prompt depends on no others.
+        weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
+        opset: ONNX opset, 18 to 22.
+        revision: branch, tag or commit of a Hub id; by default `main`.
+        progress: called with the name of each step.
+
+    Returns:
+        The verified bundle.
+
+    Raises:
+        SpecError: for options or a funnel that cannot be.
+        CheckpointError: for a checkpoint that cannot be exported.
+        BundleError: if `out` holds something else or cannot be written.
+        ExportError: if the graph fails its audit.
+    """
+    asked_task = None if task == "auto" else parse_choice("task", Task, task)
+    asked_dtype = None if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
+    placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
+    if opset not in OPSETS:
+        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    if not Path(checkpoint).exists():
+        progress("looking for the model on the Hub")
+        check_replaceable(target, is_bundle)  # not after a download only
+    found = find_checkpoint(checkpoint, revision)
+    progress("reading the checkpoint")
+    source = Checkpoint.open(found.folder)
+    chosen_task, compute, spec = asked_task or source.task, asked_dtype or source.dtype, _funnel(source, funnel)
+    if kept is Logits.LAST and chosen_task is not Task.TEXT_GENERATION:
+        raise SpecError(
+            "only text generation can do with the logits of each row's last token",
+            got=f"logits {kept} for {chosen_task}",
+            wanted="logits all",
+        )
+    if compute is Dtype.FLOAT16:
+        message = "Gemma2 is known to overflow in float16; bfloat16 is the safe choice"
+        warnings.warn(message, FunnelExportWarning, stacklevel=2)
+
+    _check_not_the_checkpoint(source, target)
+    name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
+    facts = {"task": chosen_task, "dtype": compute, "spec": spec, "logits": kept, "source": name}
+    with _collector_paused():
+        return _build_and_write(source, target, facts, opset, placing, progress)
+
+
+def _build_and_write(
+    source: Checkpoint, target: Path, facts: dict[str, Any], opset: int, placing: Placing, progress: Progress
+) -> Bundle:
+    from funnel_export.exporter import audit, build, write
+
+    what = write.Facts(**facts)
+    with replace_folder(target, is_bundle) as folder:
+        progress("tracing")
+        model = build.build_graph(source, what.task, what.spec, what.dtype, opset, what.logits)
+        progress("auditing the graph")
+        audit.audit(model, source.architecture, what.task, what.spec, what.dtype, what.logits)
+        progress("writing the bundle")
+        write.write_bundle(folder, model, source, what, placing)
+        bundle = load_bundle(folder)
+    return replace(bundle, path=target)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking through torch and the trace again and again, for some memory."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec | None:
+    if funnel is None or funnel == "none":
+        return None
+    if funnel == "auto":
+        if source.funnel is None:
+            raise SpecError(
+                "no funnel was named, and the checkpoint carries none",
+                got=f'no "funnel" in {source.path / CONFIG}',
+                wanted="P:R:S, or none for the dense model",
+                hint=_suggestion(source.architecture.num_hidden_layers),
+            )
+        return source.funnel
+    return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
+
+
+def _check_not_the_checkpoint(source: Checkpoint, target: Path) -> None:
+    """Refuse to replace a folder in which the checkpoint, or a file that it links to, lies."""
+    if not target.exists():
+        return
+    for path in (source.path, *source.path.iterdir()):
+        real = path.resolve()
+        if any(place.exists() and place.samefile(target) for place in (real, *real.parents)):
+            raise BundleError(
+                "the output would take the place of the checkpoint, which is left as it is",
+                got=f"{target}, in which {real} lies",
+                wanted="a folder that holds nothing of the checkpoint",
+                hint=f"{target}-exported",
+            )
+
+
+def _suggestion(layers: int) -> str:
+    """A funnel to begin with: half of the layers, in the middle, at half the length."""
+    return f"--funnel {layers // 4}:{layers // 4 + layers // 2}:2"

@@ -1,0 +1,205 @@
+"""Reviewed graphs: what a fresh export is compared with, and how a person accepts a change.
+
+A folder of texts without weights: `contracts/*.txt` holds whole graphs of a tiny Gemma2, `ops/*.onnxtxt` the funnel's
+own operations, `CHANGES.md` why each of them is as it is.
+"""
+
+import datetime
+import difflib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from funnel_export.bundle.load import Bundle
+from funnel_export.commands.export import export
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.atomic import write_text
+
+CHANGES = "CHANGES.md"
+TITLE = "# Accepted changes\n\nNewest first; `funnel-export graph accept --why` writes this.\n"
+TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
+"""Packages whose version shows in the graphs."""
+
+TINY: Mapping[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 6,
+    "max_position_embeddings": 128,
+    "num_labels": 3,
+}
+"""A Gemma2 small enough that its constants are printed; softcaps are Gemma2's own, 50 and 30."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A graph under contract."""
+
+    task: Task
+    funnel: FunnelSpec | None
+    dtype: Dtype
+    stored: Dtype
+
+    @property
+    def name(self) -> str:
+        """File name of the contract."""
+        spec = self.funnel
+        funnel = "dense" if spec is None else f"s{spec.stride}{'-lookahead' if spec.lookahead else ''}"
+        source = "" if self.stored is self.dtype else f"-from-{self.stored}"
+        return f"{self.task}-{funnel}-{self.dtype}{source}"
+
+
+def _cases() -> Iterator[Case]:
+    half, quarter = FunnelSpec.parse("1:3:2"), FunnelSpec.parse("1:3:4")
+    ahead = FunnelSpec.parse("1:3:2", lookahead=True)
+    for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16):
+        for funnel in (None, half, quarter):
+            yield Case(Task.TEXT_GENERATION, funnel, dtype, dtype)
+        yield Case(Task.TOKEN_CLASSIFICATION, ahead, dtype, dtype)
+    yield Case(Task.TEXT_GENERATION, half, Dtype.FLOAT32, Dtype.BFLOAT16)
+    yield Case(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield Case(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield Case(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
+
+
+CASES = tuple(_cases())
+
+
+def describe_bundle_graph(bundle: Bundle) -> str:
+    """The contract of a bundle's graph."""
+    import onnx_ir as ir
+
+    from funnel_export.exporter.contract import describe_contract
+
+    return describe_contract(ir.load(bundle.graph))
+
+
+def contract_of(case: Case) -> str:
+    """The contract of a fresh export of the tiny Gemma2."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _make_checkpoint(folder / "checkpoint", case)
+        bundle = export(folder / "checkpoint", folder / "bundle", funnel=case.funnel, task=case.task, dtype=case.dtype)
+        return f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}\n{describe_bundle_graph(bundle)}"
+
+
+def _describe(funnel: FunnelSpec | None) -> str:
+    return "none" if funnel is None else ", ".join(f"{name} {value}" for name, value in funnel.to_dict().items())
+
+
+def _make_checkpoint(folder: Path, case: Case) -> None:
+    import torch
+    from transformers import Gemma2Config
+
+    from funnel_export.funnel import TASK_CLASSES
+    from funnel_export.verify.reference import without_progress_bars
+
+    torch.manual_seed(0)
+    config = Gemma2Config(**TINY)
+    model: Any = TASK_CLASSES[case.task]._from_config(config, dtype=getattr(torch, case.stored))
+    with without_progress_bars():
+        model.save_pretrained(folder)
+
+
+def fresh_graphs(progress: Progress = no_progress) -> Iterator[tuple[str, str]]:
+    """Every file of the folder but `CHANGES.md`, made anew: its path in the folder and its text."""
+    from funnel_export.exporter.ops import describe_ops
+
+    for case in CASES:
+        progress(case.name)
+        yield f"contracts/{case.name}.txt", contract_of(case)
+    progress("operations")
+    for name, text in describe_ops().items():
+        yield f"ops/{name}.onnxtxt", text
+
+
+def check_graphs(folder: Path, progress: Progress = no_progress) -> str:
+    """Compare a folder of reviewed graphs with fresh ones: a unified diff, empty if nothing changed.
+
+    Raises:
+        BundleError: if there is no such folder.
+    """
+    stored = _stored(folder)
+    if not stored:
+        raise BundleError(
+            "there are no reviewed graphs here",
+            got=folder,
+            wanted="a folder with contracts/ and ops/",
+            hint='funnel-export graph accept --why "the first"',
+        )
+    return "".join(_differences(stored, dict(fresh_graphs(progress))).values())
+
+
+def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> list[str]:
+    """Write fresh graphs into the folder, and into `CHANGES.md` what changed and why; the files that changed.
+
+    Raises:
+        SpecError: if no reason is given, or in a CI run: a person accepts, after reading the difference.
+        BundleError: if the folder holds texts that were never accepted.
+    """
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        raise SpecError(
+            "a person accepts a changed graph, and this is a CI run",
+            got=f"the environment variable CI={os.environ['CI']}",
+            wanted="funnel-export graph check",
+            hint="run `funnel-export graph accept --why ...` on your machine, and commit what it writes",
+        )
+    if not why.strip():
+        raise SpecError("a change of a graph has a reason", got=repr(why), wanted="--why with a sentence")
+    stored, log = _stored(folder), folder / CHANGES
+    earlier = log.read_text(encoding="utf-8") if log.exists() else ""
+    if stored and not earlier.startswith(TITLE):
+        raise BundleError(
+            "the folder holds texts that were not accepted before, which are left as they are",
+            got=f"{sorted(stored)[0]} and no {CHANGES} of accepted changes in {folder}",
+            wanted="a new folder, or one that `funnel-export graph accept` wrote",
+        )
+    fresh = dict(fresh_graphs(progress))
+    changed = _differences(stored, fresh)
+    if not changed:
+        return []
+    tools = ", ".join(f"{tool} {version(tool)}" for tool in TOOLS)
+    entry = f"## {datetime.date.today()}: {why.strip()}\n\nWith {tools}.\n\n"
+    entry += "".join(f"- {path}: {_size(diff)}\n" for path, diff in changed.items())
+    for path in changed:
+        if path in fresh:
+            write_text(folder / path, fresh[path])
+        else:
+            (folder / path).unlink()
+    write_text(log, f"{TITLE}\n{entry}{earlier.removeprefix(TITLE)}")
+    return list(changed)
+
+
+def _stored(folder: Path) -> dict[str, str]:
+    files = [*folder.glob("contracts/*.txt"), *folder.glob("ops/*.onnxtxt")]
+    return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in files}
+
+
+def _differences(stored: dict[str, str], fresh: dict[str, str]) -> dict[str, str]:
+    """A unified diff for every file that changed, appeared or is no longer made."""
+    diffs = {}
+    for path in sorted(stored | fresh):
+        before, after = stored.get(path, ""), fresh.get(path, "")
+        if before != after:
+            lines = difflib.unified_diff(
+                before.splitlines(keepends=True), after.splitlines(keepends=True), f"accepted/{path}", f"fresh/{path}"
+            )
+            diffs[path] = "".join(lines)
+    return diffs
+
+
+def _size(diff: str) -> str:
+    lines = diff.splitlines()[2:]
+    return f"+{sum(line.startswith('+') for line in lines)} -{sum(line.startswith('-') for line in lines)}"

@@ -1,0 +1,1 @@
+"""Architectures: everything that differs between one kind of Gemma and another."""

@@ -1,0 +1,128 @@
+"""The process of one runner: a bundle in PyTorch or in a target, dense or with its funnel."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from funnel_export.bundle.engine import load_engine
+from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.errors import TargetUnavailableError
+from funnel_export.latency.serve import Model, serve
+from funnel_export.spec.choices import Dtype
+from funnel_export.targets.registry import check_fits, get_target
+from funnel_export.targets.tensorrt.gpu import call, find_gpu
+
+
+class RunnerSetup(BaseModel):
+    """What a runner loads."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bundle: Path
+    target: str | None = None
+    """A target; None for PyTorch."""
+    engine: str | None = None
+    """Name of an engine, None for the bundle's graph."""
+    compiled: bool = False
+    """Whether PyTorch runs under torch.compile."""
+    device: str = "cpu"
+    """PyTorch's device."""
+    dtype: Dtype | None = None
+    """What PyTorch computes in; without, the bundle's dtype."""
+
+
+class TargetModel:
+    """A bundle's graph or engine in a target."""
+
+    def __init__(self, bundle: Bundle, setup: RunnerSetup) -> None:
+        assert setup.target is not None
+        target = get_target(setup.target)
+        engine = None if setup.engine is None else load_engine(bundle, setup.engine)
+        if engine is not None:
+            check_fits(target, engine)
+        self._session = target.load(bundle, engine=engine)
+        self._output = bundle.manifest.graphs[0].outputs[0].name
+        self.facts = {"device": self._session.device, "precision": self._session.precision}
+
+    def run(self, ids: list[list[int]]) -> list[float]:
+        """See `Model.run`."""
+        return _last(self._session.run(_inputs(ids))[self._output])
+
+    def prepare(self, ids: list[list[int]]) -> Callable[[], object]:
+        """See `Model.prepare`."""
+        return self._session.prepare(_inputs(ids))
+
+
+class TorchModel:
+    """A bundle's weights in Hugging Face's model: eager, or under torch.compile."""
+
+    def __init__(self, bundle: Bundle, setup: RunnerSetup) -> None:
+        import torch
+
+        from funnel_export.funnel import apply_funnel
+        from funnel_export.verify.reference import load_model, output_options
+
+        dtype = setup.dtype or bundle.manifest.dtype
+        self._device, self._torch = torch.device(setup.device), torch
+        self._model = load_model(bundle, getattr(torch, dtype)).to(self._device)
+        if bundle.manifest.spec is not None:
+            apply_funnel(self._model, bundle.manifest.spec)
+        self._forward: Callable[..., Any] = torch.compile(self._model) if setup.compiled else self._model
+        self._output, self._options = bundle.manifest.graphs[0].outputs[0].name, output_options(bundle)
+        name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
+        self.facts = {"device": name, "precision": str(dtype)}
+
+    def run(self, ids: list[list[int]]) -> list[float]:
+        """See `Model.run`."""
+        return _last(self.prepare(ids)().float().cpu().numpy())
+
+    def prepare(self, ids: list[list[int]]) -> Callable[[], Any]:
+        """See `Model.prepare`."""
+        torch = self._torch
+        tokens = torch.tensor(ids, device=self._device)
+        mask = torch.ones_like(tokens)
+
+        def forward() -> Any:
+            with torch.no_grad():
+                out = self._forward(input_ids=tokens, attention_mask=mask, use_cache=False, **self._options)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return getattr(out, self._output)
+
+        return forward
+
+
+def device_bytes() -> int | None:
+    """Memory of the GPU that is in use; None without a GPU."""
+    try:
+        find_gpu()
+    except TargetUnavailableError:
+        return None
+    free, total = call("cudaMemGetInfo")
+    return int(total) - int(free)
+
+
+def _inputs(ids: list[list[int]]) -> dict[str, NDArray[np.int64]]:
+    tokens = np.array(ids, dtype=np.int64)
+    return {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+
+
+def _last(output: NDArray[Any]) -> list[float]:
+    """[batch, tokens, width] or [batch, width]: the outputs of the last row's last token."""
+    values: list[float] = output.reshape(-1, output.shape[-1])[-1].astype(np.float64).tolist()
+    return values
+
+
+def load(request: dict[str, Any]) -> Model:
+    """Load what a request names."""
+    setup = RunnerSetup.model_validate(request)
+    bundle = load_bundle(setup.bundle)
+    return TorchModel(bundle, setup) if setup.target is None else TargetModel(bundle, setup)
+
+
+if __name__ == "__main__":
+    serve(load, device_bytes)

@@ -1,0 +1,1 @@
+"""Bundles as servers want them."""

@@ -1,0 +1,224 @@
+"""Packaging a bundle for a server: as a model of a Triton model repository."""
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from funnel_export.bundle.engine import EngineManifest, engine_names, load_engine, read_engine_manifest
+from funnel_export.bundle.load import Bundle, is_bundle
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, GraphRecord, Manifest
+from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
+from funnel_export.packaging.triton_config import (
+    Backend,
+    is_as_written,
+    parse_config,
+    write_config,
+)
+from funnel_export.progress import Progress
+from funnel_export.spec.choices import Dtype
+from funnel_export.system.files import LARGEST_JSON, read_bytes
+from funnel_export.system.place import Placing, place
+
+CONFIG, VERSION, PLAN, ENGINE = "config.pbtxt", "1", "model.plan", "engine.json"
+GRAPH = "model.onnx"
+"""The name under which Triton looks for a graph, whatever the bundle calls it."""
+TARGET = "tensorrt"
+"""The target whose engines Triton loads."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+class Format(StrEnum):
+    """What a bundle is packaged as."""
+
+    TRITON = "triton"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A model in a repository."""
+
+    path: Path
+    """Its folder; the repository is the folder above."""
+    config: Any
+    """What `config.pbtxt` says: a `ModelConfig` of Triton's schema."""
+    engine: str | None
+    """Name of the engine that was packaged, None for a graph."""
+
+    def files(self) -> list[str]:
+        """The files in its folder."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_file())
+
+    def to_json(self) -> str:
+        """The package as one JSON object."""
+        backend = self.config.backend or self.config.platform
+        facts = {"path": str(self.path), "name": self.config.name, "backend": backend, "engine": self.engine}
+        return json.dumps(facts | {"max_batch_size": self.config.max_batch_size, "files": self.files()})
+
+
+def write_model(
+    folder: Path, bundle: Bundle, config: Any, engine: str | None, placing: Placing, progress: Progress
+) -> None:
+    """Write the model into a folder that is empty so far."""
+    try:
+        _write_config(folder, config)
+        shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
+        (folder / VERSION).mkdir()
+        if engine is None:
+            progress("writing the graph")
+            _write_graph(folder / VERSION, bundle, placing)
+        else:
+            progress("verifying the engine")
+            plan = load_engine(bundle, engine)
+            progress("writing the engine")
+            place(plan.file, folder / VERSION / PLAN, placing)
+            shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
+    except OSError as err:
+        raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err
+
+
+def model_folder(bundle: Bundle, out: Path, name: str | None) -> Path:
+    """The folder of the model; `SpecError` for a name, `BundleError` for a place that it may not have."""
+    chosen = bundle.path.resolve().name if name is None else name
+    if not _NAME.fullmatch(chosen):
+        raise SpecError(
+            "a model is called by letters, digits and _ . - without a dot or dash in front",
+            got=repr(chosen),
+            wanted=_NAME.pattern,
+            hint="--name my-model",
+        )
+    repository = out.resolve()
+    if repository.is_relative_to(bundle.path.resolve()) or is_bundle(repository):
+        raise BundleError("a repository cannot lie in a bundle", got=out, wanted="a folder outside", hint="models")
+    if repository / chosen == bundle.path.resolve():
+        raise BundleError("the model would take the bundle's place", got=repository / chosen, hint="another --name")
+    return repository / chosen
+
+
+def _check_servable(name: str, manifest: EngineManifest) -> None:
+    """Triton gives a plan no weights; and it runs a plan's host code only if the server is told to."""
+    if manifest.options.get("strip_plan") is True:
+        raise BundleError(
+            "Triton cannot fill a plan that was built without weights",
+            got=f"{name}: strip_plan",
+            wanted="a plan with its weights",
+            hint="compile without strip_plan",
+        )
+    if manifest.options.get("version_compatible") is True:
+        warnings.warn(
+            f"{name} is version compatible: start Triton with --backend-config=tensorrt,version-compatible=true",
+            FunnelExportWarning,
+            stacklevel=4,
+        )
+
+
+def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
+    """The engine of a name, or the only one that Triton can load."""
+    found = {
+        each: read_engine_manifest(bundle.path / ENGINES / each)
+        for each in engine_names(bundle)
+        if name in (None, each)
+    }
+    fitting = [each for each, manifest in found.items() if manifest.target == TARGET]
+    if len(fitting) == 1:
+        _check_servable(fitting[0], found[fitting[0]])
+        return fitting[0], found[fitting[0]]
+    if fitting:
+        raise SpecError("the bundle has several engines", got=", ".join(fitting), hint=f"--engine {fitting[0]}")
+    if name is not None and name not in found:
+        raise SpecError("there is no such engine", got=repr(name), wanted=" or ".join(engine_names(bundle)) or None)
+    others = ", ".join(f"{each} of target {manifest.target}" for each, manifest in found.items())
+    raise BundleError(
+        "Triton's TensorRT back end loads engines of the target tensorrt, and no others",
+        got=others or "a bundle without engines",
+        wanted=f"an engine of target {TARGET}",
+        hint=f"funnel-export compile {bundle.path} --target {TARGET}, or --backend onnxruntime",
+    )
+
+
+def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
+    """The graph as Triton serves it: its ONNX Runtime back end has no bfloat16, so that outputs are cast there."""
+    if backend is Backend.TENSORRT:
+        return graph
+    widened = {str(Dtype.BFLOAT16): str(Dtype.FLOAT32)}
+    outputs = [value.model_copy(update={"dtype": widened.get(value.dtype, value.dtype)}) for value in graph.outputs]
+    return graph.model_copy(update={"outputs": outputs})
+
+
+def warn_of_gaps(engine: EngineManifest, max_batch_size: int) -> None:
+    sizes = [size for size in range(1, max_batch_size + 1) if not any(size in p.batch for p in engine.profiles)]
+    if engine.profiles and sizes:
+        warnings.warn(
+            f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}, "
+            "which Triton may ask for; it answers them with an error",
+            FunnelExportWarning,
+            stacklevel=3,
+        )
+
+
+def _write_config(folder: Path, config: Any) -> None:
+    """Write `config.pbtxt`, and prove by reading it back that it says what was meant.
+
+    It comes first: a server that polls the repository refuses this folder while it is being written, because the name
+    in the config is not the folder's. Without a config it would make one up.
+    """
+    (folder / CONFIG).write_text(write_config(config), encoding="utf-8")
+    if parse_config((folder / CONFIG).read_text(encoding="utf-8")) != config:
+        raise BundleError("config.pbtxt does not say what was meant", got=folder / CONFIG, hint="another --name")
+
+
+def _write_graph(folder: Path, bundle: Bundle, placing: Placing) -> None:
+    """The graph, and the weights beside it under the names that it knows them by."""
+    if bundle.manifest.dtype is Dtype.BFLOAT16:
+        (folder / GRAPH).write_bytes(with_float32_outputs(bundle.graph))
+    else:
+        shutil.copyfile(bundle.graph, folder / GRAPH)
+    for weight in bundle.manifest.weights:
+        place(bundle.path / weight.file, folder / weight.file, placing)
+
+
+def with_float32_outputs(graph: Path) -> bytes:
+    """A graph whose bfloat16 outputs are cast to float32, which holds their values exactly, under the same names."""
+    import onnx_ir as ir
+
+    model = ir.load(graph)
+    for index, value in enumerate(model.graph.outputs):
+        if value.dtype is ir.DataType.BFLOAT16:
+            cast = ir.node("Cast", [value], attributes={"to": ir.DataType.FLOAT}, name=f"{value.name}/Cast")
+            wide = cast.outputs[0]
+            wide.name, wide.dtype, wide.shape = value.name, ir.DataType.FLOAT, value.shape
+            value.name = f"{value.name}.bfloat16"
+            model.graph.append(cast)
+            model.graph.outputs[index] = wide
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def is_model(path: Path) -> bool:
+    """Whether this folder is a model of ours, unchanged, and nothing else: one that a new one may replace."""
+    try:
+        manifest = Manifest.model_validate_json(read_bytes(path / MANIFEST, LARGEST_JSON))
+        ours = is_as_written(read_bytes(path / CONFIG, LARGEST_JSON).decode())
+        inside = list((path / VERSION).iterdir())
+        names = {entry.name for entry in path.iterdir()}
+    except (OSError, ValueError):  # pydantic's and Unicode's errors are ValueErrors
+        return False
+    files = {GRAPH, PLAN} | {weight.file for weight in manifest.weights}
+    whole = {entry.name for entry in inside} <= files and all(entry.is_file() for entry in inside)
+    return ours and whole and names <= {CONFIG, MANIFEST, ENGINE, VERSION} and not (path / VERSION).is_symlink()
+
+
+def check_unchanged(target: Path) -> None:
+    """Say of a model folder that was changed since it was packaged that it was; `replace_folder` refuses the rest."""
+    if (target / CONFIG).exists() and not target.is_symlink() and not is_model(target):
+        raise BundleError(
+            "the model there was changed by hand, or made by something else, and is left as it is",
+            got=target,
+            wanted="a new model, or one that package wrote and nobody changed",
+            hint="another --name, or move it out of the repository",
+        )

@@ -1,0 +1,165 @@
+"""Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from funnel_export.bundle.load import Bundle, check_made_from
+from funnel_export.bundle.manifest import REPORTS
+from funnel_export.errors import BundleError, FunnelExportWarning, describe_invalid, printable
+from funnel_export.latency.latency_report import LatencyReport
+from funnel_export.report.contents import Contents, collect
+from funnel_export.report.palette import DARK, LIGHT
+from funnel_export.report.pictures import NAMES
+from funnel_export.system.atomic import write_bytes, write_text
+from funnel_export.system.files import LARGEST_JSON, read_bytes
+from funnel_export.verify.parity_report import ParityReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+ReportT = TypeVar("ReportT", bound=BaseModel)
+
+PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "report.html"
+PAGES = (MARKDOWN, HTML, *(f"{name}.png" for name in NAMES))
+"""What is made of the two JSON files."""
+MOST_ROWS = 1000
+"""Rows of latency that are shown; a page of more is of no use to anybody."""
+SPECIAL = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", **{character: f"\\{character}" for character in "\\`*_[]|~#$!"}}
+)
+
+
+def write_reports(bundle: Bundle) -> list[Path]:
+    """Write `report.md`, `report.html` and the pictures into the bundle's `reports`, each whole or not at all.
+
+    They are made of `parity.json` and `latency.json` there; where one is missing, they say that it was not run.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        BundleError: if one of the two is damaged or of another bundle, or if `reports` is a link or cannot be written.
+    """
+    folder = bundle.path / REPORTS
+    check_no_link(folder)
+    parity = _read(folder / PARITY, ParityReport, "check")
+    latency = _read(folder / LATENCY, LatencyReport, "bench")
+    if parity is not None:
+        check_made_from(parity, bundle, str(folder / PARITY), _again("check"))
+    if latency is not None:
+        check_made_from(latency.parity, bundle, str(folder / LATENCY), _again("bench"))
+    if latency is not None and len(latency.rows) > MOST_ROWS:
+        raise BundleError(
+            "too many rows of latency",
+            got=len(latency.rows),
+            wanted=f"at most {MOST_ROWS}",
+            hint="funnel-export bench again, or remove the file",
+        )
+    contents = collect(bundle, parity, latency)
+    texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
+    pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
+    try:
+        _replace(folder, texts, pictures)
+    except OSError as err:
+        wanted, hint = f"to write into {folder}", "a copy of the bundle where you may write"
+        raise BundleError("the reports cannot be written", got=err, wanted=wanted, hint=hint) from err
+    return [*texts, *pictures]
+
+
+def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, bytes]) -> None:
+    """Write files, and remove the pictures of an earlier report that this one has not."""
+    for path, text in texts.items():
+        write_text(path, text)
+    for path, content in pictures.items():
+        write_bytes(path, content)
+    for path in {folder / name for name in PAGES} - {*texts, *pictures}:
+        path.unlink(missing_ok=True)
+
+
+def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
+    """Write what a command found into the bundle, for programs and for people; the caller has it even if that fails."""
+    folder, failed = bundle.path / REPORTS, "the report could not be kept in the bundle"
+    try:
+        write_text(folder / file, report.model_dump_json(indent=2) + "\n")
+        failed = f"{file} is written, but no page of it"
+        write_reports(bundle)
+    except Exception as err:  # noqa: BLE001 - a read-only bundle, an earlier report that is damaged or cannot be drawn
+        with contextlib.suppress(OSError):  # a page of what was found before would be taken for this
+            for name in PAGES:
+                (folder / name).unlink(missing_ok=True)
+        warnings.warn(f"{failed}: {err}", FunnelExportWarning, stacklevel=3)
+
+
+def check_no_link(folder: Path) -> None:
+    """Raise `BundleError` if the bundle's reports would be written elsewhere."""
+    if folder.is_symlink():
+        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {folder}")
+
+
+def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
+    """A report that a command of ours wrote, None if it was not run."""
+    hint = _again(command)
+    if path.is_symlink():
+        raise BundleError("a report of the bundle is a symbolic link", got=path, wanted="a file", hint=hint)
+    try:
+        return kind.model_validate_json(read_bytes(path, LARGEST_JSON))
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise BundleError("a report of the bundle cannot be read", got=err, wanted=path, hint=hint) from err
+    except ValidationError as err:
+        details = "; ".join(describe_invalid(err)[:5])
+        raise BundleError(
+            f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
+        ) from err
+
+
+def _again(command: str) -> str:
+    return f"funnel-export {command} again, or remove the file"
+
+
+def render_html(contents: Contents) -> str:
+    """One page without scripts that loads nothing."""
+    environment = _environment(_shown)
+    themes = {"light": LIGHT, "dark": DARK}
+    return environment.get_template("report.html.j2").render(it=contents, themes=themes)
+
+
+def render_markdown(contents: Contents) -> str:
+    """A page of tables, as GitHub shows it."""
+    environment = _environment(_markdown)
+    return environment.get_template("report.md.j2").render(it=contents)
+
+
+def _environment(finalize: Callable[[Any], Any]) -> "Environment":
+    """Templates in which every value goes through `finalize`, and is escaped for HTML unless that made it safe."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("funnel_export.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=finalize,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Text without characters that a reader's terminal or browser would obey; numbers as they are."""
+    return printable(value) if type(value) is str else value
+
+
+def _markdown(value: Any) -> Any:
+    """Text that Markdown shows as it is; of our own templates and macros, what they made."""
+    from markupsafe import Markup
+
+    if isinstance(value, Markup):
+        return value
+    return Markup(printable(str(value)).translate(SPECIAL))  # noqa: S704 - escaped by this line

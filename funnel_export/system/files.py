@@ -1,0 +1,52 @@
+"""Reading files that strangers made: regular files only, and never more of them than is sane."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+
+LARGEST_JSON = 1 << 26
+"""Bytes of a JSON file that is read: a config with a label for each of 256000 tokens has a fifth of it."""
+LARGEST_COMPANION = 1 << 28
+"""Bytes of a tokenizer's file; Gemma2's largest has 34 million."""
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, as the safetensors library limits them."""
+LARGEST_GRAPH = 1 << 28
+"""Bytes of a graph; weights lie outside it, so that of the largest Gemma2 has a few megabytes."""
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading; a pipe would block for ever, and a device may do anything.
+
+    Raises:
+        OSError: if there is no such file, or it is of another kind.
+    """
+    _check_regular(path.stat(), path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe since
+    with os.fdopen(descriptor, "rb") as stream:
+        _check_regular(os.fstat(descriptor), path)
+        yield stream
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes.
+
+    Raises:
+        OSError: if there is no such file, it is of another kind, or larger.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise OSError(errno.EFBIG, f"more than the {largest} bytes that such a file may have", str(path))
+    return content
+
+
+def _check_regular(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "neither a file nor a link to one", str(path))

@@ -1,0 +1,89 @@
+"""The targets by name, and what each must be asked before it is used."""
+
+from importlib import import_module
+
+from pydantic import TypeAdapter, ValidationError
+
+from funnel_export.bundle.engine import Engine, EngineName
+from funnel_export.bundle.load import Bundle
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.spec.choices import PYTORCH, Dtype
+from funnel_export.targets.base import Target
+
+_TARGETS = {
+    "onnxruntime": ("funnel_export.targets.onnxruntime", "OnnxRuntimeTarget"),
+    "openvino": ("funnel_export.targets.openvino", "OpenVinoTarget"),
+    "tensorrt": ("funnel_export.targets.tensorrt", "TensorRtTarget"),
+    "tensorrt-rtx": ("funnel_export.targets.tensorrt", "TensorRtRtxTarget"),
+}
+
+
+def target_names() -> list[str]:
+    """The names of all targets."""
+    return list(_TARGETS)
+
+
+def validate_engine_name(name: str) -> None:
+    """Raise `SpecError` for a name that an engine cannot have: it is a folder's, and names its rows in reports."""
+    if name in _TARGETS or name in PYTORCH:
+        raise SpecError(
+            "an engine cannot be named like a runtime: reports would mistake one for the other",
+            got=name,
+            wanted="another name",
+            hint=f"--name {name}-engine",
+        )
+    try:
+        TypeAdapter(EngineName).validate_python(name)
+    except ValidationError as err:
+        raise SpecError(
+            "an engine's name is a plain file name",
+            got=repr(name),
+            wanted="up to 128 letters, digits and ._+-, beginning with a letter or digit",
+        ) from err
+
+
+def get_target(name: str) -> Target:
+    """A target by name; `SpecError` for one that does not exist."""
+    if name not in _TARGETS:
+        raise SpecError("unknown target", got=repr(name), wanted=" | ".join(_TARGETS))
+    module, kind = _TARGETS[name]
+    target: Target = getattr(import_module(module), kind)()
+    return target
+
+
+def require(target: Target, dtype: Dtype) -> None:
+    """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
+    here = target.availability()
+    if not here.available:
+        raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
+    reason = target.supports(dtype)
+    if reason is not None:
+        raise TargetUnavailableError(
+            f"{target.name} cannot run a {dtype} graph here",
+            got=reason,
+            hint="another --target, or export with --dtype float32",
+        )
+
+
+def validate_path(bundle: Bundle) -> None:
+    """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
+    try:
+        str(bundle.path.absolute()).encode()
+    except UnicodeEncodeError as err:
+        raise BundleError(
+            "runtimes cannot open a folder whose name is not UTF-8",
+            got=bundle.path.absolute(),
+            hint="rename the folder",
+        ) from err
+
+
+def check_fits(target: Target, engine: Engine) -> None:
+    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
+    why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
+    if why is not None:
+        raise BundleError(
+            f"the engine {engine.name} does not run in {target.name} here",
+            got=why,
+            wanted="an engine for this version and this device",
+            hint="compile the bundle again, here",
+        )

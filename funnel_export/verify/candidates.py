@@ -1,0 +1,102 @@
+"""What is compared with eager PyTorch: targets on a bundle's graph, and its engines."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from funnel_export.bundle.engine import Engine, engine_names, fitting_profiles, load_engine, read_engine_manifest
+from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.manifest import ENGINES
+from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError
+from funnel_export.spec.profile import Profile
+from funnel_export.targets.base import Session, Target
+from funnel_export.targets.registry import (
+    check_fits,
+    get_target,
+    require,
+    target_names,
+    validate_engine_name,
+    validate_path,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is compared with eager PyTorch: a target on the bundle's graph, or on one of its engines."""
+
+    target: Target
+    engine: Engine | None = None
+
+    @property
+    def name(self) -> str:
+        """How the report names it."""
+        return self.target.name if self.engine is None else self.engine.name
+
+    @property
+    def profiles(self) -> Sequence[Profile]:
+        """The engine's optimization profiles; none if it takes every shape."""
+        return () if self.engine is None else self.engine.manifest.profiles
+
+    def takes(self, shape: tuple[int, int]) -> bool:
+        """Whether the engine's optimization profiles have room for a batch [batch, sequence]."""
+        return not self.profiles or bool(fitting_profiles(self.profiles, shape))
+
+    def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
+        """See `Target.load`."""
+        return self.target.load(bundle, outputs=outputs, engine=self.engine)
+
+
+def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator[Candidate]:
+    """What is to be checked: what was asked for, or else everything that runs here."""
+    validate_path(bundle)
+    dtype = bundle.manifest.dtype
+    engines = _engines_by_target(bundle)
+    for target in map(get_target, dict.fromkeys(targets or target_names())):
+        if targets is not None:
+            require(target, dtype)
+        elif not target.availability().available or target.supports(dtype) is not None:
+            continue
+        if target.runs_graphs:
+            yield Candidate(target)
+        elif targets is not None and target.name not in engines:
+            raise BundleError(
+                f"the bundle has no engine for {target.name}",
+                got=f"engines: {', '.join(engine_names(bundle)) or 'none'}",
+                hint=f"funnel-export compile {bundle.path} --target {target.name}",
+            )
+        for name in engines.get(target.name, []):
+            engine = _open_engine(bundle, target, name, strict=targets is not None)
+            if engine is not None:
+                yield Candidate(target, engine)
+
+
+def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in engine_names(bundle):
+        try:
+            validate_engine_name(name)
+        except SpecError as err:
+            folder = bundle.path / ENGINES / name
+            raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
+        try:
+            found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
+        except BundleError as err:  # of whatever target it is
+            _raise_or_warn(err, strict=False)
+    return found
+
+
+def _open_engine(bundle: Bundle, target: Target, name: str, *, strict: bool) -> Engine | None:
+    """An engine that is whole and fits; otherwise an error, or a warning and None."""
+    try:
+        engine = load_engine(bundle, name)
+        check_fits(target, engine)
+    except FunnelExportError as err:
+        _raise_or_warn(err, strict=strict)
+        return None
+    return engine
+
+
+def _raise_or_warn(err: FunnelExportError, *, strict: bool) -> None:
+    if strict:
+        raise err
+    warnings.warn(f"an engine is left out: {err}", FunnelExportWarning, stacklevel=2)

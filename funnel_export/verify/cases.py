@@ -1,0 +1,97 @@
+"""The shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel_export.families.gemma2 import Architecture
+from funnel_export.spec.choices import SlotPositions
+from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A batch: how long its rows are, and on which side they are padded."""
+
+    lengths: tuple[int, ...]
+    padding: str = "right"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens of a row with its padding."""
+        return len(self.lengths), max(self.lengths)
+
+    @property
+    def name(self) -> str:
+        """For example `1x17`, `4x17 left 1,3,9,17`."""
+        rows, longest = self.shape
+        ragged = "" if len(set(self.lengths)) == 1 else f" {self.padding} {','.join(map(str, self.lengths))}"
+        return f"{rows}x{longest}{ragged}"
+
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """[batch, longest]: where the real tokens stand."""
+        column = np.arange(max(self.lengths))[None]
+        length = np.array(self.lengths)[:, None]
+        return column >= column.max() + 1 - length if self.padding == "left" else column < length
+
+    def tokens(self, architecture: Architecture, seed: int) -> dict[str, NDArray[np.int64]]:
+        """`input_ids` and `attention_mask`, the same for the same seed; padding is the model's pad token."""
+        padding = architecture.pad_token_id or 0
+        generator = np.random.default_rng([seed, *self.lengths])
+        ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
+        ids = ids + (ids >= padding)  # every token but the padding
+        mask = self.real.astype(np.int64)
+        return {"input_ids": np.where(self.real, ids, padding).astype(np.int64), "attention_mask": mask}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cases of one check, and the lengths that a limit kept out."""
+
+    cases: tuple[Case, ...]
+    left_out: tuple[int, ...]
+
+
+def plan_cases(
+    spec: FunnelSpec | None, architecture: Architecture, lengths: Sequence[int] = (), max_length: int | None = None
+) -> Plan:
+    """Where exports go wrong: around the stride, around the sliding window, and with ragged rows padded on both sides.
+
+    Args:
+        spec: the funnel, None for a dense model.
+        architecture: the model's numbers.
+        lengths: further lengths.
+        max_length: leave out what is longer.
+    """
+    stride = spec.stride if spec is not None else 1
+    window = architecture.sliding_window or 0
+    wanted = {1, stride - 1, stride, stride + 1, 2 * stride + 1, *lengths}
+    if window:
+        wanted |= {window, window + 1, window + stride + 1}
+        if spec is not None and spec.slot_positions is SlotPositions.COMPACT:
+            wanted |= {window * stride + stride + 1}  # here the window counts slots
+    wanted.discard(0)
+    kept = sorted(length for length in wanted if max_length is None or length <= max_length)
+    longest = kept[-1]
+    ragged = tuple(sorted({1, min(stride + 1, longest), max(1, longest - stride), longest}))
+    cases = [Case((length,)) for length in kept]
+    cases += [Case((longest,) * 2), Case(ragged, "left"), Case(ragged[::-1], "right")]
+    return Plan(tuple(cases), tuple(sorted(wanted - set(kept))))
+
+
+def with_profiles(plan: Plan, profiles: Iterable[Profile], max_length: int | None = None) -> Plan:
+    """A plan with a batch for each optimization profile that takes none of its cases.
+
+    It is the smallest batch at the length for which the profile is tuned, or at `max_length` if that is shorter; there
+    is none if the profile wants longer rows.
+    """
+    cases = list(plan.cases)
+    for profile in profiles:
+        length = min(profile.sequence.opt, max_length or profile.sequence.opt)
+        if length in profile.sequence and not any(case.shape in profile for case in cases):
+            cases.append(Case((length,) * profile.batch.min))
+    return Plan(tuple(cases), plan.left_out)

@@ -1,0 +1,122 @@
+"""Eager PyTorch on a bundle: what every target is compared with."""
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils import logging
+
+from funnel_export.bundle.load import Bundle
+from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.exporter.skeleton import build_skeleton, read_config
+from funnel_export.exporter.weights import find_weights
+from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
+from funnel_export.funnel.model import Part
+from funnel_export.spec.choices import Dtype, Logits
+
+REFERENCE_DTYPES = {
+    Dtype.FLOAT32: torch.float64,
+    Dtype.FLOAT16: torch.float32,
+    Dtype.BFLOAT16: torch.float32,
+}
+"""What a bundle is compared in, by its own dtype: one step more precise."""
+
+
+def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
+    """The bundle's own weights in Hugging Face's model, without its funnel.
+
+    The weights are looked for beforehand: Hugging Face would make those that are missing, of any size.
+    """
+    source = Checkpoint.open(bundle.path)
+    find_weights(build_skeleton(source.config, bundle.manifest.task, bundle.manifest.dtype).shapes, source)
+    config = read_config(source.config)
+    with without_progress_bars():
+        model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
+            bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
+    return model.eval().requires_grad_(False)
+
+
+def output_options(bundle: Bundle) -> dict[str, Any]:
+    """What Hugging Face's model is told, so that it gives logits for the tokens for which the bundle does.
+
+    Without padding, as everything here runs, the last column is every row's last token.
+    """
+    return {"logits_to_keep": 1} if bundle.manifest.logits is Logits.LAST else {}
+
+
+class Eager:
+    """The bundle's own weights in Hugging Face's model, with the bundle's funnel.
+
+    A dense bundle is compared with the model as Hugging Face has it, unpatched.
+    """
+
+    def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
+        self.spec = bundle.manifest.spec
+        self.dense = self.spec is None
+        self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
+        self.model = load_model(bundle, dtype)
+        self._options = output_options(bundle)
+        self._seen: dict[str, Tensor | None] = {}
+        if not self.dense:
+            patch_forward(self.model, self.spec, self._run)
+
+    def _run(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a Runner
+        result = part(*tensors)
+        if name in self._seen:
+            self._seen[name] = result
+        return result
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
+
+        Args:
+            inputs: `input_ids` and `attention_mask`, [batch, length].
+            boundaries: names of the parts whose hidden states are wanted too.
+
+        Returns:
+            The model's output and the boundaries by name, each [positions of all rows, width] in the order of the rows.
+        """
+        if self.dense and boundaries:
+            patch_forward(self.model, None, self._run)
+        rows = []
+        try:
+            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+                self._seen = dict.fromkeys(boundaries)
+                with torch.no_grad():
+                    row = torch.from_numpy(ids[mask != 0])[None]
+                    out = self.model(input_ids=row, use_cache=False, **self._options)
+                rows.append({self.output: getattr(out, self.output), **self._seen})
+        finally:
+            if self.dense and boundaries:
+                unpatch_forward(self.model)
+        return {name: np.concatenate([_array(row[name]) for row in rows]) for name in rows[0]}
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        del self.model
+        gc.collect()
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """[1, positions, width] or [1, width] as [positions, width]."""
+    plain = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+    array: NDArray[Any] = plain.reshape(-1, tensor.shape[-1]).numpy()
+    return array
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep Hugging Face's bars for loading and saving off the terminal: commands here show their own progress."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

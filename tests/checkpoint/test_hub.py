@@ -1,0 +1,101 @@
+"""Checkpoints by Hub id, from a cache folder that the tests make: nothing is downloaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exported import Recipe
+from huggingface_hub import errors
+
+from funnel_export.checkpoint.hub import find_checkpoint
+from funnel_export.errors import CheckpointError, SpecError
+
+ID, COMMIT, TAGGED = "somebody/tiny-gemma2", "0" * 39 + "1", "0" * 39 + "2"
+
+
+def make_cache(cache: Path) -> Path:
+    """A Hub cache with two commits of one model: main, and one that is tagged v1 and carries a funnel."""
+    model = cache / "models--somebody--tiny-gemma2"
+    (model / "blobs").mkdir(parents=True)
+    (model / "refs").mkdir()
+    for commit, ref in ((COMMIT, "main"), (TAGGED, "v1")):
+        (model / "refs" / ref).write_text(commit)
+        snapshot = model / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        for file in Recipe().checkpoint().iterdir():
+            blob = model / "blobs" / f"{file.name}-{ref}"
+            shutil.copyfile(file, blob)
+            (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    config = model / "blobs" / "config.json-v1"
+    funnel = {"pool_layer": 1, "recover_layer": 4, "stride": 3}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"funnel": funnel}))
+    return cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache, in use and offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return make_cache(tmp_path / "hub")
+
+
+def test_an_id_is_found_in_the_cache(cache: Path) -> None:
+    found = find_checkpoint(ID)
+    assert found.folder == cache / "models--somebody--tiny-gemma2" / "snapshots" / COMMIT
+    assert found.name == f"{ID}@{COMMIT}"
+
+
+@pytest.mark.parametrize("revision", ["v1", TAGGED])
+def test_a_revision_is_found_in_the_cache(revision: str, cache: Path) -> None:
+    assert find_checkpoint(ID, revision).name == f"{ID}@{TAGGED}"
+
+
+def test_a_folder_is_taken_before_an_id(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache.parent / "somebody" / "tiny-gemma2"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(cache.parent)
+    assert find_checkpoint(ID).folder == Path(ID)
+    with pytest.raises(SpecError, match="a folder has no revisions"):
+        find_checkpoint(ID, "v1")
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("somebody/else", None, "the Hub cannot be reached"),
+        (ID, "v2", "at v2, which is no folder and not in the Hub's cache"),
+        ("./missing/folder", None, "there is no such checkpoint"),
+        ("with spaces", None, "there is no such checkpoint"),
+    ],
+)
+def test_what_is_not_there_is_refused(name: str, revision: str | None, message: str, cache: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(name, revision)
+
+
+def test_a_lost_connection_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object, **__: object) -> None:
+        raise errors.HTTPError("the connection was lost")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lose)
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        find_checkpoint(ID)
+
+
+def test_export_by_id_on_the_command_line(tmp_path: Path) -> None:
+    make_cache(tmp_path / "hub")
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "funnel_export", "export", ID, str(tmp_path / "out"), "--revision", "v1", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    manifest = json.loads(done.stdout)
+    assert manifest["source"] == f"{ID}@{TAGGED}"
+    assert manifest["funnel"]["stride"] == 3
+    weights = tmp_path / "out" / "model.safetensors"
+    assert not weights.is_symlink()
+    assert weights.samefile(tmp_path / "hub" / "models--somebody--tiny-gemma2" / "blobs" / "model.safetensors-v1")

@@ -1,0 +1,114 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from breaks import another_softcap, changed
+from command_line import run
+from exported import Recipe, tiny_checkpoint
+
+from funnel_export import load_bundle
+from funnel_export.spec.choices import Task
+
+
+def test_export_inspect_check(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    made = run("export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max", "--recovery", "add")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert load_bundle(out).manifest.spec.to_dict() | {"pooling": "max", "recovery": "add"} == (
+        load_bundle(out).manifest.spec.to_dict()
+    )
+    shown = run("inspect", out)
+    assert shown.returncode == 0
+    for part in ("entry", "layers 1-2", "max of 2 tokens", "recover: add", "8192", "GFLOP"):
+        assert part in shown.stdout
+    graph = run("graph", "show", out)
+    assert graph.returncode == 0
+    assert "  funnel.pooled = funnel/pool(" in graph.stdout
+    facts = json.loads(run("inspect", out, "--json").stdout)
+    assert [row["length"] for row in facts["predicted"]] == [128, 512, 2048, 8192]
+    assert facts["manifest"]["funnel"]["pooling"] == "max"
+    assert facts["audit"] == []
+    checked = run("check", out, "--target", "onnxruntime", "--length", 9)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert json.loads(checked.stdout.splitlines()[-1])["passed"] is True
+    assert "onnxruntime" in checked.stdout.splitlines()[2]
+
+
+def test_a_failed_gate_exits_with_1(tmp_path: Path) -> None:
+    """A limit below the noise floor cannot be asked for; a graph with another softcap can be had."""
+    bundle = changed(tmp_path, another_softcap)
+    checked = run("check", bundle.path, "--target", "onnxruntime")
+    assert checked.returncode == 1
+    assert json.loads(checked.stdout.splitlines()[-1])["passed"] is False
+    assert "FAILED" in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:3"), 2, "pool_layer:recover_layer:stride"),
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:9:2"), 2, "beyond the model's layers"),
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:3:2", "--lookahead"), 2, "cannot generate text"),
+        (("export", "CHECKPOINT", "OUT", "--pooling", "max"), 2, "pooling without a funnel"),
+        (("export", "CHECKPOINT", "OUT"), 2, "--funnel 1:3:2"),
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:3:2", "--dtype", "int4"), 2, "float32 | float16 | bfloat16"),
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:3:2", "--pooling", "sum"), 2, "--pooling"),
+        (("export", "nowhere", "OUT", "--funnel", "1:3:2"), 2, "no such checkpoint"),
+        (("inspect", "nowhere"), 2, "no bundle here"),
+        (("check", "BUNDLE", "--target", "nonesuch"), 2, "unknown target"),
+        (("check", "BFLOAT16", "--target", "onnxruntime"), 3, "no bfloat16 kernels"),
+        (("nonesuch",), 2, "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_errors(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+    places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": tmp_path / "out"}
+    if "BUNDLE" in arguments:
+        places["BUNDLE"] = Recipe().bundle().path
+    if "BFLOAT16" in arguments:
+        places["BFLOAT16"] = Recipe(dtype="bfloat16").bundle().path
+    done = run(*(places.get(a, a) for a in arguments))
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_of_ours_exits_with_70() -> None:
+    code = "from funnel_export import bundle, cli; bundle.load_bundle = None; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code, "inspect", "B"], capture_output=True, text=True, check=False)
+    assert done.returncode == 70
+    assert done.stderr.startswith("Traceback")
+    assert "TypeError" in done.stderr
+    assert done.stdout == ""
+
+
+def test_warnings_are_one_line(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
+    done = run("export", checkpoint, tmp_path / "out", "--funnel", "none", "--dtype", "float16", "--json")
+    assert done.returncode == 0
+    assert done.stderr == "warning: Gemma2 is known to overflow in float16; bfloat16 is the safe choice\n"
+    assert json.loads(done.stdout)["dtype"] == "float16"
+
+
+def test_doctor() -> None:
+    done = run("doctor")
+    assert done.returncode == 0
+    assert "CPUExecutionProvider" in done.stdout
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["targets"]["onnxruntime"]["available"] is True
+    assert facts["packages"]["torch"]
+
+
+def test_doctor_without_a_runtime() -> None:
+    hidden = "import sys; sys.modules['onnxruntime'] = sys.modules['openvino'] = None; "
+    code = hidden + "sys.argv = ['funnel-export', 'doctor', '--json']; from funnel_export.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    targets = json.loads(done.stdout)["targets"]
+    assert not any(target["available"] for target in targets.values())
+    assert "pip install 'funnel-export[openvino]'" in targets["openvino"]["hint"]

@@ -1,0 +1,214 @@
+"""The latency gate passes a funnel that is right and fast enough, and refuses what is not, naming the place."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from breaks import another_dtype, another_softcap, changed, own, shifted_read_out, slower, unknown_op
+from command_line import run
+from exported import Recipe
+
+from funnel_export import Bundle, bench, check, compile_bundle
+from funnel_export.commands import bench as benching
+from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
+from funnel_export.latency.latency_report import LatencyReport, Model
+from funnel_export.progress import no_progress
+from funnel_export.system import atomic
+
+QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, LatencyReport]:
+    """A bundle with an engine, timed in both targets; an earlier bench was killed and left its baseline."""
+    bundle = own(tmp_path_factory.mktemp("benched"))
+    (bundle.path.parent / ".bundle.partial-0a1b2c3d" / "dense").mkdir(parents=True)
+    compile_bundle(bundle, "onnxruntime", options={"intra_op_num_threads": 1}, name="one-thread")
+    return bundle, bench(bundle, targets=["onnxruntime", "openvino"], min_speedup=1e-6, **QUICK)
+
+
+def test_rows_of_every_runtime(benched: tuple[Bundle, LatencyReport]) -> None:
+    bundle, report = benched
+    assert report.passed
+    runtimes = ["eager", "onnxruntime", "one-thread", "openvino"]
+    assert [(row.length, row.runtime) for row in report.rows] == [(n, r) for n in (7, 20) for r in runtimes]
+    assert [(c.runtime, c.model) for c in report.runners] == [(r, m) for r in runtimes for m in Model]
+    for row in report.rows:
+        assert row.ratio.low <= row.ratio.value <= row.ratio.high
+        assert row.ratio.value == pytest.approx(row.funnel.median_ms / row.dense.median_ms)
+        assert 0.5 < row.predicted < 1
+        assert row.speedup_over_eager is not None
+        assert row.funnel.rounds == 6
+    for runner in report.runners:
+        assert runner.memory is not None
+        assert runner.memory.device_bytes is None
+    assert LatencyReport.model_validate_json((bundle.path / "reports" / "latency.json").read_text()) == report
+    assert sorted(path.name for path in bundle.path.parent.iterdir()) == ["bundle"], "baselines are removed again"
+
+
+def test_the_baseline_waits_for_no_lock_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, turn = [], atomic._turn
+
+    @contextmanager
+    def watched(folder: Path) -> Iterator[bool]:
+        with turn(folder) as alone:
+            turns.append(alone)
+            yield alone
+
+    monkeypatch.setattr(atomic, "_turn", watched)
+    with benching._baseline(own(tmp_path), no_progress):
+        assert len(turns) > 1
+    assert all(turns)
+
+
+def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
+    """A bench that looks at less than a check did does not take the place of its report."""
+    bundle = own(tmp_path)
+    parity = check(bundle)
+    before = (bundle.path / "reports" / "parity.json").read_bytes()
+    options = QUICK | {"pytorch": ()}
+    others = [target.model_copy(update={"passed": target.name == "onnxruntime"}) for target in parity.targets]
+    parity = parity.model_copy(update={"targets": others, "engines": {"gone": "0" * 64}, "passed": False})
+    report = bench(bundle, targets=["onnxruntime"] * 2, parity=parity, **options)
+    assert report.passed, "what is not timed has no say"
+    assert report.parity == parity.only(["onnxruntime"])
+    assert [row.runtime for row in report.rows] == ["onnxruntime"] * 2, "one for each length"
+    alone = bench(bundle, targets=["onnxruntime"], max_length=3, **options).parity
+    assert [target.name for target in alone.targets] == ["onnxruntime"]
+    assert alone.lengths_left_out, "of 20 tokens there would be none"
+    assert (bundle.path / "reports" / "parity.json").read_bytes() == before
+
+
+def test_what_check_said_of_something_else_is_refused(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    with pytest.raises(SpecError, match=r"(?s)not of all that is to be timed.*without \['openvino'\]"):
+        bench(bundle, parity=parity, **QUICK)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    of_another_build = parity.model_copy(update={"engines": {"mine": "0" * 64}})
+    with pytest.raises(SpecError, match=r"without \['mine'\]"):
+        bench(bundle, targets=["onnxruntime"], parity=of_another_build, **QUICK)
+    with pytest.raises(BundleError, match="the parity report was made from another bundle"):
+        bench(changed(tmp_path / "other", slower), targets=["onnxruntime"], parity=parity, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [(another_softcap, "layers.2"), (shifted_read_out, "funnel.recovered"), (another_dtype, "layers.1")],
+)
+def test_no_parity_no_number(change: Callable[[ir.Model], None], place: str, tmp_path: Path) -> None:
+    report = bench(changed(tmp_path, change), targets=["onnxruntime"], min_speedup=1e-6, **QUICK | {"pytorch": ()})
+    assert not report.passed
+    assert not report.parity.passed
+    assert report.rows == []
+    (runner,) = report.runners
+    assert runner.name == "onnxruntime, funnel"
+    assert runner.error == f"no parity, no number: it differs from eager PyTorch from {place} on"
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers"]
+
+
+def test_a_slower_funnel_is_refused_by_name(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, slower)
+    command = ["bench", bundle.path, "--target", "onnxruntime", "--pytorch", "none", "--length", 8, "--rounds", 6]
+    done = run(*command, "--min-speedup", 1.0)
+    assert done.returncode == 1, done.stderr
+    assert "FAILED: onnxruntime at batch 1, length 8: 0." in done.stdout
+    assert "parity: FAILED" not in done.stdout
+    passed = run(*command, "--json")
+    assert passed.returncode == 0
+    assert json.loads(passed.stdout)["parity"]["passed"] is True
+
+
+def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
+    """What passed `check` has no number all the same if it computes something else where it is timed."""
+    parity = check(own(tmp_path), targets=["onnxruntime"])
+    bundle = changed(tmp_path / "other", another_softcap)
+    parity = parity.model_copy(update={"graph_sha256": bundle.manifest.graphs[0].sha256})
+    report = bench(bundle, targets=["onnxruntime"], parity=parity, **QUICK)
+    assert not report.passed
+    assert report.parity.passed
+    (error,) = [runner.error for runner in report.runners if runner.error]
+    assert error.startswith("no parity, no number: at batch 1, length 7 its outputs are ")
+    assert {row.runtime for row in report.rows} == {"eager"}
+
+
+def test_a_graph_that_is_refused_has_one_exit_code(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, unknown_op)
+    for command in (["check"], ["bench", "--pytorch", "none", "--length", 8]):
+        done = run(command[0], bundle.path, "--target", "openvino", *command[1:])
+        assert done.returncode == 4, done.stderr
+        assert "refused the graph" in done.stdout
+
+
+def test_an_engine_without_a_dense_like_costs_no_other_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise TargetRefusedError("no room for another engine")
+
+    bundle = own(tmp_path)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    monkeypatch.setattr(benching, "compile_bundle", refuse)
+    options = QUICK | {"pytorch": (), "lengths": (7,)}
+    report = bench(bundle, targets=["onnxruntime"], min_speedup=1e-6, **options)
+    assert [row.runtime for row in report.rows] == ["onnxruntime"]
+    assert [each.error for each in report.runners if each.error] == [
+        "it could not be built: no room for another engine"
+    ]
+    assert report.gate is not None
+    assert report.gate.failures == ["mine has no numbers"]
+
+
+def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    for name in ("eager", "torch.compile", "openvino"):
+        with pytest.raises(SpecError, match="cannot be named like a runtime"):
+            compile_bundle(bundle, "onnxruntime", name=name)
+    engine = compile_bundle(bundle, "onnxruntime", name="mine")
+    for name, message in (("eager", "named like a runtime"), ("mine copy", "is a plain file name")):
+        folder = engine.path.rename(engine.path.with_name(name))
+        for command in (check, bench):
+            with pytest.raises(BundleError, match=rf"(?s){message}.*rename its folder"):
+                command(bundle, targets=["onnxruntime"])
+        folder.rename(engine.path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": ()}, "length of a benchmark is at least 1"),
+        ({"batches": (0,)}, "batch of a benchmark is at least 1"),
+        ({"lengths": (8, 10_000)}, r"(?s)not so many positions.*length 10000.*at most 512"),
+        ({"rounds": 0}, "too few rounds for an interval"),
+        ({"min_speedup": float("nan")}, "a speedup is a positive number"),
+        ({"rounds": 5}, "too few rounds for an interval"),
+        ({"pytorch": ("jit",)}, "no such way to run"),
+        ({"device": "tpu"}, "PyTorch does not run on such a device"),
+    ],
+)
+def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        bench(Recipe().bundle(), **options)
+
+
+def test_a_dense_bundle_has_nothing_to_be_compared_with() -> None:
+    with pytest.raises(SpecError, match="a dense bundle has nothing"):
+        bench(Recipe(funnel=None).bundle())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(TargetUnavailableError, match=r"(?s)PyTorch has no GPU here.*--device cpu"):
+        bench(Recipe().bundle(), device="cuda")
+
+
+def test_a_target_that_does_not_run_here() -> None:
+    with pytest.raises(TargetUnavailableError):
+        bench(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])

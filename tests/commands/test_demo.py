@@ -1,0 +1,67 @@
+"""The demo does what the README shows of it."""
+
+from pathlib import Path
+
+import pytest
+from exported import Recipe
+from latencies import make_latency, make_parity
+from typer.testing import CliRunner
+
+from funnel_export import load_bundle
+from funnel_export.bundle.engine import engine_names
+from funnel_export.cli import app
+from funnel_export.commands.demo import FUNNEL, describe_demo, run_demo
+from funnel_export.errors import BundleError
+from funnel_export.latency.latency_report import LatencyReport
+from funnel_export.targets.registry import get_target
+
+
+def test_demo(tmp_path: Path) -> None:
+    out, steps = tmp_path / "out", []
+    report = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
+    assert report.parity.passed
+    assert load_bundle(out / "funnel").manifest.spec == FUNNEL
+    assert load_bundle(out / "dense").manifest.spec is None
+    runtimes = ["eager", "onnxruntime", "onnxruntime-cpu", "openvino", "openvino-cpu"]
+    assert [row.runtime for row in report.rows] == runtimes
+    assert report.passed
+    assert set(runtimes[2::2]) <= set(engine_names(load_bundle(out / "funnel")))
+    if get_target("tensorrt-rtx").availability().compiles:
+        assert any(name.startswith("tensorrt-rtx-") for name in engine_names(load_bundle(out / "funnel")))
+    assert LatencyReport.model_validate_json((out / "demo.json").read_text()) == report
+    assert (out / "funnel" / "reports" / "report.html").is_file()
+    text = describe_demo(out, report)
+    for part in (
+        "▼ pool: mean of 2 tokens",
+        "limits: max",
+        "funnel/dense",
+        "predicted",
+        "onnxruntime-cpu",
+        "reports/report.html",
+    ):
+        assert part in text
+    assert any(step.startswith("parity:") for step in steps)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(BundleError, match="holds something else"):
+        run_demo(tmp_path, progress=lambda step: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_the_demo_found_is_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Recipe().bundle()
+    good = make_latency(bundle, min_speedup=None)
+    broken = good.runners[0].model_copy(update={"error": "out of luck"})
+    refusing = good.parity.targets[0].model_copy(update={"passed": False, "refused": True})
+    found = {
+        0: good,
+        1: good.model_copy(update={"runners": [broken]}),
+        4: good.model_copy(update={"parity": make_parity(bundle, passed=False, targets=[refusing])}),
+    }
+    for code, report in found.items():
+        monkeypatch.setattr("funnel_export.commands.demo.run_demo", lambda *_, report=report, **__: report)
+        done = CliRunner().invoke(app, ["demo", str(tmp_path), "--json"])
+        assert done.exit_code == code
+        assert LatencyReport.model_validate_json(done.stdout) == report

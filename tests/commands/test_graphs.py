@@ -1,0 +1,106 @@
+"""The reviewed graphs: a fresh export says what `graphs/` says, and only a person changes that."""
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from funnel_export.cli import app
+from funnel_export.commands import graphs as contracts
+from funnel_export.commands.graphs import CASES, CHANGES, TOOLS, Case, accept_graphs, check_graphs, contract_of
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.exporter.ops import describe_ops
+
+ROOT = Path(__file__).parents[2]
+GRAPHS = ROOT / "graphs"
+
+
+def pinned() -> dict[str, str]:
+    """Versions in constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def skip_with_other_tools() -> None:
+    """The same computation is written as other nodes by other versions, so only the tested ones are compared."""
+    others = {tool: version(tool).split("+")[0] for tool in TOOLS}
+    others = {tool: found for tool, found in others.items() if found != pinned()[tool]}
+    if others:
+        pytest.skip(f"graphs/ was accepted with the versions of constraints.txt, and here are {others}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_fresh_export_is_as_accepted(case: Case) -> None:
+    skip_with_other_tools()
+    assert contract_of(case) == (GRAPHS / "contracts" / f"{case.name}.txt").read_text()
+
+
+def test_the_operations_are_as_accepted() -> None:
+    skip_with_other_tools()
+    stored = {file.stem: file.read_text() for file in (GRAPHS / "ops").iterdir()}
+    assert describe_ops() == stored
+
+
+def test_every_contract_has_a_case() -> None:
+    assert {file.stem for file in (GRAPHS / "contracts").iterdir()} == {case.name for case in CASES}
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(contracts, "CASES", CASES[:1])
+    fresh = list(contracts.fresh_graphs())  # what it is made of is compared above; here it is made once
+    monkeypatch.setattr(contracts, "fresh_graphs", lambda _: iter(fresh))
+    name = f"contracts/{CASES[0].name}.txt"
+    changed = accept_graphs(tmp_path, "the first")
+    assert name in changed
+    assert check_graphs(tmp_path) == ""
+    assert accept_graphs(tmp_path, "nothing") == []
+
+    contract = tmp_path / name
+    accepted = contract.read_text()
+    contract.write_text(accepted.replace("50:f32", "30:f32"))
+    (tmp_path / "ops" / "old.onnxtxt").write_text("no longer made\n")
+    shown = CliRunner().invoke(app, ["graph", "check", str(tmp_path)])
+    assert shown.exit_code == 1
+    lines = [line for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+])", line)]
+    assert len(lines) == 5
+    assert re.match(r"-  %\d+ f32 = Div\(%\d+, 30:f32\)", lines[0])
+    assert re.match(r"\+  %\d+ f32 = Div\(%\d+, 50:f32\)", lines[1])
+    assert lines[4] == "-no longer made"
+    assert "graph accept --why" in shown.stderr
+
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SpecError, match="this is a CI run"):
+        accept_graphs(tmp_path, "in CI")
+    assert contract.read_text() != accepted
+
+    monkeypatch.delenv("CI")
+    assert set(accept_graphs(tmp_path, "the cap is 50")) == {name, "ops/old.onnxtxt"}
+    assert contract.read_text() == accepted
+    assert not (tmp_path / "ops" / "old.onnxtxt").exists()
+    log = (tmp_path / CHANGES).read_text()
+    assert log.index("the cap is 50") < log.index("the first")
+    assert log.count("# Accepted changes") == 1
+    assert f"- {name}: +2 -2" in log
+
+
+def test_texts_that_were_never_accepted_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "lease.txt").write_text("not a graph")
+    (tmp_path / CHANGES).write_text("# Changes of the lease\n")
+    with pytest.raises(BundleError, match="not accepted before"):
+        accept_graphs(tmp_path, "by mistake")
+    assert (tmp_path / "contracts" / "lease.txt").read_text() == "not a graph"
+
+
+def test_a_reason_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(SpecError, match="has a reason"):
+        accept_graphs(tmp_path, " ")
+    with pytest.raises(BundleError, match="no reviewed graphs"):
+        check_graphs(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,140 @@
+"""Trials: runners run interleaved, and one that fails has an error and stops no other."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import Recipe
+
+from funnel_export.latency.latency_report import Model
+from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
+from funnel_export.latency.verdict import distance
+from funnel_export.spec.choices import Dtype
+
+BATCHES = {(1, 5): [[5, 6, 7, 8, 9]], (2, 3): [[5, 6, 7], [9, 8, 7]]}
+
+TOY = """
+import os, sys
+from funnel_export.latency.serve import serve
+
+class Toy:
+    facts = {"device": "toy", "precision": "float32"}
+    def __init__(self, request):
+        self.request = request
+    def note(self, what):
+        with open(self.request["log"], "a") as log:
+            log.write(f"{self.request['name']} {what}\\n")
+    def run(self, ids):
+        print("a library prints this to stdout")
+        self.note("run")
+        return [float(sum(map(sum, ids)))] * 200
+    def prepare(self, ids):
+        def call():
+            self.note(f"call {len(ids)}x{len(ids[0])}")
+            if self.request.get("dies") and len(ids) == 2:
+                sys.stderr.write("last words")
+                sys.stderr.flush()
+                os.kill(os.getpid(), 9)
+            if self.request.get("raises"):
+                raise ValueError("out of luck")
+        return call
+
+memory = iter([100, 170, 200, 230, 500, 500, 500])
+serve(Toy, lambda: next(memory))
+"""
+
+
+def toy(name: str, log: Path, **request: Any) -> Runner:
+    """A runner that notes what it is told to do."""
+    request = {"name": name, "log": str(log), **request}
+    return Runner(runtime=name, model=Model.DENSE, dtype=Dtype.FLOAT32, request=request, program=("-c", TOY))
+
+
+def own(runtime: str, setup: RunnerSetup) -> Runner:
+    return Runner.of(runtime, Model.FUNNEL, Dtype.FLOAT32, setup)
+
+
+def run(runners: list[Runner], **options: Any) -> list[RunnerRecord]:
+    return run_trials(runners, BATCHES, **{"rounds": 2, "warmup": 1, "progress": lambda *_: None, **options})
+
+
+def test_runners_take_turns(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    one, other = run([toy("a", log), toy("b", log)])
+    ready = ["a run", "a call 1x5", "b run", "b call 1x5"]
+    rounds = ["a call 1x5", "b call 1x5"] * 3
+    assert log.read_text().splitlines()[:10] == ready + rounds
+    assert [len(times.seconds) for times in one.times.values()] == [2, 2]
+    assert one.result.device == "toy"
+    assert other.result.error is None
+
+
+def test_only_what_a_runner_adds_to_the_device_is_its_own(tmp_path: Path) -> None:
+    (record,) = run([toy("a", tmp_path / "log")])
+    assert record.result.memory is not None
+    assert record.result.memory.device_bytes == (170 - 100) + (230 - 200) + (500 - 500)
+    assert record.result.memory.host_bytes > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [({"dies": True}, "(?s)SIGKILL.*last words; the machine"), ({"raises": True}, "out of luck")]
+)
+def test_one_that_fails_stops_no_other(fault: dict[str, Any], said: str, tmp_path: Path) -> None:
+    bad, good = run([toy("bad", tmp_path / "log", **fault), toy("good", tmp_path / "log")])
+    assert re.search(said, str(bad.result.error))
+    assert bad.times == {}
+    assert (good.result.error, len(good.times)) == (None, 2)
+
+
+def test_one_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (record,) = run([own("onnxruntime", RunnerSetup(bundle=tmp_path, target="onnxruntime"))])
+    assert "BundleError: there is no bundle here" in str(record.result.error)
+
+
+def test_shapes_that_a_runner_does_not_take_are_left_out() -> None:
+    setup = RunnerSetup(bundle=Recipe().bundle().path, target="onnxruntime")
+    runner = Runner.of("x", Model.FUNNEL, Dtype.FLOAT32, setup, shapes=frozenset({(2, 3)}))
+    (record,) = run([runner], rounds={(1, 5): 1, (2, 3): 3})
+    assert list(record.times) == [(2, 3)]
+    assert len(record.times[2, 3].seconds) == 3
+
+
+def test_every_runtime_computes_the_bundle() -> None:
+    bundle = Recipe().bundle()
+    records = run(
+        [
+            own("eager", RunnerSetup(bundle=bundle.path)),
+            own("bfloat16", RunnerSetup(bundle=bundle.path, dtype=Dtype.BFLOAT16)),
+            own("onnxruntime", RunnerSetup(bundle=bundle.path, target="onnxruntime")),
+            own("openvino", RunnerSetup(bundle=bundle.path, target="openvino")),
+        ]
+    )
+    assert [record.result.error for record in records] == [None] * 4
+    assert [record.result.precision for record in records] == ["float32", "bfloat16", "float32", "f32"]
+    eager, low, ort, openvino = (record.times[2, 3].sample for record in records)
+    assert max(distance(ort, eager), distance(openvino, eager)) < 1e-5
+    assert 1e-5 < distance(low, eager) < 0.2
+
+
+def test_prepared_calls_run_on_their_inputs() -> None:
+    from funnel_export.targets.registry import get_target
+
+    bundle = Recipe().bundle()
+    ids = np.array(BATCHES[2, 3])
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for target in ("onnxruntime", "openvino"):
+        session = get_target(target).load(bundle)
+        before = session.run(inputs)["logits"]
+        call = session.prepare(inputs)
+        call()
+        call()
+        assert np.array_equal(session.run(inputs)["logits"], before)
+
+
+def test_distance() -> None:
+    assert distance([1.0, 2.0], [1.0, 4.0]) == 0.5
+    assert not distance([float("nan")], [1.0]) <= 1
+    assert not distance([1.0, 2.0], [1.0]) <= 1

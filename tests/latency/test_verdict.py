@@ -1,0 +1,133 @@
+"""What trials mean: which rows there are, and what the gate says of those that are not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from exported import Recipe
+from latencies import RUNTIMES, make_parity
+
+from funnel_export import Bundle
+from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
+from funnel_export.latency.trials import Runner, RunnerRecord, Times
+from funnel_export.latency.verdict import evaluate
+from funnel_export.report.text import describe_latency
+from funnel_export.verify.parity_report import ParityReport
+
+SHAPES = [(1, 7), (1, 20)]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """A bundle with a funnel."""
+    return Recipe().bundle()
+
+
+def outcome(
+    bundle: Bundle,
+    shapes: Mapping[str, Sequence[tuple[int, int]]],
+    *,
+    parity: ParityReport | None = None,
+    samples: Mapping[tuple[str, Model], float] | None = None,
+    died: str | None = None,
+    min_speedup: float | None = None,
+) -> LatencyReport:
+    """The report of trials in which each runtime took a second on each of its shapes, dense and funnel alike.
+
+    Args:
+        bundle: what was timed.
+        shapes: what each runtime was timed on.
+        parity: what `check` said; everything passed if nothing is given.
+        samples: the output of a runner, 1 if nothing is given.
+        died: a runtime that was timed on nothing.
+        min_speedup: the gate.
+    """
+    records = []
+    for runtime, taken in shapes.items():
+        for model in Model:
+            names: dict[str, Any] = {"runtime": runtime, "model": model, "dtype": bundle.manifest.dtype}
+            output = (samples or {}).get((runtime, model), 1.0)
+            times = {shape: Times(first=1.0, sample=[output], seconds=[1.0] * 6) for shape in taken if runtime != died}
+            result = RunnerResult(**names, error="its process died" if runtime == died else None)
+            records.append(RunnerRecord(Runner(request={}, **names), result, times))
+    return evaluate(bundle, parity or make_parity(bundle), records, SHAPES, {}, min_speedup)
+
+
+def everyone(**others: Sequence[tuple[int, int]]) -> dict[str, Sequence[tuple[int, int]]]:
+    """All shapes for each runtime, but for those that are named."""
+    return dict.fromkeys(RUNTIMES, SHAPES) | others
+
+
+def test_every_runtime_on_every_shape(bundle: Bundle) -> None:
+    report = outcome(bundle, everyone(), min_speedup=0.9)
+    assert [row.place for row in report.rows] == [
+        f"{runtime} at batch 1, length {length}" for length in (7, 20) for runtime in RUNTIMES
+    ]
+    assert report.passed
+    assert report.rounds == 6
+    assert "gate: at least 0.9 times as fast as dense in every target: passed" in describe_latency(report)
+
+
+@pytest.mark.parametrize("taken", [[], [(1, 7)]], ids=["none", "one of two"])
+def test_an_engine_that_lacks_a_shape_does_not_pass_unseen(bundle: Bundle, taken: list[tuple[int, int]]) -> None:
+    missing = [f"plan at batch {batch}, length {length}" for batch, length in SHAPES if (batch, length) not in taken]
+    report = outcome(bundle, everyone(plan=taken), min_speedup=0.9)
+    assert report.gate is not None
+    assert report.gate.failures == [f"{place}: was not timed" for place in missing]
+    assert not report.passed
+    told = describe_latency(report)
+    assert all(f"{place}: no optimization profile takes it" in told for place in missing)
+    assert "passed" not in told
+    without = outcome(bundle, everyone(plan=taken))
+    assert [place.place for place in without.not_timed] == missing
+    assert without.passed
+
+
+def test_a_gate_does_not_say_passed_where_a_target_failed(bundle: Bundle) -> None:
+    parity = make_parity(bundle)
+    targets = [each.model_copy(update={"passed": each.name != "openvino"}) for each in parity.targets]
+    parity = parity.model_copy(update={"targets": targets, "passed": False})
+    shapes = {name: taken for name, taken in everyone().items() if name != "openvino"}
+    report = outcome(bundle, shapes, parity=parity, min_speedup=0.9)
+    assert report.gate is not None
+    assert report.gate.failures == ["openvino has no numbers"]
+    told = describe_latency(report)
+    assert "FAILED: openvino has no numbers" in told
+    assert "openvino, funnel: no parity, no number: it failed its check" in told
+    assert "passed" not in told
+
+
+def test_other_outputs_where_it_is_timed_have_no_number(bundle: Bundle) -> None:
+    report = outcome(bundle, everyone(), samples={("openvino", Model.FUNNEL): 1.1}, min_speedup=0.9)
+    assert {row.runtime for row in report.rows} == {"eager", "onnxruntime"}
+    assert report.gate is not None
+    assert report.gate.failures == ["openvino has no numbers"]
+    (error,) = [each.error for each in report.runners if each.error]
+    assert error == (
+        "no parity, no number: at batch 1, length 7 its outputs are 1.0e-01 off eager PyTorch's, and 5.0e-04 is allowed"
+    )
+
+
+def test_where_eager_was_to_run_and_did_not_nothing_has_a_number(bundle: Bundle) -> None:
+    """Nobody has seen that these outputs are right."""
+    report = outcome(bundle, everyone(), died="eager", min_speedup=0.9)
+    assert report.rows == []
+    assert not report.passed
+    errors = {each.runtime: each.error for each in report.runners}
+    assert str(errors["openvino"]).startswith("no parity, no number: at batch 1, length 7 eager PyTorch has no outputs")
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers", "openvino has no numbers"]
+    without = outcome(bundle, dict.fromkeys(RUNTIMES[1:], SHAPES), min_speedup=0.9)
+    assert without.passed
+
+
+def test_where_eager_overflows_nothing_has_a_number(bundle: Bundle) -> None:
+    """An infinite limit would allow any output."""
+    parity = make_parity(bundle, limit_max_rel=float("inf"))
+    report = outcome(bundle, everyone(), parity=parity, min_speedup=0.9)
+    assert report.rows == []
+    assert not report.passed
+    assert len(report.runners) == 6
+    assert all("eager PyTorch itself is not finite" in str(each.error) for each in report.runners)
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers", "openvino has no numbers"]

@@ -1,0 +1,164 @@
+"""What Triton is told: `config.pbtxt` by Triton's own schema for every task and dtype, and options that cannot be."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import BF16, FP16, FP32, INT64, config, tensor
+from tritonclient.grpc import model_config_pb2
+
+from funnel_export.bundle.manifest import GraphRecord, TensorRecord
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.packaging.triton import served
+from funnel_export.packaging.triton_config import (
+    Backend,
+    Kind,
+    TritonOptions,
+    is_as_written,
+    model_config,
+    parse_config,
+    write_config,
+)
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.profile import Profile
+
+
+def contracts() -> Iterator[tuple[str, GraphRecord]]:
+    """Task and ends of the graphs that CI compares with fresh exports, in every dtype."""
+    for path in sorted((Path(__file__).parents[2] / "graphs" / "contracts").glob("*.txt")):
+        text = path.read_text()
+        for dtype in Dtype:  # shapes do not depend on it
+            ends: dict[str, list[TensorRecord]] = {"input": [], "output": []}
+            for end, name, sizes in re.findall(r"^(input|output) (\w+) \w+\[(.*)\]$", text, re.MULTILINE):
+                shape = [int(size) if size.isdigit() else size for size in sizes.split(", ")]
+                kind = "int64" if end == "input" else dtype
+                ends[end].append(TensorRecord(name=name, dtype=kind, shape=shape))
+            graph = GraphRecord(file="model.onnx", sha256="0" * 64, inputs=ends["input"], outputs=ends["output"])
+            yield text.split(",")[0], graph
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_a_config_says_what_the_graph_is(backend: Backend) -> None:
+    seen = set()
+    for task, graph in contracts():
+        dtype, output = Dtype(graph.outputs[0].dtype), graph.outputs[0]
+        found = model_config("m", served(graph, backend), dtype, [], TritonOptions(backend=backend))
+        names = {"backend": "onnxruntime"} if backend is Backend.ONNXRUNTIME else {"platform": "tensorrt_plan"}
+        assert {"backend": found.backend, "platform": found.platform} == {"backend": "", "platform": "", **names}
+        assert list(map(tensor, found.input)) == [("input_ids", INT64, [-1]), ("attention_mask", INT64, [-1])]
+        sixteen = BF16 if backend is Backend.TENSORRT else FP32
+        kind = {Dtype.FLOAT32: FP32, Dtype.FLOAT16: FP16, Dtype.BFLOAT16: sixteen}[dtype]
+        tail = [output.shape[-1]] if task == "text-classification" else [-1, output.shape[-1]]
+        assert list(map(tensor, found.output)) == [(output.name, kind, tail)]
+        only_gpu = backend is Backend.TENSORRT or dtype is Dtype.BFLOAT16
+        place = model_config_pb2.ModelInstanceGroup.Kind.Name(found.instance_group[0].kind)
+        assert place == ("KIND_GPU" if only_gpu else "KIND_AUTO")
+        assert parse_config(write_config(found)) == found
+        seen.add(task)
+    assert seen == set(Task)
+
+
+GRAPH = GraphRecord(
+    file="model.onnx",
+    sha256="0" * 64,
+    inputs=[TensorRecord(name="input_ids", dtype="int64", shape=["batch_size", "sequence_length"])],
+    outputs=[TensorRecord(name="logits", dtype="float32", shape=["batch_size", "sequence_length", 7])],
+)
+
+
+def made(*profiles: str, dtype: Dtype = Dtype.FLOAT32, **options: Any) -> Any:
+    return model_config("m", GRAPH, dtype, [Profile.parse(text) for text in profiles], TritonOptions(**options))
+
+
+def test_every_option_is_where_triton_looks_for_it() -> None:
+    assert made(max_batch_size=0, instances=3, kind=Kind.GPU, gpus=(0, 2)) == config(
+        'name: "m" backend: "onnxruntime" max_batch_size: 0 '
+        'input { name: "input_ids" data_type: TYPE_INT64 dims: -1 dims: -1 } '
+        'output { name: "logits" data_type: TYPE_FP32 dims: -1 dims: -1 dims: 7 } '
+        "instance_group { count: 3 kind: KIND_GPU gpus: 0 gpus: 2 }"
+    )
+    assert made("a:batch=1:1:4,sequence=8", "b:batch=1:8:16,sequence=8", backend=Backend.TENSORRT) == config(
+        'name: "m" platform: "tensorrt_plan" max_batch_size: 16 '
+        'input { name: "input_ids" data_type: TYPE_INT64 dims: -1 } '
+        'output { name: "logits" data_type: TYPE_FP32 dims: -1 dims: 7 } '
+        'instance_group { count: 1 kind: KIND_GPU profile: "0" profile: "1" }'
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"dynamic_batching": True}, "dynamic_batching {}"),
+        ({"preferred_batch_size": (2, 4)}, "dynamic_batching { preferred_batch_size: [2, 4] }"),
+        ({"max_queue_delay_us": 100}, "dynamic_batching { max_queue_delay_microseconds: 100 }"),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_dynamic_batching(options: dict[str, Any], meant: str) -> None:
+    found = parse_config(write_config(made(**options)))
+    assert found.HasField("dynamic_batching") == bool(meant)
+    assert found.dynamic_batching == config(meant).dynamic_batching
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch_size": -1}, "max_batch_size cannot be"),
+        ({"max_batch_size": 1 << 40}, "max_batch_size cannot be"),
+        ({"instances": 0}, "instances cannot be"),
+        ({"max_queue_delay_us": -1}, "max_queue_delay_us cannot be"),
+        ({"preferred_batch_size": (0,)}, "preferred_batch_size cannot be"),
+        ({"preferred_batch_size": (4,), "max_batch_size": 3}, "larger than any batch"),
+        ({"dynamic_batching": True, "max_batch_size": 1}, "at least two rows"),
+        ({"max_queue_delay_us": 5, "max_batch_size": 0}, "at least two rows"),
+        ({"gpus": (-1,)}, "gpu cannot be"),
+        ({"gpus": (1, 1)}, "named twice"),
+        ({"kind": Kind.CPU, "gpus": (0,)}, "use no GPU"),
+        ({"kind": Kind.CPU, "backend": Backend.TENSORRT}, "GPUs only"),
+        ({"engine": "here"}, "--backend tensorrt"),
+    ],
+    ids=str,
+)
+def test_options_are_checked_at_birth(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        TritonOptions(**options)
+
+
+def test_options_that_only_the_model_rules_out() -> None:
+    with pytest.raises(SpecError, match="larger than any batch"):
+        made(preferred_batch_size=(9,))
+    with pytest.raises(SpecError, match="no bfloat16 kernels for the CPU"):
+        made(dtype=Dtype.BFLOAT16, kind=Kind.CPU)
+    with pytest.raises(SpecError, match="at least two rows"):
+        made("batch=1,sequence=8", backend=Backend.TENSORRT, dynamic_batching=True)
+    with pytest.raises(SpecError, match=r"(?s)takes batches as large.*at most 4, of the profile a:batch=1:1:4"):
+        made("a:batch=1:1:4,sequence=8", "b:batch=1,sequence=8", backend=Backend.TENSORRT, max_batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "complex64"}, "not served"),
+        ({"shape": [1, "sequence_length"]}, "no batch axis"),
+        ({"shape": ["batch_size"]}, "no batch axis"),
+    ],
+    ids=str,
+)
+def test_tensors_that_triton_cannot_be_told_of(change: dict[str, Any], message: str) -> None:
+    graph = GRAPH.model_copy(update={"outputs": [GRAPH.outputs[0].model_copy(update=change)]})
+    with pytest.raises(BundleError, match=message):
+        model_config("m", graph, Dtype.FLOAT32, [], TritonOptions())
+
+
+def test_a_text_knows_whether_it_was_changed() -> None:
+    text = write_config(made())
+    assert is_as_written(text)
+    assert not any(map(is_as_written, ("", "\n", text[1:], text + " ", text.replace("count: 1", "count: 2"))))
+
+
+def test_a_text_that_is_no_config_is_refused() -> None:
+    with pytest.raises(BundleError, match="not a model configuration"):
+        parse_config('nmae: "m"')

@@ -1,0 +1,215 @@
+"""`optimum-cli export funnel` is `funnel-export export`: the same bundle, help and errors, found once installed."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from exported import Recipe
+from optimum.commands import optimum_cli
+
+from funnel_export import cli
+
+ROOT = Path(__file__).parents[2]
+OURS = "import sys; from funnel_export.cli import main; sys.argv[0] = 'funnel-export'; main()"
+OPTIMUM = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] = 'optimum-cli'; main()"
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program by its entry point, as the script of its name does."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def both(*arguments: object) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """Run optimum-cli and funnel-export with the same arguments."""
+    return run(OPTIMUM, "export", "funnel", *arguments), run(OURS, "export", *arguments)
+
+
+def renamed(text: str) -> str:
+    """What funnel-export prints, as optimum-cli would name the program; a line is padded to the width of the screen."""
+    lines = text.replace("funnel-export export", "optimum-cli export funnel").splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def stripped(text: str) -> str:
+    """The text without what pads its lines."""
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a folder."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that `funnel-export export` makes."""
+    out = tmp_path_factory.mktemp("ours") / "bundle"
+    made = run(OURS, "export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max")
+    assert made.returncode == 0, made.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("CHECKPOINT", "OUT", "--funnel", "1:3:2", "--pooling", "max"),
+        ("--funnel", "1:3:2", "--pooling=max", "CHECKPOINT", "OUT"),
+    ],
+    ids=["options last", "options first"],
+)
+def test_the_bundle_is_the_same(order: tuple[str, ...], ours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": out}
+    done = run(OPTIMUM, "export", "funnel", *(places.get(each, each) for each in order))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{out}: text-generation, float32\n"
+    digests = digests_of(out)
+    assert {"model.onnx", "manifest.json"} <= digests.keys()
+    assert digests == digests_of(ours)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["-h"],
+        ["C", "OUT", "--funnel", "1:3:2"],
+        ["--funnel", "1:3:2", "C", "OUT"],
+        ["C", "--funnel=1:3:2", "OUT", "--json"],
+        ["--json", "--", "C", "OUT"],
+        ["C", "--", "--", "-OUT"],
+        ["--fun", "1:3:2", "--he", "-1", "@file", "", "two words"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_arrive_as_they_are(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    monkeypatch.setattr(cli, "run", lambda *args, **options: runs.append((*args, options)))
+    monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "funnel", *arguments])
+    optimum_cli.main()
+    assert runs == [(arguments, {"command": "export", "program": "optimum-cli export funnel"})]
+
+
+def test_help_is_the_same() -> None:
+    theirs, ours = both("--help")
+    assert (theirs.returncode, theirs.stderr) == (0, "")
+    assert "Usage: optimum-cli export funnel [OPTIONS]" in theirs.stdout
+    assert {"--funnel", "--slot-positions", "--json"} <= set(re.findall(r"--[a-z-]+", theirs.stdout))
+    assert stripped(theirs.stdout) == renamed(ours.stdout)
+
+
+def test_optimum_lists_it_with_its_first_sentence() -> None:
+    listed = run(OPTIMUM, "export", "--help")
+    assert listed.returncode == 0
+    assert "funnel" in listed.stdout
+    sentence = " ".join(listed.stdout.partition("{funnel}\n")[2].partition("\n\n")[0].split()).removeprefix("funnel ")
+    assert sentence.endswith(".")
+    assert sentence in " ".join(run(OURS, "export", "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("CHECKPOINT", "OUT", "--funnel", "1:3"), 2, "error: a funnel is written pool_layer:recover_layer:stride\n"),
+        (("--funnel", "1:9:2", "CHECKPOINT", "OUT"), 2, "beyond the model's layers"),
+        (("CHECKPOINT", "FILE/out", "--funnel", "1:3:2"), 2, "error: "),
+        (("CHECKPOINT", "OUT", "--pool", "max"), 2, "No such option: --pool"),
+        (("CHECKPOINT", "OUT", "--pooling", "sum"), 2, "'sum' is not one of"),
+        (("CHECKPOINT",), 2, "Missing argument 'OUT'"),
+        ((), 2, "Missing argument 'CHECKPOINT'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_errors_are_the_same(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": tmp_path / "out", "FILE/out": tmp_path / "file" / "out"}
+    theirs, ours = both(*(places.get(each, each) for each in arguments))
+    assert (theirs.returncode, theirs.stdout) == (code, "")
+    assert message in theirs.stderr
+    assert "Traceback" not in theirs.stderr
+    assert stripped(theirs.stderr) == renamed(ours.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_mistake_of_ours_exits_with_70() -> None:
+    done = run(
+        f"from funnel_export.commands import export; export.export = None; {OPTIMUM}", "export", "funnel", "C", "OUT"
+    )
+    assert (done.returncode, done.stdout) == (70, "")
+    assert "TypeError" in done.stderr
+
+
+def test_warnings_are_one_line(tmp_path: Path) -> None:
+    arguments = (Recipe().checkpoint(), tmp_path / "out", "--funnel", "none", "--dtype", "float16")
+    done = run(OPTIMUM, "export", "funnel", *arguments)
+    assert done.returncode == 0
+    assert done.stderr == "warning: Gemma2 is known to overflow in float16; bfloat16 is the safe choice\n"
+
+
+def test_registering_is_light() -> None:
+    code = (
+        "from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands as load; import sys;"
+        "print(*(command.__name__ for command, _ in load())); print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    commands, modules = map(str.split, done.stdout.splitlines())
+    assert "FunnelExportCommand" in commands
+    assert not set(modules) & {"funnel_export", "torch", "transformers", "typer", "click", "onnx", "numpy"}
+
+
+def major(package: str) -> int:
+    """The first number of a package's version, 0 without the package; nothing is imported, for pip minds."""
+    try:
+        return int(version(package).split(".")[0])
+    except PackageNotFoundError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built of a copy of the tree, since a build leaves its folders behind."""
+    for package, oldest in {"pip": 21, "setuptools": 77}.items():
+        if (found := major(package)) < oldest:
+            pytest.skip(f"a wheel is built with {package} {oldest} or later; here it is {found or 'missing'}")
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = shutil.copytree(ROOT / "funnel_export", folder / "tree" / "funnel_export").parent
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, tree)
+    done = subprocess.run([sys.executable, "-m", "pip", *map(str, build)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_puts_it_into_optimums_namespace(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert [name for name in names if name.startswith("optimum/")] == ["optimum/commands/register/funnel.py"]
+    assert not [name for name in names if "plugins" in name]
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "funnel_export").rglob("*.py")}
+    assert {name for name in names if name.startswith("funnel_export/") and name.endswith(".py")} == {
+        source for source in sources if not source.startswith("funnel_export/plugins/")
+    }
+
+
+def test_the_wheel_is_found_by_optimum(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    # First on the path, and asked where the module came from: the tree itself may be installed too.
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "from optimum.commands.optimum_cli import load_optimum_namespace_cli_commands as load; load();"
+        "print(sys.modules['optimum.commands.register.funnel'].__file__)"
+    )
+    done = run(code)
+    assert done.stdout.strip() == str(tmp_path / "optimum" / "commands" / "register" / "funnel.py"), done.stderr

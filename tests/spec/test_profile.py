@@ -1,0 +1,56 @@
+"""Optimization profiles: what they are written as, and what fits into them."""
+
+import pytest
+
+from funnel_export.bundle.engine import fitting_profiles
+from funnel_export.errors import SpecError
+from funnel_export.spec.profile import Profile, Range
+
+
+def test_a_written_profile_says_itself_again() -> None:
+    for text in ("default:batch=1:1:8,sequence=16:512:4096", "chat:batch=1:2:4,sequence=1:1:1"):
+        assert str(Profile.parse(text)) == text
+        assert Profile.model_validate_json(Profile.parse(text).model_dump_json()) == Profile.parse(text)
+
+
+def test_one_size_stands_for_all_three_and_axes_come_in_any_order() -> None:
+    assert str(Profile.parse("sequence=128,batch=2")) == "default:batch=2:2:2,sequence=128:128:128"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "batch=1",
+        "batch=1,sequence=1,past=1",
+        "batch=1,batch=1,sequence=2",
+        "batch=1:2,sequence=3",
+        "batch=1:2:3:4,sequence=3",
+        "batch=3:2:1,sequence=1",
+        "batch=0,sequence=1",
+        "batch=1,sequence=-1",
+        "batch=1,sequence=:::",
+        "batch=1,sequence=2000000",
+        "batch=1,sequence=" + "9" * 5000,
+        "a b:batch=1,sequence=1",
+        "x" * 65 + ":batch=1,sequence=1",
+        "batch=1sequence=2",
+        "batch=" + "111111=1" * 200 + "!",
+    ],
+)
+def test_anything_else_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SpecError, match="--profile batch=1:1:8,sequence=16:512:4096"):
+        Profile.parse(text)
+
+
+def test_ranges_are_checked_at_birth() -> None:
+    with pytest.raises(ValueError, match="do not grow: 4:1:1"):
+        Range(min=4, opt=1, max=1)
+
+
+def test_the_profile_tuned_for_the_nearest_length_comes_first() -> None:
+    profiles = [Profile.parse(f"p{opt}:batch=1:1:4,sequence=1:{opt}:1024") for opt in (1, 512, 128)]
+    assert fitting_profiles(profiles, (1, 200)) == [2, 0, 1]
+    assert fitting_profiles(profiles, (4, 1)) == [0, 2, 1]
+    assert fitting_profiles(profiles, (5, 1)) == []
+    assert fitting_profiles(profiles, (1, 1025)) == []

@@ -1,0 +1,66 @@
+"""The cases of a check: which shapes, and tokens that can be made again."""
+
+import numpy as np
+import pytest
+
+from funnel_export import FunnelSpec
+from funnel_export.families.gemma2 import Architecture
+from funnel_export.spec.profile import Profile
+from funnel_export.verify.cases import Case, plan_cases, with_profiles
+
+TINY = Architecture(vocab_size=61, sliding_window=16)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_around_the_stride_and_the_window(stride: int) -> None:
+    plan = plan_cases(FunnelSpec.parse(f"1:3:{stride}"), TINY)
+    lengths = {case.lengths[0] for case in plan.cases if len(case.lengths) == 1}
+    assert lengths >= {1, max(1, stride - 1), stride, stride + 1, 16, 17}
+    ragged = [case for case in plan.cases if len(set(case.lengths)) > 1]
+    assert {case.padding for case in ragged} == {"left", "right"}
+    assert any(len(case.lengths) > 1 and len(set(case.lengths)) == 1 for case in plan.cases)
+
+
+def test_compact_positions_are_checked_where_the_window_counts_slots() -> None:
+    plan = plan_cases(FunnelSpec.parse("1:3:4", slot_positions="compact"), TINY)
+    assert max(max(case.lengths) for case in plan.cases) > 4 * 16
+
+
+def test_further_and_longest_lengths() -> None:
+    plan = plan_cases(None, TINY, lengths=[9, 100], max_length=20)
+    assert (9,) in [case.lengths for case in plan.cases]
+    assert plan.left_out == (100,)
+
+
+@pytest.mark.parametrize(
+    ("profile", "added"),
+    [
+        ("batch=1:1:4,sequence=1:8:64", []),
+        ("batch=8,sequence=1:8:64", [(8,) * 8]),
+        ("batch=2:4:8,sequence=1:8:12", [(8, 8)]),
+        ("batch=8,sequence=1:40:64", [(20,) * 8]),
+        ("batch=1,sequence=30:40:64", []),
+    ],
+    ids=["it takes some", "many rows", "short batches", "tuned for more", "longer ones only"],
+)
+def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, added: list[tuple[int, ...]]) -> None:
+    plan = plan_cases(None, TINY, max_length=20)
+    assert with_profiles(plan, [Profile.parse(profile)], 20).cases == (*plan.cases, *map(Case, added))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
+    case = Case((1, 3, 5), padding)
+    tokens = case.tokens(TINY, seed=0)
+    assert tokens["attention_mask"].sum(1).tolist() == [1, 3, 5]
+    assert ((tokens["input_ids"] == 0) == (tokens["attention_mask"] == 0)).all()
+    column = 0 if padding == "right" else -1
+    assert tokens["attention_mask"][:, column].all()
+
+
+def test_tokens_follow_from_the_seed() -> None:
+    case = Case((7, 7))
+    one, two, other = (case.tokens(TINY, seed)["input_ids"] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, two)
+    assert (one != other).any()
+    assert one.max() <= 60
