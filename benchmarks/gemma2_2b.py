@@ -49,7 +49,8 @@ import json, sys, funnel_export
 from measure import peak_gb
 checkpoint, out, funnel = sys.argv[1:]
 bundle = funnel_export.export(checkpoint, out, funnel=funnel)
-print(json.dumps({"peak_gb": peak_gb(), "graph_mb": bundle.graph.stat().st_size / 1e6, "dtype": bundle.manifest.dtype}))
+graph_mb = bundle.model.path.stat().st_size / 1e6
+print(json.dumps({"peak_gb": peak_gb(), "graph_mb": graph_mb, "dtype": bundle.spec.dtype}))
 """
 
 RUN = """

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,15 @@ from peers_groups import Watch, default_rounds, run_trials_by_group, say
 from peers_judging import LIMITS, judge, with_agreement
 
 from funnel_export import FunnelSpec, load_bundle
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.bundle.ports import Kind
+from funnel_export.families.base import Architecture
+from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.latency.latency_report import Model, summarize
 from funnel_export.latency.operations import predicted_ratio
 from funnel_export.latency.runner import RunnerSetup
 from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.export import ExportSpec
 from funnel_export.verify.cases import Case
 
 Shape = tuple[int, int]
@@ -179,7 +182,7 @@ def measure_shape(
 ) -> dict[str, Any]:
     """One shape: what each runner showed."""
     batch, length = shape
-    ids = Case((length,) * batch).tokens(architecture, seed=0)["input_ids"].tolist()
+    ids = Case((length,) * batch).tokens(architecture, seed=0)[Kind.TOKENS].tolist()
     runners = [peer.runner for peer in peers if peer.runner is not None]
     say(f"batch {batch}, length {length}")
     watch, load = Watch(), os.getloadavg()[0]
@@ -203,9 +206,9 @@ def measure_shape(
 
 def predicted(architecture: Architecture, length: int) -> dict[str, float]:
     """Operations of each funnel's prompt over those of the dense model's."""
-    specs = {model: FunnelSpec.parse(funnel) for model, funnel in FUNNELS.items()}
-    task, logits = Task.TEXT_GENERATION, Logits.LAST
-    return {model: predicted_ratio(architecture, task, spec, length, logits) for model, spec in specs.items()}
+    prompt = ExportSpec(task=Task.TEXT_GENERATION, dtype=Dtype.FLOAT32, logits=Logits.LAST)
+    specs = {model: replace(prompt, funnel=FunnelSpec.parse(funnel)) for model, funnel in FUNNELS.items()}
+    return {model: predicted_ratio(GEMMA2, architecture, spec, length) for model, spec in specs.items()}
 
 
 def by_tokens(shape: Shape) -> tuple[int, Shape]:

@@ -1,8 +1,8 @@
 """How the runners of `peers.py` are interleaved: all at once, or, where memory is short, group by group.
 
 A group is what is compared most closely: models of one family of runtimes. Its processes start, run interleaved, and
-end, and the next group starts; then all groups do so again. Thus dense and funnel in one runtime stand beside each other in
-every round, and what changes on the machine over minutes meets every group. No setting of any runtime changes.
+end, and the next group starts; then all groups do so again. Thus dense and funnel in one runtime stand beside each
+other in every round, and what changes on the machine over minutes meets every group. No setting of any runtime changes.
 """
 
 import itertools

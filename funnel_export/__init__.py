@@ -1,4 +1,4 @@
-"""Gemma2 with a sequence funnel: exported, compiled and proven equal to eager PyTorch.
+"""Gemma models with a sequence funnel: exported, compiled and proven equal to eager PyTorch.
 
 Importing the package loads neither torch nor a runtime; the names below load what they need when first used.
 """
@@ -12,28 +12,60 @@ if TYPE_CHECKING:
     from funnel_export.commands.check import check
     from funnel_export.commands.compile import compile_bundle
     from funnel_export.commands.export import export
+    from funnel_export.commands.package import package
+    from funnel_export.errors import (
+        BundleError,
+        CheckpointError,
+        ExportError,
+        FunnelExportError,
+        FunnelExportWarning,
+        SpecError,
+        TargetRefusedError,
+        TargetUnavailableError,
+    )
     from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
     from funnel_export.spec.funnel import FunnelSpec
+    from funnel_export.spec.profile import Profile
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "Bundle": "funnel_export.bundle.load",
-    "FunnelCache": "funnel_export.funnel",
-    "FunnelSpec": "funnel_export.spec.funnel",
-    "apply_funnel": "funnel_export.funnel",
-    "bench": "funnel_export.commands.bench",
-    "check": "funnel_export.commands.check",
-    "compile_bundle": "funnel_export.commands.compile",
-    "export": "funnel_export.commands.export",
-    "load_bundle": "funnel_export.bundle.load",
-    "remove_funnel": "funnel_export.funnel",
+    "Bundle": "bundle.load",
+    "BundleError": "errors",
+    "CheckpointError": "errors",
+    "ExportError": "errors",
+    "FunnelCache": "funnel",
+    "FunnelExportError": "errors",
+    "FunnelExportWarning": "errors",
+    "FunnelSpec": "spec.funnel",
+    "Profile": "spec.profile",
+    "SpecError": "errors",
+    "TargetRefusedError": "errors",
+    "TargetUnavailableError": "errors",
+    "apply_funnel": "funnel",
+    "bench": "commands.bench",
+    "check": "commands.check",
+    "compile_bundle": "commands.compile",
+    "export": "commands.export",
+    "load_bundle": "bundle.load",
+    "package": "commands.package",
+    "remove_funnel": "funnel",
 }
+"""Where each public name lives."""
 
 __all__ = [
     "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "ExportError",
     "FunnelCache",
+    "FunnelExportError",
+    "FunnelExportWarning",
     "FunnelSpec",
+    "Profile",
+    "SpecError",
+    "TargetRefusedError",
+    "TargetUnavailableError",
     "__version__",
     "apply_funnel",
     "bench",
@@ -41,11 +73,12 @@ __all__ = [
     "compile_bundle",
     "export",
     "load_bundle",
+    "package",
     "remove_funnel",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"funnel_export.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

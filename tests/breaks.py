@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +13,10 @@ from exported import Recipe
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, load_bundle
+from funnel_export.bundle.weights import Stored
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.audit import audit
-from funnel_export.spec.choices import Dtype
+from funnel_export.exporter.build import BuiltGraph
 
 
 def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
@@ -21,10 +24,10 @@ def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> 
     for file in bundle.path.iterdir():
         if file.is_file():
             (folder / file.name).hardlink_to(file)
-    model = ir.load(bundle.graph)
+    model = ir.load(bundle.model.path)
     change(model)
-    (folder / bundle.graph.name).unlink()
-    ir.save(model, folder / bundle.graph.name)
+    (folder / bundle.model.path.name).unlink()
+    ir.save(model, folder / bundle.model.path.name)
     return replace(bundle, path=folder)
 
 
@@ -37,20 +40,25 @@ def own(folder: Path) -> Bundle:
 def changed(folder: Path, change: Callable[[ir.Model], None]) -> Bundle:
     """A bundle with another graph, whose manifest agrees with it: what an export that went wrong would write."""
     bundle = own(folder)
-    model = ir.load(bundle.graph)
+    model = ir.load(bundle.model.path)
     change(model)
-    bundle.graph.unlink()
-    ir.save(model, bundle.graph)
+    bundle.model.path.unlink()
+    ir.save(model, bundle.model.path)
     agree_with_graph(bundle.path)
     return load_bundle(bundle.path)
 
 
 def loaded(recipe: Recipe) -> ir.Model:
-    return ir.load(recipe.bundle().graph)
+    return ir.load(recipe.bundle().model.path)
 
 
-def run_audit(model: ir.Model, recipe: Recipe) -> None:
-    audit(model, recipe.bundle().architecture, recipe.task, recipe.funnel, Dtype(recipe.dtype))
+def run_audit(model: ir.Model, recipe: Recipe, **changes: Any) -> None:
+    """Audit a graph as one of a recipe's export; `changes` are of what was to be exported."""
+    bundle = recipe.bundle()
+    checkpoint = Checkpoint.open(bundle.path)
+    weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+    sources = {str(value.name): Stored(checkpoint.find(str(value.name))) for value in weights}
+    audit(BuiltGraph(model, sources, {}), bundle.family, bundle.architecture, replace(bundle.spec, **changes))
 
 
 def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: float) -> None:

@@ -33,14 +33,14 @@ FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, place, wr
 def prepare(folder: Path) -> dict[str, Callable[[], None]]:
     """Two exports to one place that differ in their opset, with their graphs traced; and what each of them makes."""
     checkpoint = save_tiny_checkpoint(folder / "checkpoint")
-    trace, graphs = build.build_graph, {}
+    trace, graphs = build.build_graphs, {}
 
     def traced(*args: Any) -> Any:
-        opset = args[4]  # checkpoint, task, spec, dtype, opset
+        opset = args[1].opset  # checkpoint, what to export
         graphs[opset] = graphs.get(opset) or trace(*args)
         return graphs[opset]
 
-    build.build_graph = traced
+    build.build_graphs = traced
     jobs = {}
     for name, opset in (("old", 20), ("new", 21)):
         job = partial(funnel_export.export, checkpoint, funnel="1:3:2", opset=opset)
@@ -121,11 +121,11 @@ def kill_real_exports(points: int) -> dict[str, Any]:
                 result["killed"] += 1
             process.wait()
             made = funnel_export.load_bundle(out / "bundle")
-            assert made.manifest.spec is not None
-            result["old" if made.manifest.spec.stride == 2 else "new"] += 1
-            assert made.manifest.spec.stride == 3 or digest(out / "bundle") == old
+            assert made.spec.funnel is not None
+            result["old" if made.spec.funnel.stride == 2 else "new"] += 1
+            assert made.spec.funnel.stride == 3 or digest(out / "bundle") == old
             result["left"] += len(list(out.iterdir())) > 1
-            if made.manifest.spec.stride == 3:
+            if made.spec.funnel.stride == 3:
                 subprocess.run([*command, "1:3:2"], check=True, stdout=subprocess.DEVNULL)
         assert funnel_export.check(out / "bundle", targets=["onnxruntime"]).passed
         subprocess.run([*command, "1:3:2"], check=True, stdout=subprocess.DEVNULL)

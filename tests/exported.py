@@ -86,8 +86,8 @@ def _exported(recipe: Recipe) -> Bundle:
 
 def forward_of_bundle(bundle: Bundle, target: str = "onnxruntime") -> Forward:
     """A bundle's graph as a forward: (input_ids, attention_mask) -> output."""
-    session = get_target(target).load(bundle)
-    output = bundle.manifest.graphs[0].outputs[0].name
+    session = get_target(target).load(bundle.model)
+    output = bundle.model.record.outputs[0].name
 
     def run(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

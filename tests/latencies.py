@@ -36,10 +36,10 @@ def make_parity(bundle: Bundle, *, passed: bool = True, **changes: Any) -> Parit
     case = CaseResult(case="1x16", metrics=floor, passed=passed)
     facts = {
         "passed": passed,
-        "graph_sha256": bundle.manifest.graphs[0].sha256,
+        "graph_digests": {"model": bundle.model.sha256},
         "weights": bundle.manifest.weights,
         "engines": {},
-        "dtype": bundle.manifest.dtype,
+        "dtype": bundle.spec.dtype,
         "reference": "float64",
         "factor": 4.0,
         "seed": 0,
@@ -68,7 +68,7 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
         RunnerResult(
             runtime=runtime,
             model=model,
-            dtype=bundle.manifest.dtype,
+            dtype=bundle.spec.dtype,
             device="a device",
             load_seconds=1.234,
             memory=Memory(host_bytes=123_456_789, device_bytes=2_345_678_901),
@@ -78,8 +78,8 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
     ]
     facts = {
         "conditions": {"processor": "a processor", "cpus": "2"},
-        "task": bundle.manifest.task,
-        "dtype": bundle.manifest.dtype,
+        "task": bundle.spec.task,
+        "dtype": bundle.spec.dtype,
         "funnel": bundle.manifest.funnel,
         "num_layers": bundle.architecture.num_hidden_layers,
         "parity": make_parity(bundle),

@@ -7,7 +7,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from funnel_export import Bundle
-from funnel_export.bundle.engine import BuiltFor, EngineManifest, record_file
+from funnel_export.bundle.engine import BuiltFor, EngineManifest, Gpus, record_file
 from funnel_export.spec.profile import Profile
 
 INT64, FP32, FP16, BF16 = (
@@ -42,9 +42,10 @@ def add_engine(bundle: Bundle, *profiles: str, target: str = "tensorrt", name: s
     manifest = EngineManifest(
         target=target,
         version="11.0",
-        built_for=BuiltFor(device="NVIDIA H200", platform="linux-x86_64", compute_capabilities=["9.0"]),
-        dtype=bundle.manifest.dtype,
-        graph_sha256=bundle.manifest.graphs[0].sha256,
+        built_for=BuiltFor(device="NVIDIA H200", platform="linux-x86_64", gpus=Gpus(compute_capabilities=["9.0"])),
+        dtype=bundle.spec.dtype,
+        graph="model",
+        graph_sha256=bundle.model.sha256,
         weights=bundle.manifest.weights,
         profiles=[Profile.parse(text) for text in profiles],
         options={},

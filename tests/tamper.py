@@ -26,4 +26,4 @@ def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> 
 
 def agree_with_graph(folder: Path) -> None:
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    rewrite_json(folder / "manifest.json", lambda m: m["graphs"][0].update(sha256=digest))
+    rewrite_json(folder / "manifest.json", lambda m: m["graphs"]["model"].update(sha256=digest))

@@ -1,6 +1,7 @@
 """Data goes one way: each station imports only from those before it, and importing the package loads nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,5 +87,23 @@ def test_the_command_line_starts_without_torch() -> None:
 def test_public_names_are_there() -> None:
     for name in funnel_export.__all__:
         assert getattr(funnel_export, name) is not None
+    assert set(funnel_export._HOMES) | {"__version__"} == set(funnel_export.__all__)
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """A submodule becomes an attribute of its package as soon as anybody imports it."""
+    modules = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
+    assert not modules & set(funnel_export.__all__)
+
+
+def test_few_files_stand_beside_the_rooms() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 6
+
+
+def test_only_families_name_an_architecture() -> None:
+    """What differs between architectures is asked of `Family`: nobody else names their Hugging Face classes."""
+    named = {path for path in FILES if re.search(r"\bGemma\d*[A-Z_]\w*", path.read_text())}
+    outside = {path.relative_to(ROOT) for path in named if path.parent.name != "families"}
+    assert outside <= {Path("commands/demo.py")}, "its tokenizer"
     with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
         funnel_export.nonesuch  # noqa: B018

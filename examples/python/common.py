@@ -59,10 +59,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def verified_files(manifest: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of the files that a manifest has a digest of: an engine's files, or a bundle's graphs, by name."""
+    records = manifest.get("files") or list((manifest.get("graphs") or {}).values())
+    return {Path(record["file"]).name: record["sha256"] for record in records}
+
+
 def verify(file: Path, content: bytes, manifest: dict[str, Any]) -> None:
     """End the program unless a file is the one that the manifest names: engines are code, and graphs become code."""
-    records = {record["file"]: record for record in manifest.get("files") or manifest.get("graphs") or []}
-    wanted = records.get(file.name, {}).get("sha256")
+    wanted = verified_files(manifest).get(file.name)
     got = hashlib.sha256(content).hexdigest()
     if got != wanted:
         fail(BAD_INPUT, f"{file} is not the file that manifest.json names: sha256 {got}, wanted {wanted}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from common import BAD_INPUT, NOT_HERE, arguments, fail, read_manifest, read_tokens, report, verify
+from common import BAD_INPUT, NOT_HERE, arguments, fail, read_manifest, read_tokens, report, verified_files, verify
 
 
 def open_session(folder: Path, provider: str) -> ort.InferenceSession:
@@ -16,8 +16,8 @@ def open_session(folder: Path, provider: str) -> ort.InferenceSession:
     manifest = read_manifest(folder)
     if manifest.get("dtype") == "bfloat16" and provider == "CPUExecutionProvider":
         fail(NOT_HERE, "ONNX Runtime's CPU provider has no bfloat16 kernels")
-    for record in manifest.get("files") or manifest.get("graphs") or []:
-        file = folder / Path(record["file"]).name
+    for name in verified_files(manifest):
+        file = folder / name
         try:
             verify(file, file.read_bytes(), manifest)
         except OSError as err:

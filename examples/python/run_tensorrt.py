@@ -30,13 +30,13 @@ def choose_profile(profiles: list[dict[str, Any]], batch: int, sequence: int) ->
     """Number of the profile that takes the shape, and of several the one tuned for the nearest length."""
 
     def fits(profile: dict[str, Any]) -> bool:
-        sizes = ("batch", batch), ("sequence", sequence)
-        return all(profile[axis]["min"] <= size <= profile[axis]["max"] for axis, size in sizes)
+        sizes = ("batch_size", batch), ("sequence_length", sequence)
+        return all(profile["axes"][axis]["min"] <= size <= profile["axes"][axis]["max"] for axis, size in sizes)
 
     fitting = [number for number, profile in enumerate(profiles) if fits(profile)]
     if not fitting:
         fail(BAD_INPUT, f"no optimization profile takes batch {batch}, sequence {sequence}; the plan has {profiles}")
-    return min(fitting, key=lambda number: abs(profiles[number]["sequence"]["opt"] - sequence))
+    return min(fitting, key=lambda number: abs(profiles[number]["axes"]["sequence_length"]["opt"] - sequence))
 
 
 def import_runtime(name: str) -> Any:

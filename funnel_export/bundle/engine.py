@@ -6,19 +6,20 @@ is the one that was built, and a target reads it only if version and device fit 
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from funnel_export.bundle.load import Bundle, check_made_from
-from funnel_export.bundle.manifest import ENGINES, MANIFEST, Digest, WeightRecord, read_manifest
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, SCHEMA, Role, inside, read_manifest
+from funnel_export.bundle.weights import Digest, WeightRecord
 from funnel_export.errors import BundleError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
-from funnel_export.system.files import open_regular
+from funnel_export.system.files import LARGEST_JSON, open_regular, read_bytes
 
 CACHES = ("runtime.cache", "runtime.cache.json")
 """Files that may come and go beside an engine; each is read only if it proves to be the right one."""
@@ -40,6 +41,15 @@ class FileRecord(_Record):
     sha256: Digest
 
 
+class Gpus(_Record):
+    """The NVIDIA GPUs on which an engine runs."""
+
+    compute_capabilities: list[str]
+    """CUDA compute capabilities that the engine runs on, as 8.9."""
+    driver: str | None = None
+    """CUDA version of the driver that the engine was built with."""
+
+
 class BuiltFor(_Record):
     """The machines on which an engine runs."""
 
@@ -47,21 +57,26 @@ class BuiltFor(_Record):
     """Name of the processor, or of the GPU; for a plan that several kinds of GPU run, what they have in common."""
     platform: str
     """Operating system and processor architecture."""
-    compute_capabilities: list[str] = []
-    """CUDA compute capabilities that the engine runs on, as 8.9; empty if it runs on no GPU."""
-    driver: str | None = None
-    """CUDA version of the driver that the engine was built with."""
+    gpus: Gpus | None = None
+    """For an engine of TensorRT or TensorRT-RTX."""
+
+    @property
+    def compute_capabilities(self) -> list[str]:
+        """CUDA compute capabilities that the engine runs on; none if it is for no particular GPU."""
+        return [] if self.gpus is None else self.gpus.compute_capabilities
 
 
 class EngineManifest(_Record):
     """What an engine is and what it was made from: its `manifest.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA
     target: str
     version: str
     """Version of the runtime, which reads its own engines only."""
     built_for: BuiltFor
     dtype: Dtype
+    graph: Role
+    """Role of the graph that it was compiled from."""
     graph_sha256: Digest
     weights: list[WeightRecord]
     profiles: list[Profile]
@@ -74,6 +89,11 @@ class EngineManifest(_Record):
     """What the build told: seconds, layers by kind and dtype, warnings."""
     versions: dict[str, str]
     """Versions of the tools that made the engine."""
+
+    @property
+    def graph_digests(self) -> dict[str, str]:
+        """See `MadeFromBundle`."""
+        return {self.graph: self.graph_sha256}
 
     @property
     def sha256(self) -> str:
@@ -162,18 +182,23 @@ def record_file(path: Path) -> FileRecord:
         return FileRecord(file=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
 
 
+class _NamedFile(BaseModel):
+    file: FileName
+
+
+class _NamedFiles(BaseModel):
+    """The files that an engine's manifest names, whatever version wrote it."""
+
+    target: str
+    files: list[_NamedFile]
+
+
 def is_engine(path: Path) -> bool:
-    """Whether this folder is an engine of ours and nothing else: one that a new one may replace."""
+    """Whether this folder is an engine of any version and nothing else: one that a new one may replace."""
     try:
-        manifest = read_engine_manifest(path)
-    except BundleError:
+        files = _NamedFiles.model_validate_json(read_bytes(inside(path, MANIFEST), LARGEST_JSON)).files
+    except (BundleError, OSError, ValidationError):
         return False
-    named = {record.file for record in manifest.files} | {MANIFEST, *CACHES}
+    named = {record.file for record in files} | {MANIFEST, *CACHES}
     left = tuple(f".{name}.partial-" for name in CACHES)  # by a process that was killed
     return {entry.name for entry in path.iterdir() if not entry.name.startswith(left)} <= named
-
-
-def fitting_profiles(profiles: Sequence[Profile], shape: tuple[int, int]) -> list[int]:
-    """Numbers of the profiles that take inputs of a shape, those with the nearest tuned sequence first."""
-    fitting = [index for index, profile in enumerate(profiles) if shape in profile]
-    return sorted(fitting, key=lambda index: abs(profiles[index].sequence.opt - shape[1]))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Protocol
 from funnel_export.bundle.manifest import (
     ENGINES,
     MANIFEST,
+    MODEL,
     REPORTS,
     GraphRecord,
     Manifest,
-    WeightRecord,
-    _inside,
+    NamedFiles,
+    inside,
     read_manifest,
 )
+from funnel_export.bundle.ports import Port
+from funnel_export.bundle.weights import DerivedFile, StoredFile, WeightRecord
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint
-from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, CheckpointError, SpecError
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.families.base import Architecture, Family
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.funnel import Segment, segments_of
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
 if TYPE_CHECKING:
@@ -29,90 +34,172 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Graph:
+    """A graph of a bundle: all that a target must know to compile, load and run it."""
+
+    role: str
+    path: Path
+    """Its file; the weights that it refers to lie beside it."""
+    record: GraphRecord
+    spec: ExportSpec
+    """What the bundle computes."""
+    num_layers: int
+    """Layers of the whole model."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """What it computes in."""
+        return self.spec.dtype
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its file."""
+        return self.record.sha256
+
+    @property
+    def inputs(self) -> list[Port]:
+        """What goes in."""
+        return self.record.inputs
+
+    @property
+    def outputs(self) -> list[Port]:
+        """What comes out."""
+        return self.record.outputs
+
+    @property
+    def output(self) -> Port:
+        """The first output; a single-pass graph has no other."""
+        return self.record.outputs[0]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of the whole model, for telling where a node stands."""
+        return segments_of(self.spec.funnel, self.num_layers)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle whose files are what its manifest says. Make one with `load_bundle`."""
 
     path: Path
     manifest: Manifest
+    spec: ExportSpec
+    """What its graphs compute."""
+    family: Family
     architecture: Architecture
 
     @property
-    def graph(self) -> Path:
-        """The single-pass graph."""
-        return self.path / self.manifest.graphs[0].file
+    def graphs(self) -> dict[str, Graph]:
+        """Its graphs by role."""
+        layers = self.architecture.num_hidden_layers
+        return {
+            role: Graph(role, self.path / record.file, record, self.spec, layers)
+            for role, record in self.manifest.graphs.items()
+        }
+
+    @property
+    def model(self) -> Graph:
+        """The graph that takes whole texts.
+
+        Raises:
+            BundleError: if the bundle has none.
+        """
+        graphs = self.graphs
+        if MODEL not in graphs:
+            raise BundleError(
+                "the bundle has no graph that takes whole texts",
+                got=f"graphs: {', '.join(graphs)}",
+                wanted=f"a graph of role {MODEL}",
+                hint="a bundle of a single-pass task",
+            )
+        return graphs[MODEL]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Which of its layers run at which length."""
+        return segments_of(self.spec.funnel, self.architecture.num_hidden_layers)
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it.
 
-    Checked are the manifest, the digest of every graph, size, header and a sample of every weight file, and that the
-    graphs refer to nothing but these files.
+    Checked are the manifest, the digest of every graph, what identifies every weight file, and that the graphs refer to
+    nothing but these files.
 
     Raises:
         BundleError: if there is no bundle, or it is not what its manifest says.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, Manifest, "bundle", "funnel-export export")
     _read_verified(folder, CONFIG, manifest.config_sha256, LARGEST_JSON)
     for weight in manifest.weights:
         _verify_weight(folder, weight)
-    for graph in manifest.graphs:
+    for graph in manifest.graphs.values():
         _verify_graph(folder, graph, {weight.file: weight.size for weight in manifest.weights})
     try:
         checkpoint = Checkpoint.open(folder)
-        files = {file.file for file in checkpoint.weights}
-        strange = _strange_weights(folder, manifest)
-        if files != {weight.file for weight in manifest.weights} or strange:
-            raise CheckpointError("the weight files are not those of the manifest", got=sorted(files | strange))
-        if checkpoint.funnel != manifest.spec:
+        _check_weight_files(folder, manifest, {file.file for file in checkpoint.weights})
+        spec = manifest.export_spec()
+        if checkpoint.funnel != spec.funnel:
             raise SpecError(
-                f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=manifest.spec
+                f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=spec.funnel
             )
+        segments_of(spec.funnel, checkpoint.architecture.num_hidden_layers)
     except (CheckpointError, SpecError) as err:
         raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
-    return Bundle(folder, manifest, checkpoint.architecture)
+    return Bundle(folder, manifest, spec, checkpoint.family, checkpoint.architecture)
+
+
+def _check_weight_files(folder: Path, manifest: Manifest, found: set[str]) -> None:
+    """Raise `CheckpointError` unless the folder has the weights that the manifest names, and no others.
+
+    Others are files that Hugging Face might take for weights or an adapter.
+    """
+    stored = {weight.file for weight in manifest.weights if isinstance(weight, StoredFile)}
+    derived = {weight.file for weight in manifest.weights if isinstance(weight, DerivedFile)}
+    patterns = ("*.safetensors", "*.bin", "adapter_*")
+    strange = {path.name for pattern in patterns for path in folder.glob(pattern)} - stored - derived
+    if found != stored or strange:
+        raise CheckpointError("the weight files are not those of the manifest", got=sorted(found | strange))
 
 
 class MadeFromBundle(Protocol):
     """What names the bundle that it was made from: an engine's manifest, a report."""
 
     @property
-    def graph_sha256(self) -> str: ...
+    def graph_digests(self) -> Mapping[str, str]:
+        """Digest of each graph that it was made from, by role."""
+        ...
 
     @property
-    def weights(self) -> Sequence[WeightRecord]: ...
+    def weights(self) -> Sequence[WeightRecord]:
+        """The weight files that it was made from."""
+        ...
 
 
 def check_made_from(made: MadeFromBundle, bundle: Bundle, what: str, hint: str) -> None:
-    """Raise `BundleError` unless something was made from this graph and these weights; `what` names it."""
-    graph, weights = bundle.manifest.graphs[0].sha256, bundle.manifest.weights
-    if made.graph_sha256 != graph:
-        got, wanted = f"graph {made.graph_sha256[:12]}…", f"graph {graph[:12]}…"
-    elif made.weights != weights:
-        got, wanted = _name_weights(made.weights), _name_weights(weights)
-    else:
-        return
-    raise BundleError(f"{what} was made from another bundle", got=got, wanted=wanted, hint=hint)
+    """Raise `BundleError` unless something was made from these graphs and weights; `what` names it."""
+    error = f"{what} was made from another bundle"
+    for role, digest in made.graph_digests.items():
+        graph = bundle.manifest.graphs.get(role)
+        found = "none" if graph is None else f"{graph.sha256[:12]}…"
+        if graph is None or graph.sha256 != digest:
+            raise BundleError(error, got=f"{_graph(role)} {digest[:12]}…", wanted=f"{_graph(role)} {found}", hint=hint)
+    if list(made.weights) != bundle.manifest.weights:
+        got, wanted = (f"weights {', '.join(map(str, each))}" for each in (made.weights, bundle.manifest.weights))
+        raise BundleError(error, got=got, wanted=wanted, hint=hint)
 
 
-def _name_weights(weights: Iterable[WeightRecord]) -> str:
-    return "weights " + ", ".join(map(str, weights))
-
-
-def _strange_weights(folder: Path, manifest: Manifest) -> set[str]:
-    """Files that Hugging Face might take for weights or an adapter, and that the manifest does not name."""
-    found = {path.name for pattern in ("*.safetensors", "*.bin", "adapter_*") for path in folder.glob(pattern)}
-    return found - {weight.file for weight in manifest.weights}
+def _graph(role: str) -> str:
+    return "graph" if role == MODEL else f"graph {role}"
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether this folder is a bundle of ours, whole or not, and nothing else: one that an export may replace."""
-    try:
-        manifest = _read_manifest(path)
-    except BundleError:
+    """Whether this folder is a bundle of any version, whole or not, and nothing else: an export may replace it."""
+    named = NamedFiles.read(path / MANIFEST)
+    if named is None:
         return False
-    named = {graph.file for graph in manifest.graphs} | {weight.file for weight in manifest.weights}
-    known = named | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
+    known = named.names | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
     return {entry.name for entry in path.iterdir()} <= known and _holds_engines_only(path / ENGINES)
 
 
@@ -126,13 +213,9 @@ def _holds_engines_only(folder: Path) -> bool:
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    return read_manifest(folder, Manifest, "bundle", "funnel-export export")
-
-
 def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
     """The content of a bundle's file, if it is the one that was exported."""
-    path = _inside(folder, file)
+    path = inside(folder, file)
     try:
         content = read_bytes(path, largest)
     except FileNotFoundError as err:
@@ -151,9 +234,9 @@ def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
 
 
 def _verify_weight(folder: Path, record: WeightRecord) -> None:
-    path = _inside(folder, record.file)
+    path = inside(folder, record.file)
     try:
-        found = WeightRecord.of(WeightFile.read(path))
+        found = record.read_again(path)
     except CheckpointError as err:
         raise BundleError(f"a weight file of the bundle is damaged: {err}") from err
     if found != record:

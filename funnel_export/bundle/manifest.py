@@ -1,37 +1,34 @@
-"""Manifests: what a bundle says of itself, as `manifest.json`."""
+"""Manifests: what a bundle says of itself, as `manifest.json`, and how files of ours are read that carry a version."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
-from funnel_export.checkpoint.safetensors import WeightFile
+from funnel_export.bundle.ports import Port
+from funnel_export.bundle.weights import Digest, WeightRecord
 from funnel_export.errors import BundleError, describe_invalid
 from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 
-if TYPE_CHECKING:
-    pass
+MANIFEST, REPORTS, ENGINES = "manifest.json", "reports", "engines"
+MODEL = "model"
+"""Role of the graph that takes whole texts."""
+SCHEMA: Literal[2] = 2
+"""Version of manifests and reports; files of another one are refused."""
 
-MANIFEST, GRAPH, REPORTS, ENGINES = "manifest.json", "model.onnx", "reports", "engines"
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
-WeightName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.safetensors$", max_length=255)]
-ManifestT = TypeVar("ManifestT", bound=BaseModel)
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Funnel = dict[str, int | str | bool]
+"""A funnel as JSON, see `FunnelSpec.to_dict`."""
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorRecord(_Record):
-    """An input or output of a graph."""
-
-    name: str
-    dtype: str
-    shape: list[int | str]
-    """Sizes; dynamic axes by name."""
 
 
 class GraphRecord(_Record):
@@ -39,40 +36,22 @@ class GraphRecord(_Record):
 
     file: GraphName
     sha256: Digest
-    inputs: Annotated[list[TensorRecord], Field(min_length=1)]
-    outputs: Annotated[list[TensorRecord], Field(min_length=1)]
-
-
-class WeightRecord(_Record):
-    """A safetensors file of the bundle, identified by its header and a sample of every tensor."""
-
-    file: WeightName
-    size: Annotated[int, Field(ge=0)]
-    header_sha256: Digest
-    sample_sha256: Digest
-
-    @classmethod
-    def of(cls, file: WeightFile) -> Self:
-        """What is recorded of a file."""
-        digests = {"header_sha256": file.header_sha256, "sample_sha256": file.sample_sha256}
-        return cls(file=file.file, size=file.size, **digests)
-
-    def __str__(self) -> str:
-        header, sample = self.header_sha256[:12], self.sample_sha256[:12]
-        return f"{self.file} ({self.size} bytes, header {header}…, sample {sample}…)"
+    inputs: Annotated[list[Port], Field(min_length=1)]
+    outputs: Annotated[list[Port], Field(min_length=1)]
 
 
 class Manifest(_Record):
     """What a bundle is and what it was made from: `manifest.json`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA
     task: Task
     dtype: Dtype
     opset: int
     logits: Logits = Logits.ALL
     """For which tokens the graph of a language model gives logits."""
-    funnel: dict[str, int | str | bool] | None
-    graphs: Annotated[list[GraphRecord], Field(min_length=1)]
+    funnel: Funnel | None
+    graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1)]
+    """By their roles."""
     weights: Annotated[list[WeightRecord], Field(min_length=1)]
     config_sha256: Digest
     """Digest of `config.json`, which says what the model is."""
@@ -81,35 +60,98 @@ class Manifest(_Record):
     versions: dict[str, str]
     """Versions of the tools that made the bundle."""
 
-    @property
-    def spec(self) -> FunnelSpec | None:
-        """The funnel, None for a dense bundle."""
-        return None if self.funnel is None else FunnelSpec.from_dict(self.funnel)
+    def export_spec(self) -> ExportSpec:
+        """What the graphs compute; `SpecError` for what no export computes."""
+        funnel = None if self.funnel is None else FunnelSpec.from_dict(self.funnel)
+        return ExportSpec(task=self.task, dtype=self.dtype, funnel=funnel, opset=self.opset, logits=self.logits)
 
 
-def read_manifest(folder: Path, kind: type[ManifestT], name: str, command: str) -> ManifestT:
+def read_manifest(folder: Path, kind: type[RecordT], name: str, command: str) -> RecordT:
     """The manifest of a folder that one of our commands writes; `name` says what such a folder is.
 
     Raises:
-        BundleError: if there is none, or it is of another make.
+        BundleError: if there is none, or it is of another make or version.
     """
+    path = inside(folder, MANIFEST)
     try:
-        return kind.model_validate_json(read_bytes(_inside(folder, MANIFEST), LARGEST_JSON))
+        content = read_bytes(path, LARGEST_JSON)
     except OSError as err:
         raise BundleError(
             f"there is no {name} here", got=err, wanted=f"a folder with {MANIFEST}", hint=command
         ) from err
+    return parse_record(content, kind, path, "a manifest of this version of funnel_export", f"{command} again")
+
+
+def parse_record(content: bytes, kind: type[RecordT], path: Path, what: str, hint: str) -> RecordT:
+    """A file of ours, from its JSON.
+
+    Args:
+        content: what the file holds.
+        kind: its schema, with a `schema_version`.
+        path: the file, for messages.
+        what: what it should be.
+        hint: how it is made again.
+
+    Raises:
+        BundleError: if it is not of this schema, or was written by another version.
+    """
+    version = _schema_version(content)
+    if version not in (None, SCHEMA):
+        raise BundleError(
+            f"{path.name} was written by {'an earlier' if version < SCHEMA else 'a later'} version of funnel_export",
+            got=f"{path}: schema version {version}",
+            wanted=f"schema version {SCHEMA}",
+            hint=hint,
+        )
+    try:
+        return kind.model_validate_json(content)
     except ValidationError as err:
         details = "; ".join(describe_invalid(err)[:5])
         raise BundleError(
-            f"{MANIFEST} is not a manifest of this version of funnel_export",
-            got=f"{folder / MANIFEST}: {details}",
-            wanted="schema version 1",
-            hint=f"{command} again",
+            f"{path.name} is not {what}", got=f"{path}: {details}", wanted=f"schema version {SCHEMA}", hint=hint
         ) from err
 
 
-def _inside(folder: Path, file: str) -> Path:
+def _schema_version(content: bytes) -> Any:
+    try:
+        value = from_json(content)
+    except ValueError:
+        return None
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    return version if type(version) is int else None
+
+
+class _Named(BaseModel):
+    file: str
+
+
+class NamedFiles(BaseModel):
+    """The files that a bundle's manifest names, whatever version wrote it: what may be replaced together with it."""
+
+    graphs: dict[str, _Named] | list[_Named]
+    weights: list[_Named]
+
+    @property
+    def names(self) -> set[str]:
+        """Names of graphs and weight files."""
+        graphs = self.graphs.values() if isinstance(self.graphs, dict) else self.graphs
+        return {each.file for each in (*graphs, *self.weights)}
+
+    @property
+    def weight_names(self) -> set[str]:
+        """Names of weight files."""
+        return {each.file for each in self.weights}
+
+    @classmethod
+    def read(cls, path: Path) -> "NamedFiles | None":
+        """What the manifest at a path names; None if it is no bundle's manifest."""
+        try:
+            return None if path.is_symlink() else cls.model_validate_json(read_bytes(path, LARGEST_JSON))
+        except (OSError, ValidationError):
+            return None
+
+
+def inside(folder: Path, file: str) -> Path:
     """The path of a bundle's file, which must be a real file in the folder and not a link out of it."""
     path = folder / file
     if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Reading a Gemma2 checkpoint without loading its weights: config, tensor offsets, files, samples of weights."""
+"""Reading a checkpoint without loading its weights: config, tensor offsets, files, samples of weights."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
 from funnel_export.errors import CheckpointError
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.families.base import Architecture, Family
+from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, read_bytes
@@ -32,21 +33,15 @@ COMPANIONS = (
 )
 """Files that travel with a model as they are: saving a tokenizer again would change what other versions can read."""
 
-ARCHITECTURES = {
-    "Gemma2Model": Task.FEATURE_EXTRACTION,
-    "Gemma2ForCausalLM": Task.TEXT_GENERATION,
-    "Gemma2ForSequenceClassification": Task.TEXT_CLASSIFICATION,
-    "Gemma2ForTokenClassification": Task.TOKEN_CLASSIFICATION,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Gemma2 checkpoint on disk."""
+    """A checkpoint on disk, of one of the families."""
 
     path: Path
     config: dict[str, Any]
     """`config.json` as it is."""
+    family: Family
     architecture: Architecture
     weights: tuple[WeightFile, ...]
 
@@ -55,7 +50,7 @@ class Checkpoint:
         """Open a checkpoint folder; reads JSON, safetensors headers and a sample of every tensor.
 
         Raises:
-            CheckpointError: if it is not a Gemma2 checkpoint in safetensors.
+            CheckpointError: if it is not a checkpoint of one of the families, in safetensors.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -65,12 +60,7 @@ class Checkpoint:
                 wanted="a folder with config.json",
             )
         config = read_json(folder / CONFIG)
-        if config.get("model_type") != "gemma2":
-            raise CheckpointError(
-                "this is not a Gemma2 checkpoint",
-                got=f"model_type {config.get('model_type')!r} in {folder / CONFIG}",
-                wanted="model_type 'gemma2'",
-            )
+        family = get_family(config.get("model_type"))
         if config.get("transformers_weights"):
             raise CheckpointError(
                 "config.json names weight files of its own",
@@ -84,7 +74,7 @@ class Checkpoint:
                 wanted="weights in float32, float16 or bfloat16",
             )
         files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder))
-        return cls(folder, config, Architecture.of(config), files)
+        return cls(folder, config, family, family.schema.of(config), files)
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -101,20 +91,21 @@ class Checkpoint:
     def task(self) -> Task:
         """The task that the checkpoint's `architectures` name."""
         names = self.architecture.architectures or []
+        tasks = {name: task for task, name in self.family.class_names.items()}
         for name in names:
-            if name in ARCHITECTURES:
-                return ARCHITECTURES[name]
+            if name in tasks:
+                return tasks[name]
         raise CheckpointError(
             "the checkpoint does not say what it was made for",
             got=f"architectures {names}",
-            wanted=" | ".join(ARCHITECTURES),
+            wanted=" | ".join(tasks),
             hint="name the task, for example --task text-generation",
         )
 
     @property
     def dtype(self) -> Dtype:
         """The dtype in which the embedding is stored, which is what `dtype="auto"` means to Hugging Face as well."""
-        return DTYPE_NAMES[self.find("model.embed_tokens.weight").dtype]
+        return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
     def companion(self, name: str) -> bytes:
         """The content of a file that travels with the model.
@@ -143,11 +134,10 @@ class Checkpoint:
             CheckpointError: if it is not stored, or not as floating-point numbers that can be exported.
         """
         tensors = self.tensors
-        bare = parameter.removeprefix("model.")
-        for name in (parameter, bare, f"model.{bare}"):
+        for name in self.family.stored_names(parameter):
             if name in tensors:
                 return _usable(name, tensors[name])
-        head = parameter.startswith("score.")
+        head = parameter.startswith(self.family.task_heads)
         raise CheckpointError(
             "the checkpoint lacks a weight",
             got=f"no {parameter} among {len(tensors)} tensors in {self.path}",

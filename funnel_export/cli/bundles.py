@@ -78,15 +78,10 @@ def export(
 @app.command()
 def inspect(bundle: BundleFolder, json_: Json = False) -> None:
     """Show what is in a bundle: its funnel as a picture, its audit, and what it is predicted to save."""
-    from funnel_export.bundle.load import load_bundle
-    from funnel_export.report.text import audit_bundle, describe_bundle, predictions
+    from funnel_export.commands.inspect import inspect as run_inspect
 
-    opened = load_bundle(bundle)
-    if not json_:
-        say(describe_bundle(opened))
-        return
-    manifest = opened.manifest.model_dump(mode="json")
-    say(json.dumps({"manifest": manifest, "audit": audit_bundle(opened), "predicted": predictions(opened)}))
+    found = run_inspect(bundle)
+    say(found.to_json() if json_ else found.to_text())
 
 
 @app.command()

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from funnel_export.bundle.engine import changed_engines
 from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
 from funnel_export.bundle.manifest import REPORTS
+from funnel_export.bundle.ports import Kind
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
 from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import PYTORCH
+from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.atomic import folder_beside
 from funnel_export.system.machine import processor
 from funnel_export.verify.candidates import candidates
@@ -104,7 +106,7 @@ def bench(
         runners = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
         runners += _in_targets(opened, dense, built, shapes)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
-        ids = {shape: tokens[shape]["input_ids"].tolist() for shape in shapes}
+        ids = {shape: tokens[shape][Kind.TOKENS].tolist() for shape in shapes}
         records = run_trials(runners, ids, rounds=rounds, progress=progress)
     report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
     progress("report")
@@ -146,7 +148,7 @@ def shapes_to_time(
 
 def validate_funnelled(bundle: Bundle) -> None:
     """Raise `SpecError` for a bundle without a funnel."""
-    if bundle.manifest.spec is None:
+    if bundle.spec.funnel is None:
         raise SpecError(
             "a dense bundle has nothing to be compared with",
             got=bundle.path,
@@ -163,7 +165,7 @@ def _validate_pytorch(pytorch: Sequence[str]) -> None:
 
 def _longest(lengths: Sequence[int], found: Sequence["Candidate"]) -> int:
     """The longest rows of a check before a bench: those that are timed, or the shortest that an engine takes."""
-    least = [min(profile.sequence.min for profile in each.profiles) for each in found if each.profiles]
+    least = [min(profile.axes[SEQUENCE].min for profile in each.profiles) for each in found if each.profiles]
     return max([*lengths, *least])
 
 
@@ -188,17 +190,17 @@ def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
     if not os.access(path.parent, os.W_OK):  # beside it, weights are links; elsewhere they may be copies
         path = Path(tempfile.gettempdir(), path.name)
     with folder_beside(path) as folder:
-        manifest = bundle.manifest
+        spec = bundle.spec
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
             dense = export(
                 bundle.path,
                 folder / "baseline" / "dense",  # not in `folder` itself, which is locked: an export would wait for it
                 funnel=None,
-                task=manifest.task,
-                dtype=manifest.dtype,
-                opset=manifest.opset,
-                logits=manifest.logits,
+                task=spec.task,
+                dtype=spec.dtype,
+                opset=spec.opset,
+                logits=spec.logits,
                 progress=lambda step, *_: progress(f"dense baseline: {step}"),
             )
         yield dense
@@ -212,7 +214,7 @@ def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: 
     for runtime in runtimes:
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
             setup = RunnerSetup(bundle=source.path, compiled=runtime == "torch.compile", device=device)
-            yield Runner.of(runtime, model, bundle.manifest.dtype, setup)
+            yield Runner.of(runtime, model, bundle.spec.dtype, setup)
 
 
 def _chosen_device(device: str) -> str:
@@ -258,7 +260,7 @@ def _in_targets(
         engine = None if candidate.engine is None else candidate.engine.name
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
             setup = RunnerSetup(bundle=source.path, target=candidate.target.name, engine=engine)
-            yield Runner.of(candidate.name, model, bundle.manifest.dtype, setup, shapes=taken)
+            yield Runner.of(candidate.name, model, bundle.spec.dtype, setup, shapes=taken)
 
 
 def _conditions(found: Sequence["Candidate"]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from funnel_export.errors import (
     TargetUnavailableError,
 )
 from funnel_export.progress import Progress, no_progress
+from funnel_export.spec.profile import SEQUENCE
 from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def compare(
     chosen = list(candidates(opened, targets))
     if not chosen:
         raise TargetUnavailableError(
-            f"no target here runs a {opened.manifest.dtype} graph, nor one of the bundle's engines",
+            f"no target here runs a {opened.spec.dtype} graph, nor one of the bundle's engines",
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
@@ -83,8 +84,8 @@ def compare(
     from funnel_export.verify.parity import FACTOR, check_memory, check_parity
 
     profiles = [profile for each in chosen for profile in each.profiles]
-    tuned = {profile.sequence.opt for profile in profiles}
-    plan = plan_cases(opened.manifest.spec, opened.architecture, [*lengths, *tuned], max_length)
+    tuned = {profile.axes[SEQUENCE].opt for profile in profiles}
+    plan = plan_cases(opened.spec.funnel, opened.architecture, [*lengths, *tuned], max_length)
     plan = with_profiles(plan, profiles, max_length)
     check_memory(opened, plan)
     return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)

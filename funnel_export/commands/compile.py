@@ -1,7 +1,8 @@
-"""`compile_bundle`: what a target makes of a bundle, put into the bundle as an engine."""
+"""`compile_bundle`: what a target makes of a graph, put into the bundle as an engine."""
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from funnel_export.bundle.engine import (
     record_file,
     verify_file,
 )
-from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
-from funnel_export.bundle.manifest import ENGINES, MANIFEST
+from funnel_export.bundle.load import Bundle, Graph, check_made_from, load_bundle
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL
+from funnel_export.bundle.ports import dynamic_axes
+from funnel_export.bundle.weights import WeightRecord
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.profile import Profile
+from funnel_export.spec.profile import BATCH, Profile
 from funnel_export.system.atomic import replace_folder
 from funnel_export.targets.base import Compiled, CompileRequest, Target
 from funnel_export.targets.options import parse_options
@@ -33,16 +36,18 @@ def compile_bundle(
     bundle: Bundle | str | os.PathLike[str],
     target: str,
     *,
+    graph: str | None = None,
     profiles: Sequence[Profile | str] = (),
     options: Mapping[str, Any] | None = None,
     name: str | None = None,
     progress: Progress = no_progress,
 ) -> Engine:
-    """Compile a bundle for a target; the engine goes into the bundle's `engines/`.
+    """Compile a graph of a bundle for a target; the engine goes into the bundle's `engines/`.
 
     Args:
         bundle: a bundle or its folder.
         target: name of a target.
+        graph: role of the graph; by default the only one.
         profiles: shapes that the engine is for, each a `Profile` or its text; several differ in their names. Without
             one, TensorRT gets batches of 1 to 4 and up to 2048 tokens.
         options: what the target is asked for, by the runtime's own names.
@@ -51,43 +56,65 @@ def compile_bundle(
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for options or profiles that cannot be, or that the target cannot honour.
+        SpecError: for invalid options, profiles or graphs, and for those that the target cannot honour.
         BundleError: if the bundle is not whole, or something else lies where the engine should.
         TargetUnavailableError: if the target does not compile this here.
         TargetRefusedError: if it refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     validate_path(opened)
-    chosen = get_target(target)
+    chosen, source = get_target(target), _graph(opened, graph)
     request = CompileRequest(
-        bundle=opened,
-        profiles=_profiles(chosen, opened, profiles),
+        graph=source,
+        profiles=_profiles(chosen, opened, source, profiles),
         options=parse_options(chosen.options, options or {}),
     )
     built_for = chosen.built_for(request)
-    called = chosen.engine_name(built_for) if name is None else name
+    called = engine_name(source, chosen.engine_name(built_for)) if name is None else name
     validate_engine_name(called)
     folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
         raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
-    request = CompileRequest(
-        bundle=opened, profiles=request.profiles, options=request.options, earlier=_earlier(chosen, opened, folder)
-    )
+    request = replace(request, earlier=_earlier(chosen, opened, folder))
     with replace_folder(folder, is_engine) as fresh:
         compiled = chosen.compile(request, fresh, progress)
-        manifest = _manifest(chosen, request, built_for, compiled, fresh)
+        manifest = _manifest(chosen, request, opened.manifest.weights, built_for, compiled, fresh)
         (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Engine(folder, manifest)
 
 
-def default_profile(bundle: Bundle) -> Profile:
-    """What an engine is for if nobody says: single rows and small batches, tuned for 512 tokens."""
+def engine_name(graph: Graph, name: str) -> str:
+    """The default name of an engine, from the target's own; where a bundle has several graphs, the role comes first."""
+    return name if graph.role == MODEL else f"{graph.role}-{name}"
+
+
+def _graph(bundle: Bundle, role: str | None) -> Graph:
+    """The graph of a role, or the only one."""
+    graphs = bundle.graphs
+    if role is None and len(graphs) == 1:
+        return next(iter(graphs.values()))
+    if role is None or role not in graphs:
+        raise SpecError(
+            "the bundle has several graphs" if role is None else "the bundle has no such graph",
+            got=", ".join(graphs) if role is None else repr(role),
+            wanted=f"one of {', '.join(graphs)}",
+            hint=f"--graph {next(iter(graphs))}",
+        )
+    return graphs[role]
+
+
+def default_profile(bundle: Bundle, axes: Sequence[str]) -> Profile:
+    """What an engine is for if nobody says: single rows and small batches, other axes tuned for 512 tokens."""
     longest = min(LONGEST, bundle.architecture.max_position_embeddings)
-    return Profile.parse(f"batch=1:1:4,sequence=1:{min(512, longest)}:{longest}")
+    lengths = f"1:{min(512, longest)}:{longest}"
+    return Profile.parse(",".join(f"{axis}={'1:1:4' if axis == BATCH else lengths}" for axis in axes), axes)
 
 
-def _profiles(target: Target, bundle: Bundle, given: Sequence[Profile | str]) -> tuple[Profile, ...]:
-    profiles = [Profile.parse(each) if isinstance(each, str) else each for each in given]
+def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Profile | str]) -> tuple[Profile, ...]:
+    axes = dynamic_axes(graph.inputs)
+    profiles = [Profile.parse(each, axes) if isinstance(each, str) else each for each in given]
+    for profile in profiles:
+        profile.validate_axes(axes)
     if profiles and not target.takes_profiles:
         raise SpecError(
             f"{target.name} has no optimization profiles",
@@ -103,7 +130,7 @@ def _profiles(target: Target, bundle: Bundle, given: Sequence[Profile | str]) ->
             hint="--profile step:batch=1:8:8,sequence=1 --profile prompt:batch=1,sequence=1:512:2048",
         )
     if not profiles and target.takes_profiles:
-        return (default_profile(bundle),)
+        return (default_profile(bundle, axes),)
     return tuple(profiles)
 
 
@@ -121,16 +148,22 @@ def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:
 
 
 def _manifest(
-    target: Target, request: CompileRequest, built_for: BuiltFor, compiled: Compiled, folder: Path
+    target: Target,
+    request: CompileRequest,
+    weights: list[WeightRecord],
+    built_for: BuiltFor,
+    compiled: Compiled,
+    folder: Path,
 ) -> EngineManifest:
-    bundle = request.bundle.manifest
+    graph = request.graph
     return EngineManifest(
         target=target.name,
         version=str(target.availability().version),
         built_for=built_for,
-        dtype=bundle.dtype,
-        graph_sha256=bundle.graphs[0].sha256,
-        weights=bundle.weights,
+        dtype=graph.dtype,
+        graph=graph.role,
+        graph_sha256=graph.sha256,
+        weights=weights,
         profiles=list(request.profiles),
         options=request.options.recorded(),
         files=[record_file(folder / file) for file in compiled.files],

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from funnel_export.bundle.load import load_bundle
 from funnel_export.bundle.manifest import REPORTS
 from funnel_export.commands.bench import bench
 from funnel_export.commands.check import check
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
+from funnel_export.commands.inspect import inspect
 from funnel_export.errors import BundleError
+from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.progress import Progress
-from funnel_export.report.text import describe_bundle, describe_latency, describe_parity
+from funnel_export.report.text import describe_latency, describe_parity
+from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import write_text
 from funnel_export.targets.registry import get_target, target_names
@@ -47,9 +49,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         for name, spec in (("dense", None), ("funnel", FUNNEL))
     )
     for target in map(get_target, target_names()):
-        if target.availability().compiles and (
-            not target.runs_graphs or target.supports(funnel.manifest.dtype) is None
-        ):
+        if target.availability().compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
             compile_bundle(funnel, target.name, progress=partial(_prefixed, progress, target.name))
     parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
     report = bench(
@@ -71,10 +71,9 @@ def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = N
 
 def describe_demo(out: Path, report: LatencyReport) -> str:
     """The demo for a person to read."""
-    bundle = load_bundle(out / "funnel")
     return "\n\n".join(
         (
-            describe_bundle(bundle),
+            inspect(out / "funnel").to_text(),
             "parity with eager PyTorch\n" + describe_parity(report.parity),
             "latency\n" + describe_latency(report),
             f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
@@ -88,10 +87,8 @@ def make_checkpoint(folder: Path) -> None:
 
     Weights are wide and caps small, so that softcaps and sliding windows matter; the text it would write does not.
     """
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
     tokenizer = make_tokenizer()
-    config = Gemma2Config(
+    config = GEMMA2.make_config(
         vocab_size=len(tokenizer),
         hidden_size=512,
         intermediate_size=2048,
@@ -110,7 +107,7 @@ def make_checkpoint(folder: Path) -> None:
     )
     torch.manual_seed(0)
     with without_progress_bars():
-        Gemma2ForCausalLM(config).save_pretrained(folder)
+        GEMMA2.model_class(Task.TEXT_GENERATION)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

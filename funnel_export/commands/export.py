@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from funnel_export.bundle.load import Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
@@ -15,11 +14,10 @@ from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
+from funnel_export.spec.export import DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import check_replaceable, replace_folder
 from funnel_export.system.place import Placing
-
-OPSETS = range(18, 23)
 
 
 def export(
@@ -31,11 +29,11 @@ def export(
     dtype: Dtype | str = "auto",
     logits: Logits | str = Logits.ALL,
     weights: str = "link",
-    opset: int = 20,
+    opset: int = DEFAULT_OPSET,
     revision: str | None = None,
     progress: Progress = no_progress,
 ) -> Bundle:
-    """Export a Gemma2 checkpoint to a bundle, without loading its weights.
+    """Export a checkpoint to a bundle, without loading its weights.
 
     Args:
         checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
@@ -57,7 +55,7 @@ def export(
         The verified bundle.
 
     Raises:
-        SpecError: for options or a funnel that cannot be.
+        SpecError: for invalid options or an invalid funnel.
         CheckpointError: for a checkpoint that cannot be exported.
         BundleError: if `out` holds something else or cannot be written.
         ExportError: if the graph fails its audit.
@@ -65,8 +63,7 @@ def export(
     asked_task = None if task == "auto" else parse_choice("task", Task, task)
     asked_dtype = None if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
-    if opset not in OPSETS:
-        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+    validate_opset(opset)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
     if not Path(checkpoint).exists():
         progress("looking for the model on the Hub")
@@ -74,37 +71,36 @@ def export(
     found = find_checkpoint(checkpoint, revision)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
-    chosen_task, compute, spec = asked_task or source.task, asked_dtype or source.dtype, _funnel(source, funnel)
-    if kept is Logits.LAST and chosen_task is not Task.TEXT_GENERATION:
-        raise SpecError(
-            "only text generation can do with the logits of each row's last token",
-            got=f"logits {kept} for {chosen_task}",
-            wanted="logits all",
-        )
-    if compute is Dtype.FLOAT16:
-        message = "Gemma2 is known to overflow in float16; bfloat16 is the safe choice"
+    spec = ExportSpec(
+        task=asked_task or source.task,
+        dtype=asked_dtype or source.dtype,
+        funnel=_funnel(source, funnel),
+        opset=opset,
+        logits=kept,
+    )
+    if spec.dtype is Dtype.FLOAT16:
+        message = f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice"
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
     _check_not_the_checkpoint(source, target)
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
-    facts = {"task": chosen_task, "dtype": compute, "spec": spec, "logits": kept, "source": name}
     with _collector_paused():
-        return _build_and_write(source, target, facts, opset, placing, progress)
+        return _build_and_write(source, target, spec, name, placing, progress)
 
 
 def _build_and_write(
-    source: Checkpoint, target: Path, facts: dict[str, Any], opset: int, placing: Placing, progress: Progress
+    source: Checkpoint, target: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
 ) -> Bundle:
     from funnel_export.exporter import audit, build, write
 
-    what = write.Facts(**facts)
     with replace_folder(target, is_bundle) as folder:
         progress("tracing")
-        model = build.build_graph(source, what.task, what.spec, what.dtype, opset, what.logits)
+        graphs = build.build_graphs(source, spec)
         progress("auditing the graph")
-        audit.audit(model, source.architecture, what.task, what.spec, what.dtype, what.logits)
+        for built in graphs.values():
+            audit.audit(built, source.family, source.architecture, spec)
         progress("writing the bundle")
-        write.write_bundle(folder, model, source, what, placing)
+        write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
         bundle = load_bundle(folder)
     return replace(bundle, path=target)
 

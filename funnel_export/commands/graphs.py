@@ -17,6 +17,7 @@ from typing import Any
 from funnel_export.bundle.load import Bundle
 from funnel_export.commands.export import export
 from funnel_export.errors import BundleError, SpecError
+from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
@@ -83,7 +84,7 @@ def describe_bundle_graph(bundle: Bundle) -> str:
 
     from funnel_export.exporter.contract import describe_contract
 
-    return describe_contract(ir.load(bundle.graph))
+    return describe_contract(ir.load(bundle.model.path))
 
 
 def contract_of(case: Case) -> str:
@@ -101,14 +102,12 @@ def _describe(funnel: FunnelSpec | None) -> str:
 
 def _make_checkpoint(folder: Path, case: Case) -> None:
     import torch
-    from transformers import Gemma2Config
 
-    from funnel_export.funnel import TASK_CLASSES
     from funnel_export.verify.reference import without_progress_bars
 
     torch.manual_seed(0)
-    config = Gemma2Config(**TINY)
-    model: Any = TASK_CLASSES[case.task]._from_config(config, dtype=getattr(torch, case.stored))
+    config = GEMMA2.make_config(**TINY)
+    model: Any = GEMMA2.model_class(case.task)._from_config(config, dtype=getattr(torch, case.stored))
     with without_progress_bars():
         model.save_pretrained(folder)
 

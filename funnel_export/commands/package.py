@@ -61,8 +61,8 @@ def package(
     target = model_folder(opened, Path(out), name)
     engine, built = (None, None) if chosen.backend is Backend.ONNXRUNTIME else find_engine(opened, chosen.engine)
     profiles = [] if built is None else built.profiles
-    graph = served(opened.manifest.graphs[0], chosen.backend)
-    config = model_config(target.name, graph, opened.manifest.dtype, profiles, chosen)
+    graph = served(opened.model.record, chosen.backend)
+    config = model_config(target.name, graph, opened.spec.dtype, profiles, chosen)
     if built is not None:
         warn_of_gaps(built, config.max_batch_size)
     check_unchanged(target)

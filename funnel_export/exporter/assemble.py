@@ -7,9 +7,9 @@ from onnxscript import optimizer
 
 from funnel_export.exporter.outline import DOMAIN, MARKER
 from funnel_export.exporter.trace import Trace
-from funnel_export.funnel.model import POOL, RECOVER
+from funnel_export.spec.funnel import POOLED, RECOVERED
 
-PREFIXES = {POOL: "funnel/pool", RECOVER: "funnel/recover"}
+PREFIXES = {POOLED: "funnel/pool", RECOVERED: "funnel/recover"}
 """Where the nodes of a part are named; a layer's nodes are named under the layer."""
 
 _PART, _NAMES = "funnel_export.part", "funnel_export.names"

@@ -4,7 +4,7 @@ It reads the finished graph only, and knows nothing of how it was made.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ import onnx_ir as ir
 
 from funnel_export.errors import ExportError
 from funnel_export.exporter.assemble import PREFIXES
-from funnel_export.exporter.trace import BATCH, INPUTS, OUTPUTS, SEQUENCE
+from funnel_export.exporter.build import BuiltGraph
+from funnel_export.exporter.signature import INPUTS, output_of
 from funnel_export.exporter.weights import COMPUTE_DTYPES
-from funnel_export.families.gemma2 import SLIDING, Architecture
-from funnel_export.spec.choices import Dtype, Logits, Task
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.families.base import Architecture, Family
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.funnel import Segment, layer_name, segment_of, segments_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
@@ -25,46 +27,51 @@ LARGEST_CONSTANT = 1 << 16
 
 
 def find_faults(
-    model: ir.Model,
-    architecture: Architecture,
-    task: Task,
-    spec: FunnelSpec | None,
-    dtype: Dtype,
-    logits: Logits = Logits.ALL,
+    model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec, files: Collection[str]
 ) -> list[str]:
-    """Everything in a graph that is not what it should be.
+    """Everything in the graph of a single pass that is not what it should be.
 
-    1. Standard ops only, and none whose shapes depend on data.
+    1. What `find_graph_faults` finds.
     2. Inputs and outputs by name, dtype and dynamic axis.
-    3. One softcap in each layer's attention, and one on a language model's logits, each with the config's cap.
-    4. Each layer's mask slides, by the config's window, where its layer type says so, and nowhere else.
+    3. The softcaps that the family wants in each layer's attention and on a language model's logits.
+    4. Each layer's mask slides by the window that the family wants, and nowhere else.
     5. Products in the compute dtype, softmax and norms in float32.
     6. Pooling and recovery where the funnel says so.
-    7. Every weight refers to the checkpoint; no large constant in the graph.
-    8. Every value has the dtype and the rank that its op gives it.
+
+    Args:
+        model: the finished graph.
+        family: of the checkpoint.
+        architecture: what its config says.
+        spec: what was to be exported.
+        files: the files in which weights may lie.
     """
+    segments = segments_of(spec.funnel, architecture.num_hidden_layers)
     return [
         *_ops(model),
-        *_contract(model, task, logits),
-        *_softcaps(model, architecture, task),
-        *_masks(model, architecture, spec),
-        *_dtypes(model, dtype),
-        *_funnel(model, architecture, spec),
-        *_weights(model),
+        *_contract(model, spec),
+        *_softcaps(model, family, architecture, spec),
+        *_masks(model, family, architecture, segments),
+        *_dtypes(model, spec.dtype),
+        *_funnel(model, segments),
+        *_weights(model, files),
         *_types(model),
     ]
 
 
-def audit(
-    model: ir.Model,
-    architecture: Architecture,
-    task: Task,
-    spec: FunnelSpec | None,
-    dtype: Dtype,
-    logits: Logits = Logits.ALL,
-) -> None:
+def find_graph_faults(model: ir.Model, files: Collection[str]) -> list[str]:
+    """Everything in any exported graph that is not what it should be.
+
+    1. Standard ops only, and none whose shapes depend on data.
+    2. Every weight lies in one of these files; no large constant in the graph.
+    3. Every value has the dtype and the rank that its op gives it.
+    """
+    return [*_ops(model), *_weights(model, files), *_types(model)]
+
+
+def audit(built: BuiltGraph, family: Family, architecture: Architecture, spec: ExportSpec) -> None:
     """Fail a graph with faults: `ExportError` names all of them at once."""
-    findings = find_faults(model, architecture, task, spec, dtype, logits)
+    files = {source.tensor.file for source in built.sources.values()}
+    findings = [*find_faults(built.model, family, architecture, spec, files), *_sources(built)]
     if findings:
         raise ExportError(
             "the exported graph failed its audit:\n" + "\n".join(f"  - {finding}" for finding in findings),
@@ -82,29 +89,29 @@ def _ops(model: ir.Model) -> Iterator[str]:
         yield f"functions are left: {[f.name for f in model.functions.values()]}"
 
 
-def _contract(model: ir.Model, task: Task, logits: Logits) -> Iterator[str]:
-    for value, name in zip(model.graph.inputs, INPUTS, strict=False):
-        if value.name != name or value.dtype is not ir.DataType.INT64 or _axes(value) != [BATCH, SEQUENCE]:
-            yield f"input {name} is {value.name} {value.dtype} {_axes(value)}, not int64 [{BATCH}, {SEQUENCE}]"
+def _contract(model: ir.Model, spec: ExportSpec) -> Iterator[str]:
+    for value, port in zip(model.graph.inputs, INPUTS, strict=False):
+        axes = [*port.axes]
+        if value.name != port.name or value.dtype is not ir.DataType.INT64 or _axes(value) != axes:
+            yield f"input {port.name} is {value.name} {value.dtype} {_axes(value)}, not int64 {axes}"
     if len(model.graph.inputs) != len(INPUTS) or len(model.graph.outputs) != 1:
         yield f"{len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, not {len(INPUTS)} and 1"
         return
-    output = model.graph.outputs[0]
-    tokens = [] if task is Task.TEXT_CLASSIFICATION else [1 if logits is Logits.LAST else SEQUENCE]
-    wanted = [BATCH, *tokens]
-    if output.name != OUTPUTS[task] or _axes(output)[:-1] != wanted:
-        yield f"output {OUTPUTS[task]} is {output.name} {_axes(output)}, not {[*wanted, '...']}"
+    output, wanted = model.graph.outputs[0], output_of(spec)
+    if output.name != wanted.name or _axes(output)[:-1] != [*wanted.axes]:
+        yield f"output {wanted.name} is {output.name} {_axes(output)}, not {[*wanted.axes, '...']}"
 
 
 def _axes(value: ir.Value) -> list[Any]:
     return [d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape or ()]
 
 
-def _softcaps(model: ir.Model, architecture: Architecture, task: Task) -> Iterator[str]:
-    wanted: dict[str, float | None] = {
-        f"layers.{i}": architecture.attn_logit_softcapping for i in range(architecture.num_hidden_layers)
+def _softcaps(model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec) -> Iterator[str]:
+    wanted = {
+        layer_name(index): family.layer_facts(architecture, index).softcap
+        for index in range(architecture.num_hidden_layers)
     }
-    wanted["model"] = architecture.final_logit_softcapping if task is Task.TEXT_GENERATION else None
+    wanted["model"] = family.logits_softcap(architecture) if spec.task is Task.TEXT_GENERATION else None
     found: dict[str, list[float | None]] = {prefix: [] for prefix in wanted}
     for node in model.graph:
         if node.op_type == "Tanh" and _producer(node.inputs[0], "Div") is not None:
@@ -128,21 +135,20 @@ def _close(value: float, wanted: float | None) -> bool:
     return wanted is not None and abs(value - wanted) <= abs(wanted) * 2**-8  # a cap is rounded to the compute dtype
 
 
-def _masks(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None) -> Iterator[str]:
+def _masks(model: ir.Model, family: Family, architecture: Architecture, segments: Sequence[Segment]) -> Iterator[str]:
     softmaxes = {_prefix(node): node for node in model.graph if node.op_type == "Softmax"}
     by_mask: dict[str, set[bool]] = {}
     for index, kind in enumerate(architecture.layer_types):
-        softmax = softmaxes.get(f"layers.{index}")
+        name = layer_name(index)
+        softmax = softmaxes.get(name)
         bias = _bias(softmax) if softmax is not None else None
         if bias is None:
-            yield f"layers.{index}: no softmax over scores with a mask"
+            yield f"{name}: no softmax over scores with a mask"
             continue
-        window = sliding_window_of(bias)
-        wanted = architecture.sliding_window if kind == SLIDING else None
+        window, wanted = sliding_window_of(bias), family.layer_facts(architecture, index).sliding_window
         if window != wanted:
-            yield f"layers.{index}: its mask slides by {window}, and {kind} means {wanted}"
-        middle = spec is not None and spec.pool_layer <= index < spec.recover_layer
-        by_mask.setdefault(str(bias.name), set()).add(middle)
+            yield f"{name}: its mask slides by {window}, and {kind} means {wanted}"
+        by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
     yield from (f"{name}: one mask for tokens and slots" for name, ends in by_mask.items() if len(ends) > 1)
 
 
@@ -189,25 +195,40 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
             yield f"the output is {output.dtype}, not {compute}"
 
 
-def _funnel(model: ir.Model, architecture: Architecture, spec: FunnelSpec | None) -> Iterator[str]:
+def _funnel(model: ir.Model, segments: Sequence[Segment]) -> Iterator[str]:
     values = {value.name for node in model.graph for value in node.outputs}
     prefixes = {_prefix(node) for node in model.graph}
+    pooled = [segment for segment in segments if segment.pooled]
     for boundary, prefix in PREFIXES.items():
         present = (boundary in values, prefix in prefixes)
-        if present != (spec is not None,) * 2:
-            yield f"{boundary} and nodes under {prefix}/: {present}, and the funnel is {spec}"
-    missing = [i for i in range(architecture.num_hidden_layers) if f"layers.{i}" not in values]
+        if present != (bool(pooled),) * 2:
+            funnel = ", ".join(str(segment.funnel) for segment in pooled) or None
+            yield f"{boundary} and nodes under {prefix}/: {present}, and the funnel is {funnel}"
+    missing = [index for segment in segments for index in segment.layers if layer_name(index) not in values]
     if missing:
         yield f"layers {missing} are not in the graph"
 
 
-def _weights(model: ir.Model) -> Iterator[str]:
+def _weights(model: ir.Model, files: Collection[str]) -> Iterator[str]:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
             yield f"{name} has no value"
         elif not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > LARGEST_CONSTANT:
             yield f"{name} puts {tensor.nbytes} bytes into the graph instead of referring to the checkpoint"
+        elif isinstance(tensor, ir.ExternalTensor) and str(tensor.location) not in files:
+            yield f"{name} lies in {tensor.location}, which is no weight file of the bundle"
+
+
+def _sources(built: BuiltGraph) -> Iterator[str]:
+    """Every weight must lie where its source says."""
+    for name, value in built.model.graph.initializers.items():
+        tensor, source = value.const_value, built.sources.get(name)
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        place = (str(tensor.location), tensor.offset, tensor.length)
+        if source is None or place != (source.tensor.file, source.tensor.offset, source.tensor.nbytes):
+            yield f"{name} lies in {tensor.location}, {tensor.length} bytes from {tensor.offset}, not at its source"
 
 
 def _prefix(node: ir.Node) -> str:

@@ -1,37 +1,47 @@
-"""Building the graph of a bundle: trace, assemble, refer to the weights."""
+"""Building the graphs of a bundle: trace, assemble, refer to the weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from funnel_export.bundle.manifest import MODEL
+from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.weights import WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
+from funnel_export.exporter.signature import kinds_of
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
 from funnel_export.exporter.weights import check_head, find_weights, refer_to_weights
-from funnel_export.spec.choices import Dtype, Logits, Task
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.choices import Task
+from funnel_export.spec.export import ExportSpec
 
 
-def build_graph(
-    checkpoint: Checkpoint,
-    task: Task,
-    spec: FunnelSpec | None,
-    dtype: Dtype,
-    opset: int,
-    logits: Logits = Logits.ALL,
-) -> ir.Model:
-    """The ONNX graph of a checkpoint with a funnel, its weights referring to the checkpoint's files.
+@dataclass(frozen=True, slots=True)
+class BuiltGraph:
+    """A graph that is ready to be audited and written."""
+
+    model: ir.Model
+    sources: Mapping[str, WeightSource]
+    """Where each weight comes from, by the name of its initializer."""
+    kinds: Mapping[str, Kind]
+    """What each input and output stands for, by name."""
+
+
+def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGraph]:
+    """The ONNX graphs of a checkpoint by role, their weights referring to the checkpoint's files.
 
     Raises:
-        CheckpointError: if the checkpoint is not a whole Gemma2.
+        CheckpointError: if the checkpoint is not whole.
         SpecError: if the funnel does not fit it.
     """
-    if task is Task.TEXT_GENERATION:
+    if spec.task is Task.TEXT_GENERATION:
         check_head(checkpoint)
-    skeleton = build_skeleton(checkpoint.config, task, dtype)
-    if spec is not None:
-        spec.validate(checkpoint.architecture.num_hidden_layers)
-        spec.validate_task(task)
+    skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
+    if spec.funnel is not None:
+        spec.funnel.validate(checkpoint.architecture.num_hidden_layers)
     find_weights(skeleton.shapes, checkpoint)  # what is missing is said before the seconds that tracing takes
-    model, parameters = assemble(trace(skeleton, task, spec, opset, logits))
-    refer_to_weights(model, parameters, checkpoint)
-    return model
+    model, parameters = assemble(trace(skeleton, spec))
+    sources = refer_to_weights(model, parameters, checkpoint)
+    return {MODEL: BuiltGraph(model, sources, kinds_of(spec))}

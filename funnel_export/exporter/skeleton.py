@@ -1,43 +1,38 @@
 """The Hugging Face model of a checkpoint: shapes of parameters, and no weight in memory."""
 
 import contextlib
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import Gemma2Config
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
 
 from funnel_export.errors import CheckpointError, ExportError
-from funnel_export.families.gemma2 import CHECKED, Architecture
-from funnel_export.funnel import TASK_CLASSES
-from funnel_export.spec.choices import Dtype, Task
-
-
-def read_config(config: dict[str, Any]) -> Gemma2Config:
-    """A `config.json` as Hugging Face reads it, without the keys that do not change what a Gemma2 computes.
-
-    Raises:
-        CheckpointError: if it does not describe a Gemma2.
-    """
-    Architecture.of(config)
-    try:
-        return Gemma2Config.from_dict(copy.deepcopy({key: config[key] for key in sorted(CHECKED & config.keys())}))
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as err:
-        raise CheckpointError("config.json does not describe a Gemma2", got=err, wanted="a Gemma2Config") from err
+from funnel_export.families.base import Family
+from funnel_export.spec.choices import Task
+from funnel_export.spec.export import ExportSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """A model with parameters that have shapes only, and buffers that have values."""
 
+    family: Family
     model: Any
     mode: FakeTensorMode
     """The mode in which its parameters were made."""
+
+    @property
+    def base(self) -> Any:
+        """The model without its head."""
+        return self.family.base_of(self.model)
+
+    @property
+    def base_prefix(self) -> str:
+        """How the names of the base's parameters begin in the model."""
+        names = (name for name, module in self.model.named_modules() if module is self.base)
+        return "".join(f"{name}." for name in names if name)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -45,32 +40,30 @@ class Skeleton:
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
 
 
-def build_skeleton(config: dict[str, Any], task: Task, dtype: Dtype) -> Skeleton:
+def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) -> Skeleton:
     """The Hugging Face model that `config` describes.
 
     Raises:
-        CheckpointError: if `config` does not describe a Gemma2 that can be exported.
+        CheckpointError: if `config` does not describe a model that can be exported.
     """
-    built = read_config(config)
+    built = family.read_config(config)
     built._attn_implementation = "eager"
-    if task is Task.TEXT_CLASSIFICATION and built.pad_token_id is None:
+    if spec.task is Task.TEXT_CLASSIFICATION and built.pad_token_id is None:
         raise CheckpointError(
             "text classification reads the last token that is not padding",
             got="no pad_token_id in config.json",
             wanted="a pad_token_id",
         )
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values
-    compute = getattr(torch, dtype)
+    compute = getattr(torch, spec.dtype)
     with _default_dtype(compute), mode:
-        model: Any = TASK_CLASSES[task](built)
+        model: Any = family.model_class(spec.task)(built)
         model.eval().requires_grad_(False)
-    base = getattr(model, "model", model)
-    base.rotary_emb = Gemma2RotaryEmbedding(built)
-    base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=compute)
+    family.make_buffers(family.base_of(model), built, compute)
     unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
     if unreal:
         raise ExportError("a buffer of the model has no value", got=unreal, wanted="a version of transformers >= 5.10")
-    return Skeleton(model, mode)
+    return Skeleton(family, model, mode)
 
 
 @contextlib.contextmanager

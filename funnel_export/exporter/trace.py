@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
+from funnel_export.exporter.signature import INPUTS, output_of
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import LayerPart
-from funnel_export.spec.choices import Logits, Task
+from funnel_export.spec.choices import Logits
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
-
-BATCH, SEQUENCE = "batch_size", "sequence_length"
-INPUTS = ("input_ids", "attention_mask")
-OUTPUTS = {task: "last_hidden_state" if task is Task.FEATURE_EXTRACTION else "logits" for task in Task}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +39,37 @@ class TracedPart:
     """Names of the model's parameters that go in after the operands."""
 
 
-def trace(skeleton: Skeleton, task: Task, spec: FunnelSpec | None, opset: int, logits: Logits = Logits.ALL) -> Trace:
+def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
     """Trace a model with a funnel.
 
     Args:
         skeleton: the model, which is of no other use afterwards.
-        task: which of the four classes it is of.
-        spec: a funnel that fits it, or None for the dense model.
-        opset: ONNX opset version.
-        logits: for which tokens a language model gives logits.
+        spec: what is exported; its funnel fits the model.
 
     Raises:
         CheckpointError: if the model cannot carry a funnel.
     """
     model, mode = skeleton.model, skeleton.mode
-    calls = _calls(model, spec, mode)
+    calls = _calls(model, spec.funnel, mode)
     representatives: dict[object, Call] = {}
     for call in calls.values():
         representatives.setdefault(call.signature(), call)
-    patch_forward(model, spec, Outline(), last_only=logits is Logits.LAST)
-    base = getattr(model, "model", model)
+    patch_forward(model, spec.funnel, Outline(), last_only=spec.logits is Logits.LAST)
+    base = skeleton.base
     layers = list(base.layers)
     del base.layers  # a plain list is not lifted into the trace: the outline needs no layer's parameters
     base.layers = layers
-    whole = Operand(torch.int64, (BATCH, SEQUENCE))
-    main = Piece(_Outputs(model, OUTPUTS[task]), dict.fromkeys(INPUTS, whole), (OUTPUTS[task],))
-    graph, *traced = translate([main, *map(_piece, representatives.values())], opset, mode)
+    output = output_of(spec).name
+    inputs = {port.name: Operand(torch.int64, port.axes) for port in INPUTS}
+    main = Piece(_Outputs(model, output), inputs, (output,))
+    graph, *traced = translate([main, *map(_piece, representatives.values())], spec.opset, mode)
     bodies = dict(zip(representatives, traced, strict=True))
     for call, body in zip(representatives.values(), traced, strict=True):
         _share_lengths(body, call)
         _weights_to_inputs(body, call)
     for value in list(graph.graph.initializers.values()):
         value.name = str(value.name).removeprefix("wrapped.")
-    prefix = "" if base is model else "model."
+    prefix = skeleton.base_prefix
     parts = {
         name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call)))
         for name, call in calls.items()

@@ -1,11 +1,15 @@
 """Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx_ir as ir
+from safetensors.torch import save_file
+from torch import Tensor
 
+from funnel_export.bundle.weights import Derived, DerivedFile, Recipe, Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.checkpoint.safetensors import StoredTensor
+from funnel_export.checkpoint.safetensors import StoredTensor, WeightFile
 from funnel_export.errors import CheckpointError
 from funnel_export.spec.choices import Dtype
 
@@ -15,14 +19,18 @@ COMPUTE_DTYPES = {
     Dtype.FLOAT16: ir.DataType.FLOAT16,
     Dtype.BFLOAT16: ir.DataType.BFLOAT16,
 }
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def refer_to_weights(model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint) -> None:
+def refer_to_weights(
+    model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint
+) -> dict[str, WeightSource]:
     """Turn each parameter, an input of the graph so far, into an initializer that refers to the checkpoint.
 
     A weight stored in another dtype than the graph computes in is cast in the graph; an embedding is gathered first and
     cast then, so that no runtime makes a second table of it.
+
+    Returns:
+        Where each weight comes from, by name.
 
     Raises:
         CheckpointError: as `find_weights` does.
@@ -34,6 +42,7 @@ def refer_to_weights(model: ir.Model, parameters: Sequence[ir.Value], checkpoint
     model.graph.inputs.extend(kept)
     for value in parameters:
         _refer(model, value, stored[str(value.name)])
+    return {name: Stored(tensor) for name, tensor in stored.items()}
 
 
 def find_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -68,13 +77,34 @@ def find_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) 
 def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
     compute, dtype = value.dtype, STORED_DTYPES[tensor.dtype]
     assert compute is not None
-    value.const_value = ir.ExternalTensor(
-        tensor.file, tensor.offset, tensor.nbytes, dtype, shape=ir.Shape(tensor.shape), name=str(value.name)
-    )
+    value.const_value = reference(str(value.name), tensor)
     value.dtype = dtype
     model.graph.register_initializer(value)
     if dtype != compute:
         _cast_uses(model, value, dtype, compute)
+
+
+def reference(name: str, tensor: StoredTensor) -> ir.ExternalTensor:
+    """An initializer's value: a place in a safetensors file beside the graph."""
+    shape, dtype = ir.Shape(tensor.shape), STORED_DTYPES[tensor.dtype]
+    return ir.ExternalTensor(tensor.file, tensor.offset, tensor.nbytes, dtype, shape=shape, name=name)
+
+
+def derive_weights(folder: Path, file: str, tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Derived]:
+    """Write tensors that are made of the checkpoint's into a file of their own, before a graph refers to them.
+
+    Args:
+        folder: the bundle's folder, while it is being written.
+        file: name of the file, which ends in .safetensors.
+        tensors: by the names of their initializers.
+        recipe: how they were made.
+
+    Returns:
+        Where each lies, by name.
+    """
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
+    record = DerivedFile.of(folder / file, recipe)
+    return {name: Derived(tensor, record) for name, tensor in WeightFile.read(folder / file).tensors.items()}
 
 
 def _cast_uses(model: ir.Model, value: ir.Value, stored: ir.DataType, compute: ir.DataType) -> None:
@@ -112,16 +142,16 @@ def check_head(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: if they differ.
     """
-    tensors = checkpoint.tensors
-    embedding = tensors.get(EMBEDDING)
-    head = tensors.get(HEAD)
+    tensors, family = checkpoint.tensors, checkpoint.family
+    embedding = tensors.get(family.embedding)
+    head = tensors.get(family.head)
     if not checkpoint.architecture.tie_word_embeddings or embedding is None or head is None:
         return
     if (embedding.dtype, embedding.shape) == (head.dtype, head.shape) and _same_bytes(checkpoint, embedding, head):
         return
     raise CheckpointError(
         "config.json ties the head to the embedding, and the files hold two different ones",
-        got=f"{HEAD} differs from {EMBEDDING}",
+        got=f"{family.head} differs from {family.embedding}",
         wanted="one of them, or two equal ones",
         hint='"tie_word_embeddings": false in config.json if the head is meant to be its own',
     )

@@ -1,86 +1,108 @@
-"""Writing a bundle: graph, weights, companions, manifest."""
+"""Writing a bundle: graphs, weights, companions, manifest."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
 
-from funnel_export.bundle.manifest import GRAPH, MANIFEST, GraphRecord, Manifest, TensorRecord, WeightRecord
+from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest
+from funnel_export.bundle.ports import Kind, Port
+from funnel_export.bundle.weights import StoredFile, files_of
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, ExportError
-from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.exporter.build import BuiltGraph
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.place import Placing, place
 
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What the manifest says of an export."""
-
-    task: Task
-    dtype: Dtype
-    spec: FunnelSpec | None
-    logits: Logits
-    source: str
-    """The checkpoint as it was named."""
-
-
-def write_bundle(folder: Path, model: ir.Model, checkpoint: Checkpoint, facts: Facts, placing: Placing) -> None:
-    """Fill an empty folder with a bundle.
+def write_bundle(
+    folder: Path,
+    graphs: Mapping[str, BuiltGraph],
+    checkpoint: Checkpoint,
+    spec: ExportSpec,
+    *,
+    source: str,
+    placing: Placing,
+) -> None:
+    """Fill a folder, in which derived weights may lie already, with a bundle.
 
     Weight files are hard-linked, or copied where that is asked for or the folder is on another file system.
     `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied as they are.
 
+    Args:
+        folder: where to write.
+        graphs: the graphs by role; each is written as `<role>.onnx`.
+        checkpoint: what was exported.
+        spec: what the graphs compute.
+        source: the checkpoint as it was named.
+        placing: how weight files get into the bundle.
+
     Raises:
         BundleError: if the folder cannot be written, for want of space for example.
     """
-    used = {
-        value.const_value.location
-        for value in model.graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    weights = [file for file in checkpoint.weights if file.file in used]
+    weights = files_of((source for built in graphs.values() for source in built.sources.values()), checkpoint.weights)
+    stored = {weight.file for weight in weights if isinstance(weight, StoredFile)}
+    files = [file for file in checkpoint.weights if file.file in stored]
     try:
-        ir.save(model, folder / GRAPH)
-        for file in weights:
+        for role, built in graphs.items():
+            ir.save(built.model, folder / graph_file(role))
+        for file in files:
             place(checkpoint.path / file.file, folder / file.file, placing)
-        _write_config(folder, checkpoint, facts.spec)
-        if [file.file for file in weights] != [SINGLE]:
-            _write_index(folder, weights)
+        _write_config(folder, checkpoint, spec.funnel)
+        if [file.file for file in files] != [SINGLE]:
+            _write_index(folder, files)
         for name in COMPANIONS:
             if (checkpoint.path / name).exists():
                 (folder / name).write_bytes(checkpoint.companion(name))
-        manifest = _manifest(folder, model, weights, facts)
+        manifest = Manifest(
+            task=spec.task,
+            dtype=spec.dtype,
+            opset=spec.opset,
+            logits=spec.logits,
+            funnel=None if spec.funnel is None else spec.funnel.to_dict(),
+            graphs={role: _record(folder, role, built) for role, built in graphs.items()},
+            weights=weights,
+            config_sha256=_digest(folder / CONFIG),
+            source=source,
+            versions={tool: version(tool) for tool in TOOLS},
+        )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:
         raise BundleError("the bundle could not be written", got=err, wanted="room and permission to write") from err
 
 
-def _manifest(folder: Path, model: ir.Model, weights: list[WeightFile], facts: Facts) -> Manifest:
-    graph = GraphRecord(
-        file=GRAPH,
-        sha256=hashlib.sha256((folder / GRAPH).read_bytes()).hexdigest(),
-        inputs=[_record(value) for value in model.graph.inputs],
-        outputs=[_record(value) for value in model.graph.outputs],
+def graph_file(role: str) -> str:
+    """Name of the file of a graph."""
+    return f"{role}.onnx"
+
+
+def _record(folder: Path, role: str, built: BuiltGraph) -> GraphRecord:
+    graph = built.model.graph
+    return GraphRecord(
+        file=graph_file(role),
+        sha256=_digest(folder / graph_file(role)),
+        inputs=[_port(value, built.kinds) for value in graph.inputs],
+        outputs=[_port(value, built.kinds) for value in graph.outputs],
     )
-    return Manifest(
-        task=facts.task,
-        dtype=facts.dtype,
-        opset=model.opset_imports[""],
-        logits=facts.logits,
-        funnel=None if facts.spec is None else facts.spec.to_dict(),
-        graphs=[graph],
-        weights=[WeightRecord.of(file) for file in weights],
-        config_sha256=hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest(),
-        source=facts.source,
-        versions={tool: version(tool) for tool in TOOLS},
-    )
+
+
+def _port(value: ir.Value, kinds: Mapping[str, Kind]) -> Port:
+    if value.dtype is None or value.shape is None:
+        raise ExportError(f"{value.name} has no dtype or shape")
+    shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
+    name = str(value.name)
+    return Port(name=name, kind=kinds[name], dtype=value.dtype.numpy().name, shape=shape)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None) -> None:
@@ -98,10 +120,3 @@ def _write_index(folder: Path, weights: list[WeightFile]) -> None:
         "weight_map": {name: file.file for file in weights for name in file.tensors},
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _record(value: ir.Value) -> TensorRecord:
-    if value.dtype is None or value.shape is None:
-        raise ExportError(f"{value.name} has no dtype or shape")
-    shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
-    return TensorRecord(name=str(value.name), dtype=value.dtype.numpy().name, shape=shape)

@@ -1,11 +1,11 @@
-"""The funnelled Gemma2: a forward that runs the middle layers on slots, for one pass and for chunks with a cache.
+"""The funnelled model: a forward that runs some layers on slots, for one pass and for chunks with a cache.
 
 Every step on hidden states is a *part*: a decoder layer, the pooling, the recovery. Parts are called through a
 `Runner`, so that the same forward serves eager PyTorch, an export that traces each part once, and a comparison that
 wants to see the hidden states between the parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from funnel_export.errors import SpecError
+from funnel_export.families.base import Family
 from funnel_export.funnel.cache import FunnelCache
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.masks import attention_bias
@@ -27,16 +27,9 @@ from funnel_export.funnel.pooling import pool
 from funnel_export.funnel.recovery import recover
 from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import POOLED, RECOVERED, FunnelSpec, Segment, layer_name
 
 Part = Callable[..., Tensor]
-
-POOL, RECOVER = "funnel.pooled", "funnel.recovered"
-
-
-def layer_name(index: int) -> str:
-    """Name of a decoder layer's output among the boundaries."""
-    return f"layers.{index}"
 
 
 @runtime_checkable  # so that annotations can be checked while testing
@@ -68,9 +61,12 @@ class LayerPart:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a patched model runs: its funnel, none for the dense model, and the runner of its parts."""
+    """How a patched model runs: its family, its segments, and the runner of its parts."""
 
+    family: Family
     spec: FunnelSpec | None
+    """The funnel, None for the dense model."""
+    segments: tuple[Segment, ...]
     run: Runner = call_part
     config: PreTrainedConfig | None = None
     """The model's own config, if it was replaced by a copy that carries the funnel."""
@@ -81,7 +77,7 @@ class Plan:
 @merge_with_config_defaults  # type: ignore[untyped-decorator]
 @capture_outputs  # type: ignore[untyped-decorator]
 def funnel_forward(
-    self: Gemma2Model,
+    self: nn.Module,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -90,7 +86,7 @@ def funnel_forward(
     use_cache: bool | None = None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
-    """`Gemma2Model.forward` with a funnel.
+    """The forward of a model without its head, with a funnel.
 
     Args:
         input_ids: [batch, length] tokens of this chunk; or `inputs_embeds`, [batch, length, hidden_size].
@@ -106,35 +102,36 @@ def funnel_forward(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-    x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-    plan = cast(Plan, self.funnel_plan)
+    model = cast(Any, self)
+    x = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    plan = cast(Plan, model.funnel_plan)
     cache = _cache(plan.spec, past_key_values, bool(use_cache))
     rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
     if position_ids is not None and has_values(position_ids):
         _check_positions(position_ids, rows)
-    attention = cast(Any, self.layers[0]).self_attn.config._attn_implementation
+    attention = model.layers[0].self_attn.config._attn_implementation
     if attention != "eager":
         raise SpecError("a funnelled model runs with eager attention", got=attention, wanted="eager")
-    tokens = Resolution(Context(self, plan.run, cache, kwargs), rows.queries, rows.keys)
-    layers = self.config.num_hidden_layers
-    if plan.spec is None:
-        x = tokens.run_layers(x, range(layers))
-    else:
-        x = tokens.run_layers(x, range(plan.spec.pool_layer))
-        x = _through_the_middle(tokens.context, plan.spec, x, rows)
-        x = tokens.run_layers(x, range(plan.spec.recover_layer, layers))
+    tokens = Resolution(Context(model, plan.family, plan.run, cache, kwargs), rows.queries, rows.keys)
+    for segment in plan.segments:
+        if segment.funnel is None:
+            x = tokens.run_layers(x, segment.layers)
+        else:
+            x = _run_on_slots(tokens.context, segment.funnel, segment.layers, x, rows)
     if cache is not None:
         cache.columns = rows.keys.shape[1]
     if plan.last_only:
         x = take_columns(x, rows.first + rows.length - 1)
-    return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
+    return BaseModelOutputWithPast(last_hidden_state=plan.family.final_norm(model)(x), past_key_values=cache)
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What every step of one forward needs."""
 
-    model: Gemma2Model
+    model: Any
+    """The model without its head."""
+    family: Family
     run: Runner
     cache: FunnelCache | None
     kwargs: dict[str, Any]
@@ -150,30 +147,29 @@ class Resolution:
     def __init__(self, context: Context, queries: Tensor, keys: Tensor) -> None:
         self.context, self.queries, self.keys = context, queries, keys
         self._biases: dict[str, Tensor] = {}
-        self._rope: tuple[Tensor, Tensor] | None = None
+        self._angles: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     def run_layers(self, x: Tensor, layers: range) -> Tensor:
         """Hidden states [batch, length, width] through the layers of that range."""
-        model = self.context.model
+        model, family = self.context.model, self.context.family
         for index in layers:
-            if self._rope is None:
-                self._rope = model.rotary_emb(x, self.queries.clamp(min=0))
+            layer_type = model.config.layer_types[index]
+            if self._angles is None:
+                self._angles = family.angles(model, x, self.queries.clamp(min=0))
             part = LayerPart(model.layers[index], self.context.cache, self.context.kwargs)
-            bias = self._bias(index, x.dtype)
-            x = self.context.run(layer_name(index), part, x, bias, *self._rope, length=x.shape[1])
+            operands = x, self._bias(layer_type, x.dtype), *self._angles[layer_type]
+            x = self.context.run(layer_name(index), part, *operands, length=x.shape[1])
         return x
 
-    def _bias(self, index: int, dtype: torch.dtype) -> Tensor:
-        config = self.context.model.config
-        kind = cast(list[str], config.layer_types)[index]
-        if kind not in self._biases:
-            window = config.sliding_window if kind == "sliding_attention" else None
-            self._biases[kind] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=dtype)
-        return self._biases[kind]
+    def _bias(self, layer_type: str, dtype: torch.dtype) -> Tensor:
+        if layer_type not in self._biases:
+            window = self.context.family.window_of(self.context.model.config, layer_type)
+            self._biases[layer_type] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=dtype)
+        return self._biases[layer_type]
 
 
-def _through_the_middle(context: Context, spec: FunnelSpec, x: Tensor, rows: Rows) -> Tensor:
-    """Pool the newly closed windows, run the middle layers on them, recover the chunk's tokens."""
+def _run_on_slots(context: Context, spec: FunnelSpec, layers: range, x: Tensor, rows: Rows) -> Tensor:
+    """Pool the newly closed windows, run these layers on them, recover the chunk's tokens."""
     run, cache, first = context.run, context.cache, rows.first
     if cache is not None and cache.open is not None:  # the open window's tokens stand left of the chunk's
         columns = torch.cat([cache.open, x], dim=1)
@@ -188,14 +184,14 @@ def _through_the_middle(context: Context, spec: FunnelSpec, x: Tensor, rows: Row
         if cache.pooled is None:  # a first chunk of nothing but padding: an absent slot stands for none
             count = max(count, 1)
     slots = torch.arange(count, device=x.device)[None] + closed  # of one row if that serves all
-    pooled = run(POOL, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
+    pooled = run(POOLED, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
     positions = slot_positions(slots, rows.length, spec)
     keys = positions
     if cache is not None and cache.slot_positions is not None:
         keys = torch.cat([cache.slot_positions, positions], dim=1)
     middle = pooled
     if cache is None or count:
-        middle = Resolution(context, positions, keys).run_layers(pooled, range(spec.pool_layer, spec.recover_layer))
+        middle = Resolution(context, positions, keys).run_layers(pooled, layers)
     reads = read_slots(rows.queries, spec) - closed
     if cache is not None:
         if cache.pooled is not None and cache.middle is not None:  # a token may read the slot closed before the chunk
@@ -203,7 +199,7 @@ def _through_the_middle(context: Context, spec: FunnelSpec, x: Tensor, rows: Row
             middle = torch.cat([cache.middle, middle], dim=1)
             reads = reads + 1
         _remember(cache, spec, rows, columns, first, pooled, middle, keys)
-    return run(RECOVER, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
+    return run(RECOVERED, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
 
 
 def _remember(

@@ -3,27 +3,14 @@
 import copy
 from dataclasses import replace
 from types import MethodType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.gemma2.modeling_gemma2 import (
-    Gemma2ForCausalLM,
-    Gemma2ForSequenceClassification,
-    Gemma2ForTokenClassification,
-    Gemma2Model,
-)
 
 from funnel_export.errors import CheckpointError, SpecError
+from funnel_export.families.registry import family_of
 from funnel_export.funnel.model import Plan, Runner, call_part, funnel_forward
-from funnel_export.spec.choices import Task
-from funnel_export.spec.funnel import FunnelSpec
-
-TASK_CLASSES: dict[Task, type[PreTrainedModel]] = {
-    Task.FEATURE_EXTRACTION: Gemma2Model,
-    Task.TEXT_GENERATION: Gemma2ForCausalLM,
-    Task.TEXT_CLASSIFICATION: Gemma2ForSequenceClassification,
-    Task.TOKEN_CLASSIFICATION: Gemma2ForTokenClassification,
-}
+from funnel_export.spec.funnel import FunnelSpec, segments_of
 
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -32,8 +19,7 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
     """Put a funnel on this model, in place; parameters, their names and every other model stay as they are.
 
     Args:
-        model: a loaded `Gemma2Model`, `Gemma2ForCausalLM`, `Gemma2ForSequenceClassification` or
-            `Gemma2ForTokenClassification` with eager attention.
+        model: a loaded Hugging Face model of one of the families, with eager attention.
         spec: the funnel; by default the one that the model's `config.json` carries under "funnel".
 
     Returns:
@@ -41,7 +27,7 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
 
     Raises:
         SpecError: if the funnel does not fit the model or its task, or the model has one already.
-        CheckpointError: if the model is not a Gemma2 that can carry a funnel.
+        CheckpointError: if the model is of no family that can carry a funnel.
     """
     if spec is None:
         stored = getattr(model.config, "funnel", None)
@@ -54,9 +40,10 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
             )
         spec = FunnelSpec.from_dict(stored)
     spec.validate(model.config.num_hidden_layers)
-    spec.validate_task(_task(model))
+    family, task = family_of(model)
+    spec.validate_task(task)
     patch_forward(model, spec)
-    base, own = _base(model), model.config
+    base, own = family.base_of(model), model.config
     base.funnel_plan = replace(base.funnel_plan, config=own)
     model.config = base.config = copy.deepcopy(own)  # other models may have been made from the same config object
     model.config.funnel = spec.to_dict()
@@ -69,7 +56,8 @@ def remove_funnel(model: M) -> M:
     Raises:
         SpecError: if the model has no funnel.
     """
-    base = _base(model)
+    family, _ = family_of(model)
+    base = family.base_of(model)
     own = base.funnel_plan.config if "funnel_plan" in base.__dict__ else None
     unpatch_forward(model)
     if own is not None:
@@ -82,16 +70,16 @@ def remove_funnel(model: M) -> M:
 def patch_forward(
     model: PreTrainedModel, spec: FunnelSpec | None, run: Runner = call_part, *, last_only: bool = False
 ) -> None:
-    """Replace the forward of this model's `Gemma2Model`; with no funnel it computes what the dense model computes.
+    """Replace the forward of this model without its head; with no funnel it computes what the dense model computes.
 
     With `last_only` it gives the hidden states of each row's last token only, [batch, 1, width].
 
     Raises:
         SpecError: if it is replaced already.
-        CheckpointError: if the model is not a Gemma2 with eager attention.
+        CheckpointError: if the model is of no family here, or has another attention than the eager one.
     """
-    _task(model)
-    base = _base(model)
+    family, _ = family_of(model)
+    base = family.base_of(model)
     if "funnel_plan" in base.__dict__:
         raise SpecError(
             "the model has a funnel already",
@@ -102,7 +90,7 @@ def patch_forward(
     attention = base.config._attn_implementation
     if attention != "eager":
         raise CheckpointError(
-            "only eager attention computes Gemma2's softcap in every version of transformers",
+            "a funnel needs eager attention: other kinds drop softcaps in some versions of transformers",
             got=f"attn_implementation={attention!r}",
             wanted="attn_implementation='eager'",
             hint=f"{type(model).__name__}.from_pretrained(..., attn_implementation='eager')",
@@ -111,7 +99,7 @@ def patch_forward(
         raise CheckpointError(
             "a funnel is defined for causal attention only",
             got="use_bidirectional_attention=true",
-            wanted="a causal Gemma2",
+            wanted=f"a causal {family.title}",
         )
     if "forward" in base.__dict__:
         raise CheckpointError(
@@ -120,7 +108,8 @@ def patch_forward(
             wanted="the class's forward",
             hint="load it without device_map and other hooks, then apply the funnel",
         )
-    base.funnel_plan = Plan(spec, run, last_only=last_only)
+    segments = segments_of(spec, model.config.num_hidden_layers)
+    base.funnel_plan = Plan(family, spec, segments, run, last_only=last_only)
     base.forward = MethodType(funnel_forward, base)
     # The proof that it took: what a call of the model reaches is this forward, with this funnel.
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:
@@ -129,23 +118,8 @@ def patch_forward(
 
 def unpatch_forward(model: PreTrainedModel) -> None:
     """Give the model its own forward back; `SpecError` if it has it."""
-    base = _base(model)
+    base = family_of(model)[0].base_of(model)
     if "funnel_plan" not in base.__dict__:
         raise SpecError("the model has no funnel", got=type(model).__name__, wanted="a model after apply_funnel")
     del base.funnel_plan
     del base.forward
-
-
-def _task(model: PreTrainedModel) -> Task:
-    for task, kind in TASK_CLASSES.items():
-        if type(model) is kind:
-            return task
-    raise CheckpointError(
-        "this is not a model that can carry a funnel",
-        got=type(model).__name__,
-        wanted=", ".join(kind.__name__ for kind in TASK_CLASSES.values()),
-    )
-
-
-def _base(model: Any) -> Any:
-    return model if isinstance(model, Gemma2Model) else model.model

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from funnel_export.bundle.manifest import SCHEMA
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.verify.parity_report import ParityReport
 
@@ -155,7 +156,7 @@ class Gate(_Report):
 class LatencyReport(_Report):
     """The outcome of `bench`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA
     conditions: dict[str, str]
     task: Task
     dtype: Dtype

@@ -1,10 +1,15 @@
 """Counting operations: what a funnel saves if time were in proportion to multiplications."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.bundle.load import Bundle
+from funnel_export.families.base import Architecture, Family
 from funnel_export.spec.choices import Logits, Task
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.funnel import FunnelSpec, segments_of
+
+LENGTHS = (128, 512, 2048, 8192)
+"""Lengths for which the saving is predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,43 +29,42 @@ class Operations:
         return self.layers + self.attention + self.head
 
 
-def count_operations(
-    architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int, logits: Logits = Logits.ALL
-) -> Operations:
-    """Operations for a row of `length` tokens.
-
-    Per token, a layer's projections have hidden*(2*heads + 2*kv_heads)*head_dim + 3*hidden*intermediate weights; per
-    pair of positions, attention multiplies 2*heads*head_dim numbers.
-    """
-    hidden, width = architecture.hidden_size, architecture.intermediate_size
-    heads, kv_heads = architecture.num_attention_heads, architecture.num_key_value_heads
-    head_dim = architecture.head_dim
-    weights = hidden * 2 * (heads + kv_heads) * head_dim + 3 * hidden * width
-    lengths = layer_lengths(architecture.num_hidden_layers, spec, length)
+def count_operations(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> Operations:
+    """Operations for a row of `length` tokens."""
+    cost = family.layer_cost(architecture)
+    lengths = layer_lengths(architecture.num_hidden_layers, spec.funnel, length)
     outputs = {
         Task.FEATURE_EXTRACTION: 0,
         Task.TEXT_GENERATION: architecture.vocab_size,
         Task.TEXT_CLASSIFICATION: architecture.num_labels,
         Task.TOKEN_CLASSIFICATION: architecture.num_labels,
-    }[task]
+    }[spec.task]
     return Operations(
-        layers=sum(2 * weights * n for n in lengths),
-        attention=sum(4 * heads * head_dim * n * n for n in lengths),
-        head=2 * hidden * outputs * (1 if logits is Logits.LAST else length),
+        layers=sum(2 * cost.weights * n for n in lengths),
+        attention=sum(2 * cost.attention * n * n for n in lengths),
+        head=2 * architecture.hidden_size * outputs * (1 if spec.logits is Logits.LAST else length),
     )
 
 
-def layer_lengths(num_layers: int, spec: FunnelSpec | None, length: int) -> list[int]:
+def layer_lengths(num_layers: int, funnel: FunnelSpec | None, length: int) -> list[int]:
     """How many positions each layer runs on, for a row of `length` tokens."""
-    if spec is None:
-        return [length] * num_layers
-    middle = range(spec.pool_layer, spec.recover_layer)
-    return [spec.num_slots(length) if index in middle else length for index in range(num_layers)]
+    return [segment.length(length) for segment in segments_of(funnel, num_layers) for _ in segment.layers]
 
 
-def predicted_ratio(
-    architecture: Architecture, task: Task, spec: FunnelSpec | None, length: int, logits: Logits = Logits.ALL
-) -> float:
+def predicted_ratio(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> float:
     """Operations of the funnelled model over those of the dense one."""
-    dense = count_operations(architecture, task, None, length, logits).total
-    return count_operations(architecture, task, spec, length, logits).total / dense
+    dense = count_operations(family, architecture, replace(spec, funnel=None), length).total
+    return count_operations(family, architecture, spec, length).total / dense
+
+
+def predictions(bundle: Bundle) -> list[dict[str, float]]:
+    """What a bundle's funnel saves at each length, in operations of one row."""
+    rows = []
+    for length in LENGTHS:
+        dense, funnel = (
+            count_operations(bundle.family, bundle.architecture, spec, length).total
+            for spec in (replace(bundle.spec, funnel=None), bundle.spec)
+        )
+        row = {"length": length, "dense_gflop": dense / 1e9, "funnel_gflop": funnel / 1e9, "ratio": funnel / dense}
+        rows.append(row)
+    return rows

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle.engine import load_engine
 from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.bundle.ports import Kind, feed
 from funnel_export.errors import TargetUnavailableError
 from funnel_export.latency.serve import Model, serve
 from funnel_export.spec.choices import Dtype
@@ -44,17 +45,21 @@ class TargetModel:
         engine = None if setup.engine is None else load_engine(bundle, setup.engine)
         if engine is not None:
             check_fits(target, engine)
-        self._session = target.load(bundle, engine=engine)
-        self._output = bundle.manifest.graphs[0].outputs[0].name
+        self._session = target.load(bundle.model, engine=engine)
+        self._graph = bundle.model
         self.facts = {"device": self._session.device, "precision": self._session.precision}
 
     def run(self, ids: list[list[int]]) -> list[float]:
         """See `Model.run`."""
-        return _last(self._session.run(_inputs(ids))[self._output])
+        return _last(self._session.run(self._feed(ids))[self._graph.output.name])
 
     def prepare(self, ids: list[list[int]]) -> Callable[[], object]:
         """See `Model.prepare`."""
-        return self._session.prepare(_inputs(ids))
+        return self._session.prepare(self._feed(ids))
+
+    def _feed(self, ids: list[list[int]]) -> dict[str, NDArray[Any]]:
+        tokens = np.array(ids, dtype=np.int64)
+        return feed(self._graph.inputs, {Kind.TOKENS: tokens, Kind.MASK: np.ones_like(tokens)})
 
 
 class TorchModel:
@@ -66,13 +71,13 @@ class TorchModel:
         from funnel_export.funnel import apply_funnel
         from funnel_export.verify.reference import load_model, output_options
 
-        dtype = setup.dtype or bundle.manifest.dtype
+        dtype = setup.dtype or bundle.spec.dtype
         self._device, self._torch = torch.device(setup.device), torch
         self._model = load_model(bundle, getattr(torch, dtype)).to(self._device)
-        if bundle.manifest.spec is not None:
-            apply_funnel(self._model, bundle.manifest.spec)
+        if bundle.spec.funnel is not None:
+            apply_funnel(self._model, bundle.spec.funnel)
         self._forward: Callable[..., Any] = torch.compile(self._model) if setup.compiled else self._model
-        self._output, self._options = bundle.manifest.graphs[0].outputs[0].name, output_options(bundle)
+        self._output, self._options = bundle.model.output.name, output_options(bundle)
         name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         self.facts = {"device": name, "precision": str(dtype)}
 
@@ -104,11 +109,6 @@ def device_bytes() -> int | None:
         return None
     free, total = call("cudaMemGetInfo")
     return int(total) - int(free)
-
-
-def _inputs(ids: list[list[int]]) -> dict[str, NDArray[np.int64]]:
-    tokens = np.array(ids, dtype=np.int64)
-    return {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
 
 
 def _last(output: NDArray[Any]) -> list[float]:

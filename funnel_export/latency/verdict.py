@@ -39,8 +39,8 @@ def evaluate(
     No parity, no number: a target that did not pass `check` has no rows, nor has one whose outputs on a timed shape are
     not those of eager PyTorch.
     """
-    spec = bundle.manifest.spec
-    assert spec is not None
+    spec = bundle.spec
+    assert spec.funnel is not None
     by_name = {(record.runner.runtime, record.runner.model): record for record in records}
     results = [_judged(record, by_name, parity) for record in records] + _failed(parity)
     results += [
@@ -59,9 +59,9 @@ def evaluate(
                 not_timed.append(Place(runtime=runtime, batch=shape[0], length=shape[1]))
     return LatencyReport(
         conditions=dict(conditions),
-        task=bundle.manifest.task,
-        dtype=bundle.manifest.dtype,
-        funnel=spec.to_dict(),
+        task=spec.task,
+        dtype=spec.dtype,
+        funnel=spec.funnel.to_dict(),
         num_layers=bundle.architecture.num_hidden_layers,
         parity=parity,
         rounds=max((row.funnel.rounds for row in rows), default=0),
@@ -133,7 +133,6 @@ def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], RunnerRecord], runt
     dense, funnel = (by_name[runtime, model].times[shape] for model in Model)
     eager = by_name.get(("eager", Model.DENSE))
     baseline = None if eager is None or shape not in eager.times else eager.times[shape].seconds
-    manifest = bundle.manifest
     return Row(
         runtime=runtime,
         batch=shape[0],
@@ -141,7 +140,7 @@ def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], RunnerRecord], runt
         dense=summarize(dense.seconds),
         funnel=summarize(funnel.seconds),
         ratio=compare(funnel.seconds, dense.seconds),
-        predicted=predicted_ratio(bundle.architecture, manifest.task, manifest.spec, shape[1], manifest.logits),
+        predicted=predicted_ratio(bundle.family, bundle.architecture, bundle.spec, shape[1]),
         dense_first_ms=dense.first * 1000,
         funnel_first_ms=funnel.first * 1000,
         speedup_over_eager=None if baseline is None else compare(baseline, funnel.seconds),

@@ -11,7 +11,7 @@ from typing import Any
 
 from funnel_export.bundle.engine import EngineManifest, engine_names, load_engine, read_engine_manifest
 from funnel_export.bundle.load import Bundle, is_bundle
-from funnel_export.bundle.manifest import ENGINES, MANIFEST, GraphRecord, Manifest
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, GraphRecord, NamedFiles
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.packaging.triton_config import (
     Backend,
@@ -21,6 +21,7 @@ from funnel_export.packaging.triton_config import (
 )
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.spec.profile import BATCH
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.system.place import Placing, place
 
@@ -151,7 +152,7 @@ def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
 
 
 def warn_of_gaps(engine: EngineManifest, max_batch_size: int) -> None:
-    sizes = [size for size in range(1, max_batch_size + 1) if not any(size in p.batch for p in engine.profiles)]
+    sizes = [size for size in range(1, max_batch_size + 1) if not any(size in p.axes[BATCH] for p in engine.profiles)]
     if engine.profiles and sizes:
         warnings.warn(
             f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}, "
@@ -174,10 +175,10 @@ def _write_config(folder: Path, config: Any) -> None:
 
 def _write_graph(folder: Path, bundle: Bundle, placing: Placing) -> None:
     """The graph, and the weights beside it under the names that it knows them by."""
-    if bundle.manifest.dtype is Dtype.BFLOAT16:
-        (folder / GRAPH).write_bytes(with_float32_outputs(bundle.graph))
+    if bundle.spec.dtype is Dtype.BFLOAT16:
+        (folder / GRAPH).write_bytes(with_float32_outputs(bundle.model.path))
     else:
-        shutil.copyfile(bundle.graph, folder / GRAPH)
+        shutil.copyfile(bundle.model.path, folder / GRAPH)
     for weight in bundle.manifest.weights:
         place(bundle.path / weight.file, folder / weight.file, placing)
 
@@ -202,13 +203,15 @@ def with_float32_outputs(graph: Path) -> bytes:
 def is_model(path: Path) -> bool:
     """Whether this folder is a model of ours, unchanged, and nothing else: one that a new one may replace."""
     try:
-        manifest = Manifest.model_validate_json(read_bytes(path / MANIFEST, LARGEST_JSON))
+        named = NamedFiles.read(path / MANIFEST)
         ours = is_as_written(read_bytes(path / CONFIG, LARGEST_JSON).decode())
         inside = list((path / VERSION).iterdir())
         names = {entry.name for entry in path.iterdir()}
     except (OSError, ValueError):  # pydantic's and Unicode's errors are ValueErrors
         return False
-    files = {GRAPH, PLAN} | {weight.file for weight in manifest.weights}
+    if named is None:
+        return False
+    files = {GRAPH, PLAN} | named.weight_names
     whole = {entry.name for entry in inside} <= files and all(entry.is_file() for entry in inside)
     return ours and whole and names <= {CONFIG, MANIFEST, ENGINE, VERSION} and not (path / VERSION).is_symlink()
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from funnel_export.bundle.manifest import GraphRecord, TensorRecord
+from funnel_export.bundle.manifest import GraphRecord
+from funnel_export.bundle.ports import Port
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.spec.choices import Dtype
-from funnel_export.spec.profile import Profile
+from funnel_export.spec.profile import BATCH, Profile
 
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
 """Triton's names of the dtypes that inputs and outputs of a bundle have."""
@@ -116,8 +117,8 @@ class TritonOptions:
                 wanted="--kind gpu",
                 hint="export with --dtype float32 to run on the CPU",
             )
-        largest = max(profiles, key=lambda profile: profile.batch.max, default=None)
-        limit = BATCH_OF_A_GRAPH if largest is None else largest.batch.max
+        largest = max(profiles, key=lambda profile: profile.axes[BATCH].max, default=None)
+        limit = BATCH_OF_A_GRAPH if largest is None else largest.axes[BATCH].max
         size = limit if self.max_batch_size is None else self.max_batch_size
         if largest is not None and size > limit:
             raise SpecError(
@@ -197,13 +198,13 @@ def model_config(
     return config
 
 
-def _data_type(pb: Any, tensor: TensorRecord) -> int:
+def _data_type(pb: Any, tensor: Port) -> int:
     if tensor.dtype not in DATA_TYPES:
         raise BundleError(f"{tensor.name} is of a dtype that is not served", got=tensor.dtype, wanted=list(DATA_TYPES))
     return int(pb.DataType.Value(DATA_TYPES[tensor.dtype]))
 
 
-def _dims(tensor: TensorRecord, batched: bool) -> list[int]:
+def _dims(tensor: Port, batched: bool) -> list[int]:
     """A tensor's sizes, without the batch axis if Triton batches along it."""
     if len(tensor.shape) < 2 or not isinstance(tensor.shape[0], str):
         raise BundleError(

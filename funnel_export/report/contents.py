@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 from funnel_export.bundle.engine import changed_engines
 from funnel_export.bundle.load import Bundle
-from funnel_export.latency.latency_report import LatencyReport
-from funnel_export.report import numbers, tables
+from funnel_export.bundle.weights import DerivedFile
+from funnel_export.latency.latency_report import LatencyReport, Row, RunnerResult
+from funnel_export.report import columns, numbers
 from funnel_export.report.canvas import Picture
-from funnel_export.report.drawing import draw_funnel
+from funnel_export.report.columns import Table, page_table
+from funnel_export.report.drawing import draw_text
 from funnel_export.report.latency_panels import by_runtime
 from funnel_export.report.pictures import draw_all
-from funnel_export.report.tables import Table
 from funnel_export.spec.choices import PYTORCH
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.verify.parity_report import ParityReport, TargetResult
@@ -34,9 +35,9 @@ class LatencySection:
     """What `bench` found."""
 
     report: LatencyReport
-    rows: Table
-    runners: Table
-    missing: Table
+    rows: Table[Row]
+    runners: Table[RunnerResult]
+    missing: Table[columns.Missing]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +45,10 @@ class ParitySection:
     """What `check` found."""
 
     report: ParityReport
-    limits: Table
-    targets: Table
-    cases: Table
-    boundaries: Table
+    limits: Table[columns.Limit]
+    targets: Table[TargetResult]
+    cases: Table[columns.OnTarget]
+    boundaries: Table[columns.AtBoundary]
     notes: list[str]
     """What it left out."""
 
@@ -76,7 +77,7 @@ def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport 
         name=bundle.path.resolve().name,
         verdicts=[_parity_verdict(bundle, parity), *_latency_verdicts(bundle, latency)],
         facts=_facts(bundle),
-        funnel_text=draw_funnel(bundle.architecture.num_hidden_layers, bundle.manifest.spec),
+        funnel_text=draw_text(bundle.segments),
         pictures=draw_all(bundle, parity, latency),
         latency=None if latency is None else _latency_section(latency),
         parity=None if parity is None else _parity_section(parity),
@@ -86,34 +87,37 @@ def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport 
 def _latency_section(report: LatencyReport) -> LatencySection:
     return LatencySection(
         report=report,
-        rows=tables.latency_table(report),
-        runners=tables.runner_table(report),
-        missing=tables.missing_table(report),
+        rows=page_table(columns.LATENCY, report.rows),
+        runners=page_table(columns.RUNNERS, [found for found in report.runners if not found.error]),
+        missing=page_table(columns.MISSING, columns.missing(report)),
     )
 
 
 def _parity_section(report: ParityReport) -> ParitySection:
     return ParitySection(
         report=report,
-        limits=tables.limits_table(report),
-        targets=tables.target_table(report),
-        cases=tables.case_table(report),
-        boundaries=tables.boundary_table(report),
+        limits=page_table(columns.limit_columns(report), columns.limits(report)),
+        targets=page_table(columns.target_columns(report), report.targets),
+        cases=page_table(columns.case_columns(report), columns.cases(report)),
+        boundaries=page_table(columns.boundary_columns(report), columns.boundaries(report)),
         notes=_notes(report),
     )
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
-    manifest = bundle.manifest
-    graph = manifest.graphs[0]
+    manifest, spec = bundle.manifest, bundle.spec
+    opset = f"opset {spec.opset}"
+    graphs = [("graph", f"{g.path.name}, {opset}, sha256 {g.sha256[:12]}…") for g in bundle.graphs.values()]
+    derived = [weight for weight in manifest.weights if isinstance(weight, DerivedFile)]
     return [
         ("made from", manifest.source),
-        ("task", manifest.task),
-        ("computes in", manifest.dtype),
-        ("funnel", _in_words(manifest.spec)),
+        ("task", spec.task),
+        ("computes in", spec.dtype),
+        ("funnel", _in_words(spec.funnel)),
         ("layers", str(bundle.architecture.num_hidden_layers)),
-        ("graph", f"{graph.file}, opset {manifest.opset}, sha256 {graph.sha256[:12]}…"),
+        *graphs,
         ("weights", numbers.size(sum(weight.size for weight in manifest.weights))),
+        *(("derived weights", f"{weight.file}, {numbers.size(weight.size)}: {weight.recipe}") for weight in derived),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
     ]
 

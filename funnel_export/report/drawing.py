@@ -1,29 +1,54 @@
-"""The funnel as a picture in text: which layers run at which length."""
+"""The one drawing of a funnel, as bars with what happens between them, and the same as text."""
 
-from funnel_export.spec.funnel import FunnelSpec
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from funnel_export.spec.funnel import Segment
 
 WIDTH = 32
+"""Characters of the longest bar."""
+SHORTEST = 0.02
+"""Share of the width that a bar has at least."""
 
 
-def draw_funnel(num_layers: int, spec: FunnelSpec | None) -> str:
-    """Each segment as a bar as long as its sequence, with the pooling and the recovery between them."""
-    if spec is None:
-        return _segment("dense", 0, num_layers, WIDTH, "L tokens")
-    slots = f"L/{spec.stride} slots" if spec.stride > 1 else "L slots"
-    short = max(1, WIDTH // spec.stride)
-    ahead = ", lookahead" if spec.lookahead else ""
-    rows = [
-        _segment("entry", 0, spec.pool_layer, WIDTH, "L tokens"),
-        f"{'':22}▼ pool: {spec.pooling} of {spec.stride} tokens{ahead}, {spec.slot_positions} positions",
-        _segment("middle", spec.pool_layer, spec.recover_layer, short, slots),
-        f"{'':22}▲ recover: {spec.recovery}",
-        _segment("exit", spec.recover_layer, num_layers, WIDTH, "L tokens"),
-    ]
-    return "\n".join(row for row in rows if row)
+class Bar(NamedTuple):
+    """A segment, as long as its sequence."""
+
+    name: str
+    layers: str
+    length: str
+    share: float
+    """Its width, of the longest bar's."""
+    before: str = ""
+    """What makes its sequence, if anything does."""
+    after: str = ""
+    """What undoes that."""
 
 
-def _segment(name: str, start: int, end: int, width: int, length: str) -> str:
-    if start == end:
-        return ""
-    layers = f"layer {start}" if end == start + 1 else f"layers {start}-{end - 1}"
-    return f"{name:<7} {layers:<13} {'█' * width:<{WIDTH}} {length}"
+def funnel_bars(segments: Sequence[Segment]) -> list[Bar]:
+    """A bar for each segment."""
+    return [_bar(segment) for segment in segments]
+
+
+def _bar(segment: Segment) -> Bar:
+    first, last = segment.layers[0], segment.layers[-1]
+    layers = f"layer {first}" if first == last else f"layers {first}-{last}"
+    funnel = segment.funnel
+    if funnel is None:
+        return Bar(segment.name, layers, "L tokens", 1.0)
+    length = f"L/{funnel.stride} slots" if funnel.stride > 1 else "L slots"
+    ahead = ", lookahead" if funnel.lookahead else ""
+    pool = f"▼ pool: {funnel.pooling} of {funnel.stride} tokens{ahead}, {funnel.slot_positions} positions"
+    share = max(SHORTEST, 1 / funnel.stride)
+    return Bar(segment.name, layers, length, share, pool, f"▲ recover: {funnel.recovery}")
+
+
+def draw_text(segments: Sequence[Segment]) -> str:
+    """The drawing as lines of text."""
+    lines: list[str] = []
+    for bar in funnel_bars(segments):
+        blocks = "█" * max(1, int(WIDTH * bar.share))
+        line = f"{bar.name:<7} {bar.layers:<13} {blocks:<{WIDTH}} {bar.length}"
+        links = [f"{'':22}{link}" if link else "" for link in (bar.before, bar.after)]
+        lines += [links[0], line, links[1]]
+    return "\n".join(line for line in lines if line)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from funnel_export.bundle.load import Bundle, check_made_from
-from funnel_export.bundle.manifest import REPORTS
-from funnel_export.errors import BundleError, FunnelExportWarning, describe_invalid, printable
+from funnel_export.bundle.manifest import REPORTS, parse_record
+from funnel_export.errors import BundleError, FunnelExportWarning, printable
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.contents import Contents, collect
 from funnel_export.report.palette import DARK, LIGHT
@@ -107,16 +107,12 @@ def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
     if path.is_symlink():
         raise BundleError("a report of the bundle is a symbolic link", got=path, wanted="a file", hint=hint)
     try:
-        return kind.model_validate_json(read_bytes(path, LARGEST_JSON))
+        content = read_bytes(path, LARGEST_JSON)
     except FileNotFoundError:
         return None
     except OSError as err:
         raise BundleError("a report of the bundle cannot be read", got=err, wanted=path, hint=hint) from err
-    except ValidationError as err:
-        details = "; ".join(describe_invalid(err)[:5])
-        raise BundleError(
-            f"{path.name} is not a report of this version of funnel_export", got=f"{path}: {details}", hint=hint
-        ) from err
+    return parse_record(content, kind, path, "a report of this version of funnel_export", hint)
 
 
 def _again(command: str) -> str:

@@ -6,12 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from funnel_export.report.canvas import Palette, Panel, Picture
+from funnel_export.spec.funnel import POOLED, RECOVERED
 from funnel_export.verify.parity_report import Boundary, ParityReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-POOLED, RECOVERED = "funnel.pooled", "funnel.recovered"
 
 
 def draw_boundaries(report: ParityReport) -> Picture | None:

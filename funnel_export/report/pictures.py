@@ -13,7 +13,7 @@ NAMES = ("funnel", "latency", "ratio", "boundaries")
 
 def draw_all(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> dict[str, Picture]:
     """The pictures that can be drawn of what was run, by name."""
-    pictures = [draw_funnel(bundle.architecture.num_hidden_layers, bundle.manifest.spec)]
+    pictures = [draw_funnel(bundle.segments)]
     if latency is not None and latency.rows:
         pictures += [draw_latency(latency), draw_ratio(latency)]
     boundaries = None if parity is None else draw_boundaries(parity)

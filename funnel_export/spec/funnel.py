@@ -1,6 +1,7 @@
-"""Settings: frozen values, checked at birth."""
+"""A funnel, and the segments that it makes of a model: which layers run at which length."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
@@ -10,6 +11,14 @@ from funnel_export.spec.choices import Pooling, Recovery, SlotPositions, Task, p
 
 LARGEST_STRIDE = 1 << 20
 """Longer than any text; positions times the stride still fit 64 bits."""
+
+POOLED, RECOVERED = "funnel.pooled", "funnel.recovered"
+"""Names of the hidden states after pooling and after recovery."""
+
+
+def layer_name(index: int) -> str:
+    """Name of a decoder layer's output."""
+    return f"layers.{index}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,3 +129,62 @@ class FunnelSpec:
     def num_slots(self, num_tokens: int) -> int:
         """Length of the short sequence for a row of `num_tokens` >= 1 real tokens."""
         return (num_tokens - 1 + (self.stride - 1 if self.lookahead else 0)) // self.stride + 1
+
+    def segments(self, num_layers: int) -> "tuple[Segment, ...]":
+        """The segments of a model of `num_layers` layers, in order; those without a layer are left out.
+
+        Raises:
+            SpecError: if the funnel does not fit the model.
+        """
+        self.validate(num_layers)
+        entry = Segment("entry", range(self.pool_layer))
+        middle = Segment("middle", range(self.pool_layer, self.recover_layer), self)
+        exit_ = Segment("exit", range(self.recover_layer, num_layers))
+        return tuple(segment for segment in (entry, middle, exit_) if segment.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Layers that run one after the other on one sequence: on all tokens, or on slots."""
+
+    name: str
+    layers: range
+    funnel: FunnelSpec | None = None
+    """How its slots are made before its first layer, and undone after its last; None for layers that run on tokens."""
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its layers run on slots."""
+        return self.funnel is not None
+
+    @property
+    def stride(self) -> int:
+        """Tokens for one position."""
+        return 1 if self.funnel is None else self.funnel.stride
+
+    def length(self, num_tokens: int) -> int:
+        """How many positions its layers run on, for a row of `num_tokens` >= 1 real tokens."""
+        return num_tokens if self.funnel is None else self.funnel.num_slots(num_tokens)
+
+
+def segments_of(funnel: FunnelSpec | None, num_layers: int) -> tuple[Segment, ...]:
+    """The segments of a model with a funnel, or the single one of a dense model.
+
+    Raises:
+        SpecError: if the funnel does not fit the model.
+    """
+    return (Segment("dense", range(num_layers)),) if funnel is None else funnel.segments(num_layers)
+
+
+def segment_of(segments: Sequence[Segment], layer: int) -> Segment:
+    """The segment in which a layer runs."""
+    return next(segment for segment in segments if layer in segment.layers)
+
+
+def boundary_names(segments: Sequence[Segment]) -> list[str]:
+    """The hidden states between the parts of a model, in the order in which they are computed."""
+    names: list[str] = []
+    for segment in segments:
+        inner = [layer_name(index) for index in segment.layers]
+        names += [POOLED, *inner, RECOVERED] if segment.pooled else inner
+    return names

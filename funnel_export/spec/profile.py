@@ -1,6 +1,7 @@
-"""Optimization profiles: the ranges of batch size and sequence length that an engine is built for."""
+"""Optimization profiles: the range of every axis that an engine is built for."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,9 +12,17 @@ LARGEST = 1 << 20
 """Longer than any text; TensorRT's own dimensions end at 2^31 - 1."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
+AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
-AXES = ("batch", "sequence")
-_AXIS = re.compile(r"(batch|sequence)=(\d{1,7})(?::(\d{1,7}):(\d{1,7}))?", re.ASCII)
+BATCH, SEQUENCE = "batch_size", "sequence_length"
+"""Axes of a graph, named as Optimum names them."""
+SINGLE_PASS = (BATCH, SEQUENCE)
+"""The dynamic axes of a graph that takes whole texts."""
+SHORT = {BATCH: "batch", SEQUENCE: "sequence"}
+"""What the command line calls an axis; others are called by their own names."""
+_LONG = {short: name for name, short in SHORT.items()}
+
+_AXIS = re.compile(r"([a-z][a-z0-9_]{0,63})=(\d{1,7})(?::(\d{1,7}):(\d{1,7}))?", re.ASCII)
 
 
 class Range(BaseModel):
@@ -40,53 +49,75 @@ class Range(BaseModel):
 
 
 class Profile(BaseModel):
-    """One optimization profile, for every input of a graph alike."""
+    """One optimization profile: a range for each dynamic axis of a graph."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = "default"
-    batch: Range
-    sequence: Range
-    """Tokens of a row, padding included."""
+    axes: Annotated[dict[AxisName, Range], Field(min_length=1, max_length=16)]
+    """By the axis's name; lengths include padding."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, axes: Sequence[str] = SINGLE_PASS) -> Self:
         """The profile that `[NAME:]batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX` names; a single size stands for all three.
 
+        Args:
+            text: the name, and a range for each axis, in any order.
+            axes: the dynamic axes of the graph that it is for.
+
         Raises:
-            SpecError: if the text names no profile.
+            SpecError: if the text names no profile, or lacks an axis.
         """
         name, colon, rest = text.strip().partition(":")
         named = bool(colon) and "=" not in name
-        axes = [_AXIS.fullmatch(part) for part in (rest if named else text.strip()).split(",")]
-        if not all(axes) or sorted(match[1] for match in axes if match) != list(AXES):
-            raise _error(text, "not of that form")
-        ranges = {
-            match[1]: {"min": match[2], "opt": match[3] or match[2], "max": match[4] or match[2]}
-            for match in axes
-            if match
-        }
+        found = [_AXIS.fullmatch(part) for part in (rest if named else text.strip()).split(",")]
+        matches = [match for match in found if match]
+        names = [_LONG.get(match[1], match[1]) for match in matches]
+        if len(matches) < len(found) or sorted(names) != sorted(axes):
+            raise _error(text, "not of that form", axes)
+        sizes = [{"min": match[2], "opt": match[3] or match[2], "max": match[4] or match[2]} for match in matches]
+        ranges = dict(zip(names, sizes, strict=True))
         try:
-            return cls.model_validate({**ranges, **({"name": name} if named else {})})
+            return cls.model_validate(
+                {"axes": {axis: ranges[axis] for axis in axes}, **({"name": name} if named else {})}
+            )
         except ValidationError as err:
-            raise _error(text, err.errors()[0]["msg"]) from err
+            raise _error(text, err.errors()[0]["msg"], axes) from err
 
-    def shapes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Smallest, best and largest shape of an input [batch, sequence]."""
-        batch, sequence = self.batch, self.sequence
-        return (batch.min, sequence.min), (batch.opt, sequence.opt), (batch.max, sequence.max)
+    def validate_axes(self, axes: Sequence[str]) -> None:
+        """Raise `SpecError` unless the profile has a range for exactly these axes."""
+        if sorted(self.axes) != sorted(axes):
+            raise _error(str(self), "other axes than the graph has", axes)
 
-    def __contains__(self, shape: tuple[int, int]) -> bool:
-        return shape[0] in self.batch and shape[1] in self.sequence
+    def shapes(self, shape: Sequence[int | str]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Smallest, best and largest shape of a tensor whose dynamic axes are named."""
+        ranges = [Range(min=s, opt=s, max=s) if isinstance(s, int) else self.axes[s] for s in shape]
+        return tuple(r.min for r in ranges), tuple(r.opt for r in ranges), tuple(r.max for r in ranges)
+
+    def __contains__(self, sizes: Mapping[str, int]) -> bool:
+        return all(sizes[axis] in span for axis, span in self.axes.items())
 
     def __str__(self) -> str:
-        return f"{self.name}:batch={self.batch},sequence={self.sequence}"
+        return f"{self.name}:" + ",".join(f"{SHORT.get(axis, axis)}={span}" for axis, span in self.axes.items())
 
 
-def _error(text: str, why: str) -> SpecError:
+def fitting_profiles(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> list[int]:
+    """Numbers of the profiles that take these sizes of the axes, those first that are tuned for the nearest lengths."""
+
+    def distance(index: int) -> int:
+        spans = profiles[index].axes.items()
+        return sum(abs(span.opt - sizes[axis]) for axis, span in spans if axis != BATCH)
+
+    return sorted((index for index, profile in enumerate(profiles) if sizes in profile), key=distance)
+
+
+def _error(text: str, why: str, axes: Iterable[str]) -> SpecError:
+    names = [SHORT.get(axis, axis) for axis in axes]
+    single = set(axes) == set(SINGLE_PASS)
+    example = "batch=1:1:8,sequence=16:512:4096" if single else ",".join(f"{name}=1:1:8" for name in names)
     return SpecError(
-        "an optimization profile is written [NAME:]batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX",
+        f"an optimization profile is written [NAME:]{','.join(f'{name}=MIN:OPT:MAX' for name in names)}",
         got=f"{text!r}: {why}",
-        wanted=f"1 <= MIN <= OPT <= MAX <= {LARGEST} for batch and sequence, or one size for all three",
-        hint="--profile batch=1:1:8,sequence=16:512:4096",
+        wanted=f"1 <= MIN <= OPT <= MAX <= {LARGEST} for {' and '.join(names)}, or one size for all three",
+        hint=f"--profile {example}",
     )

@@ -1,4 +1,4 @@
-"""What every target can do: say whether it works here, compile a bundle, load it, run it with named tensors."""
+"""What every target can do: say whether it works here, compile a graph, load it, run it with named tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.bundle.engine import BuiltFor, Engine
-from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.load import Graph
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
@@ -38,7 +38,7 @@ class Availability:
 class CompileRequest:
     """What a target is asked to compile."""
 
-    bundle: Bundle
+    graph: Graph
     profiles: tuple[Profile, ...] = ()
     options: Options = field(default_factory=Options)
     outputs: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """A runtime that compiles and loads bundles."""
+    """A runtime that compiles and loads graphs."""
 
     options: ClassVar[type[Options]]
     """What can be asked of a build."""
@@ -126,7 +126,7 @@ class Target(Protocol):
         ...
 
     def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
-        """Compile a bundle into files of a folder; `built_for` has accepted the request.
+        """Compile a graph into files of a folder; `built_for` has accepted the request.
 
         Raises:
             TargetRefusedError: if it refuses the graph.
@@ -141,13 +141,13 @@ class Target(Protocol):
         """
         ...
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> Session:
-        """Load a bundle's graph, or an engine of it.
+    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> Session:
+        """Load a graph, or an engine of it.
 
         Args:
-            bundle: a verified bundle.
+            graph: a graph of a verified bundle.
             outputs: names of inner values to give out besides the graph's outputs.
-            engine: a verified engine that runs here, `check_fits` says so.
+            engine: a verified engine of this graph that runs here, `check_fits` says so.
 
         Raises:
             TargetUnavailableError: if the target, or this dtype, does not work on this machine.

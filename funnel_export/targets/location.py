@@ -1,28 +1,30 @@
 """Where in the funnel a node of a graph stands, from the name that the export gave it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import Segment
 
 
-def describe_place(node: str, spec: FunnelSpec | None) -> str:
+def describe_place(node: str, segments: Sequence[Segment]) -> str:
     """A node's place in words, as "layer 3, middle, on 1/2 of the length"; empty for a name that no export gives."""
-    if node.startswith("funnel/pool/") and spec is not None:
-        return f"the pooling before layer {spec.pool_layer}"
-    if node.startswith("funnel/recover/") and spec is not None:
-        return f"the recovery before layer {spec.recover_layer}"
+    for segment in segments:
+        if segment.pooled and node.startswith("funnel/pool/"):
+            return f"the pooling before layer {segment.layers.start}"
+        if segment.pooled and node.startswith("funnel/recover/"):
+            return f"the recovery before layer {segment.layers.stop}"
     if node.startswith("model/"):
         return "outside the layers: embedding, positions, masks, final norm or head"
     layer = re.match(r"layers\.(\d+)/", node)
     if layer is None:
         return ""
     index = int(layer[1])
-    if spec is None:
+    found = [segment for segment in segments if index in segment.layers]
+    if not found or (len(segments) == 1 and not found[0].pooled):
         return f"layer {index}"
-    if spec.pool_layer <= index < spec.recover_layer:
-        return f"layer {index}, middle, on 1/{spec.stride} of the length"
-    return f"layer {index}, {'entry' if index < spec.pool_layer else 'exit'}, at full length"
+    segment = found[0]
+    length = f"on 1/{segment.stride} of the length" if segment.pooled else "at full length"
+    return f"layer {index}, {segment.name}, {length}"
 
 
 def nodes_named_in(message: str, names: Iterable[str]) -> list[str]:

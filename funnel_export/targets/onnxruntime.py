@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from funnel_export.bundle.engine import BuiltFor, Engine
-from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.manifest import GRAPH
+from funnel_export.bundle.load import Graph
 from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
@@ -21,7 +20,8 @@ from funnel_export.targets.options import Options, parse_options
 from funnel_export.targets.registry import require
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-WEIGHTS = "weights.bin"
+OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"
+"""Files of an engine."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 FILES = ("ep.context", "session.model_external", "session.optimized_model")
 """What session configuration entries begin with that name files to read or write: those are ours to set."""
@@ -93,7 +93,7 @@ class OnnxRuntimeTarget:
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
         """See `Target.built_for`."""
-        require(self, request.bundle.manifest.dtype)
+        require(self, request.graph.dtype)
         options = request.options_as(OnnxRuntimeOptions)
         provider = self._provider(options)
         exact = options.graph_optimization_level == "all"
@@ -112,12 +112,12 @@ class OnnxRuntimeTarget:
         session = _session_options(options)
         level = f"ORT_ENABLE_{options.graph_optimization_level.upper()}"
         session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-        session.optimized_model_filepath = str(folder / GRAPH)
+        session.optimized_model_filepath = str(folder / OPTIMIZED)
         session.add_session_config_entry(NEW_WEIGHTS, WEIGHTS)
         session.add_session_config_entry(SMALLEST_EXTERNAL, "1024")
         start = time.perf_counter()
-        _make_session(str(request.bundle.graph), session, self._provider(options), options.provider_options)
-        files = [name for name in (GRAPH, WEIGHTS) if (folder / name).exists()]
+        _make_session(str(request.graph.path), session, self._provider(options), options.provider_options)
+        files = [name for name in (OPTIMIZED, WEIGHTS) if (folder / name).exists()]
         return Compiled(files=files, facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
     def misfit(self, engine: Engine) -> str | None:
@@ -130,20 +130,18 @@ class OnnxRuntimeTarget:
             return f"it was built for {wanted.device} on {wanted.platform}, and this is {found} on {this_platform()}"
         return None
 
-    def load(
-        self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None
-    ) -> "OnnxRuntimeSession":
+    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OnnxRuntimeSession":
         """See `Target.load`; inner values are those of the bundle's graph, not of the optimised one."""
-        require(self, bundle.manifest.dtype)
+        require(self, graph.dtype)
         chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)
-        graph = bundle.graph if engine is None or outputs else engine.file
+        path = graph.path if engine is None or outputs else engine.file
         options = _session_options(chosen)
-        model: str | bytes = str(graph)
-        if outputs or bundle.manifest.dtype is Dtype.BFLOAT16:
-            options.add_session_config_entry(WEIGHTS_FOLDER, str(graph.parent))
-            model = _with_outputs(graph, outputs)
+        model: str | bytes = str(path)
+        if outputs or graph.dtype is Dtype.BFLOAT16:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+            model = _with_outputs(path, outputs)
         session = _make_session(model, options, self._provider(chosen), chosen.provider_options)
-        return OnnxRuntimeSession(session, bundle.manifest.dtype)
+        return OnnxRuntimeSession(session, graph.dtype)
 
     def _provider(self, options: OnnxRuntimeOptions) -> str:
         if options.provider == "cuda" and not cuda_works():

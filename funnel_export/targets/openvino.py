@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from funnel_export.bundle.engine import BuiltFor, Engine
-from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.load import Graph
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
@@ -62,11 +62,11 @@ class OpenVinoTarget:
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
         """See `Target.built_for`."""
-        require(self, request.bundle.manifest.dtype)
+        require(self, request.graph.dtype)
         import openvino
 
         core = openvino.Core()
-        _settings(core, request.bundle, request.options.recorded())
+        _settings(core, request.graph, request.options.recorded())
         return BuiltFor(device=core.get_property(DEVICE, "FULL_DEVICE_NAME"), platform=this_platform())
 
     def engine_name(self, built_for: BuiltFor) -> str:  # noqa: ARG002 - a Target's signature
@@ -80,7 +80,7 @@ class OpenVinoTarget:
         progress("compiling")
         core = openvino.Core()
         start = time.perf_counter()
-        compiled = _compile(core, request.bundle, (), request.options.recorded())
+        compiled = _compile(core, request.graph, (), request.options.recorded())
         progress("writing the blob")
         try:
             with (folder / BLOB).open("wb") as stream:
@@ -103,25 +103,25 @@ class OpenVinoTarget:
             return f"it was built for {wanted}, and this is {here} on {this_platform()}"
         return None
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OpenVinoSession":
+    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OpenVinoSession":
         """See `Target.load`; inner values are those of the bundle's graph."""
-        require(self, bundle.manifest.dtype)
+        require(self, graph.dtype)
         import openvino
 
         core = openvino.Core()
         settings = {} if engine is None else engine.manifest.options
         if engine is not None and not outputs:
-            compiled = _import(core, engine, _settings(core, bundle, settings))
+            compiled = _import(core, engine, _settings(core, graph, settings))
         else:
-            compiled = _compile(core, bundle, outputs, settings)
-        names = [*(output.name for output in bundle.manifest.graphs[0].outputs), *outputs]
+            compiled = _compile(core, graph, outputs, settings)
+        names = [*(output.name for output in graph.outputs), *outputs]
         return OpenVinoSession(compiled, names, core.get_property(DEVICE, "FULL_DEVICE_NAME"))
 
 
-def _settings(core: Any, bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, str]:
+def _settings(core: Any, graph: Graph, settings: Mapping[str, Any]) -> dict[str, str]:
     """What was asked for, and the graph's own precision unless another one was."""
     _validate_properties(core, settings)
-    bfloat16 = bundle.manifest.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
+    bfloat16 = graph.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
     return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
 
 
@@ -136,11 +136,11 @@ def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _compile(core: Any, bundle: Bundle, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:
+def _compile(core: Any, graph: Graph, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:
     try:
-        model = core.read_model(bundle.graph)
+        model = core.read_model(graph.path)
         model.add_outputs(list(outputs))
-        return core.compile_model(model, DEVICE, _settings(core, bundle, settings))
+        return core.compile_model(model, DEVICE, _settings(core, graph, settings))
     except RuntimeError as err:
         raise TargetRefusedError("OpenVINO refused the graph", got=err) from err
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.funnel.model import POOL, RECOVER, layer_name
+from funnel_export.bundle.ports import Kind, feed
+from funnel_export.spec.funnel import POOLED, boundary_names, layer_name
 from funnel_export.targets.base import Session
 from funnel_export.verify.cases import Case
 from funnel_export.verify.metrics import measure
@@ -26,20 +27,10 @@ class Inside:
     """What eager PyTorch computes at the boundaries of one case: the reference, and how far its own dtype is off."""
 
     case: Case
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[Kind, NDArray[Any]]
     values: Mapping[str, NDArray[Any]]
     """Positions of all rows in order, [positions, width], by name of the boundary."""
     floors: Mapping[str, float]
-
-
-def boundary_names(bundle: Bundle) -> list[str]:
-    """The boundaries of a bundle's graph, in the order in which data passes them."""
-    spec, layers = bundle.manifest.spec, bundle.architecture.num_hidden_layers
-    names = [layer_name(index) for index in range(layers)]
-    if spec is not None:
-        names.insert(spec.recover_layer, RECOVER)
-        names.insert(spec.pool_layer, POOL)
-    return names
 
 
 def choose_case(cases: Sequence[Case]) -> int | None:
@@ -48,9 +39,9 @@ def choose_case(cases: Sequence[Case]) -> int | None:
     return max(fitting, key=lambda index: max(cases[index].lengths), default=None)
 
 
-def look_inside(bundle: Bundle, case: Case, inputs: Mapping[str, NDArray[Any]]) -> Inside:
+def look_inside(bundle: Bundle, case: Case, inputs: Mapping[Kind, NDArray[Any]]) -> Inside:
     """Run eager PyTorch, in the reference's dtype and in the bundle's, and keep what it computes at every boundary."""
-    names, dtype = boundary_names(bundle), bundle.manifest.dtype
+    names, dtype = boundary_names(bundle.segments), bundle.spec.dtype
     (reference,) = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), [(inputs, names)])
     (eager,) = run_eager(Eager(bundle, getattr(torch, dtype)), [(inputs, names)])
     return compare_eager(case, inputs, reference, eager, names)
@@ -58,7 +49,7 @@ def look_inside(bundle: Bundle, case: Case, inputs: Mapping[str, NDArray[Any]]) 
 
 def compare_eager(
     case: Case,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[Kind, NDArray[Any]],
     reference: Mapping[str, NDArray[Any]],
     eager: Mapping[str, NDArray[Any]],
     names: Sequence[str],
@@ -69,7 +60,7 @@ def compare_eager(
 
 
 def run_eager(
-    model: Eager, runs: Sequence[tuple[Mapping[str, NDArray[Any]], Sequence[str]]]
+    model: Eager, runs: Sequence[tuple[Mapping[Kind, NDArray[Any]], Sequence[str]]]
 ) -> list[dict[str, NDArray[Any]]]:
     """Run a model on inputs, each with the boundaries that are wanted, and close it."""
     try:
@@ -86,8 +77,8 @@ def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor:
     Raises:
         KeyError: if the session lacks a boundary.
     """
-    got = session.run(inside.inputs)
-    least = float(torch.finfo(getattr(torch, bundle.manifest.dtype)).eps) / 2  # a floor of zero would allow nothing
+    got = session.run(feed(bundle.model.inputs, inside.inputs))
+    least = float(torch.finfo(getattr(torch, bundle.spec.dtype)).eps) / 2  # a floor of zero would allow nothing
     results = []
     for name, expected in inside.values.items():
         floor, real = inside.floors[name], _at_boundary(got[name], name, inside.case, bundle)
@@ -103,8 +94,10 @@ def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> 
     """What counts at a boundary: the real tokens, or the slots that the rows have; None if it is of another shape."""
     if value.ndim != 3:
         return None
-    spec, real = bundle.manifest.spec, case.real
-    if spec is not None and name in boundary_names(bundle)[spec.pool_layer : spec.recover_layer + 1]:
-        slots = np.array([spec.num_slots(length) for length in case.lengths])[:, None]
-        real = np.arange(value.shape[1])[None] < slots
+    real = case.real
+    for segment in bundle.segments:
+        inner = [POOLED, *map(layer_name, segment.layers)]
+        if segment.pooled and name in inner:
+            slots = np.array([segment.length(length) for length in case.lengths])[:, None]
+            real = np.arange(value.shape[1])[None] < slots
     return value[real] if value.shape[:2] == real.shape else None

@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from funnel_export.bundle.engine import Engine, engine_names, fitting_profiles, load_engine, read_engine_manifest
+from funnel_export.bundle.engine import Engine, engine_names, load_engine, read_engine_manifest
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.manifest import ENGINES
 from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError
-from funnel_export.spec.profile import Profile
+from funnel_export.spec.profile import SINGLE_PASS, Profile, fitting_profiles
 from funnel_export.targets.base import Session, Target
 from funnel_export.targets.registry import (
     check_fits,
@@ -39,17 +39,17 @@ class Candidate:
 
     def takes(self, shape: tuple[int, int]) -> bool:
         """Whether the engine's optimization profiles have room for a batch [batch, sequence]."""
-        return not self.profiles or bool(fitting_profiles(self.profiles, shape))
+        return not self.profiles or bool(fitting_profiles(self.profiles, dict(zip(SINGLE_PASS, shape, strict=True))))
 
     def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
         """See `Target.load`."""
-        return self.target.load(bundle, outputs=outputs, engine=self.engine)
+        return self.target.load(bundle.model, outputs=outputs, engine=self.engine)
 
 
 def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator[Candidate]:
     """What is to be checked: what was asked for, or else everything that runs here."""
     validate_path(bundle)
-    dtype = bundle.manifest.dtype
+    dtype = bundle.model.dtype
     engines = _engines_by_target(bundle)
     for target in map(get_target, dict.fromkeys(targets or target_names())):
         if targets is not None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.bundle.ports import Kind
+from funnel_export.families.base import Architecture
 from funnel_export.spec.choices import SlotPositions
 from funnel_export.spec.funnel import FunnelSpec
-from funnel_export.spec.profile import Profile
+from funnel_export.spec.profile import SINGLE_PASS, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,19 @@ class Case:
         length = np.array(self.lengths)[:, None]
         return column >= column.max() + 1 - length if self.padding == "left" else column < length
 
-    def tokens(self, architecture: Architecture, seed: int) -> dict[str, NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, the same for the same seed; padding is the model's pad token."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of a graph's axes."""
+        return dict(zip(SINGLE_PASS, self.shape, strict=True))
+
+    def tokens(self, architecture: Architecture, seed: int) -> dict[Kind, NDArray[np.int64]]:
+        """Tokens and mask, [batch, sequence], the same for the same seed; padding is the model's pad token."""
         padding = architecture.pad_token_id or 0
         generator = np.random.default_rng([seed, *self.lengths])
         ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
         ids = ids + (ids >= padding)  # every token but the padding
         mask = self.real.astype(np.int64)
-        return {"input_ids": np.where(self.real, ids, padding).astype(np.int64), "attention_mask": mask}
+        return {Kind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), Kind.MASK: mask}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,8 @@ def with_profiles(plan: Plan, profiles: Iterable[Profile], max_length: int | Non
     """
     cases = list(plan.cases)
     for profile in profiles:
-        length = min(profile.sequence.opt, max_length or profile.sequence.opt)
-        if length in profile.sequence and not any(case.shape in profile for case in cases):
-            cases.append(Case((length,) * profile.batch.min))
+        batch, sequence = (profile.axes[axis] for axis in SINGLE_PASS)
+        length = min(sequence.opt, max_length or sequence.opt)
+        if length in sequence and not any(case.sizes in profile for case in cases):
+            cases.append(Case((length,) * batch.min))
     return Plan(tuple(cases), plan.left_out)

@@ -7,7 +7,7 @@ passes when it loses no more than a small factor of that.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.ports import Kind, feed
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.funnel import boundary_names
 from funnel_export.verify.boundaries import (
     Inside,
-    boundary_names,
     choose_case,
     compare_eager,
     look_inside,
@@ -42,7 +43,7 @@ FACTOR = 4.0
 class _Expected:
     """What eager PyTorch computes: outputs of every case, and what is inside those cases that were asked for."""
 
-    inputs: list[dict[str, NDArray[Any]]]
+    inputs: list[dict[Kind, NDArray[Any]]]
     outputs: list[NDArray[Any]]
     """Of the reference."""
     floor: Metrics
@@ -66,10 +67,10 @@ def check_parity(
     """
     inside = any(candidate.target.runs_graphs for candidate in candidates)
     expected = _expect(bundle, plan, seed, progress, inside=inside)
-    dtype = bundle.manifest.dtype
+    dtype = bundle.spec.dtype
     report = ParityReport(
         passed=False,
-        graph_sha256=bundle.manifest.graphs[0].sha256,
+        graph_digests={bundle.model.role: bundle.model.sha256},
         weights=bundle.manifest.weights,
         engines={each.engine.name: each.engine.manifest.sha256 for each in candidates if each.engine is not None},
         dtype=dtype,
@@ -99,8 +100,8 @@ def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside
     Once more, because a dense bundle's reference is Hugging Face's model untouched, and boundaries need a patch.
     """
     inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
-    dtype, names = bundle.manifest.dtype, boundary_names(bundle)
-    runs: list[tuple[dict[str, NDArray[Any]], Sequence[str]]] = [(tokens, ()) for tokens in inputs]
+    dtype, names = bundle.spec.dtype, boundary_names(bundle.segments)
+    runs: list[tuple[Mapping[Kind, NDArray[Any]], Sequence[str]]] = [(tokens, ()) for tokens in inputs]
     shown = choose_case(plan.cases) if inside else None
     if shown is not None:
         runs.append((inputs[shown], names))
@@ -111,7 +112,7 @@ def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside
     insides = {}
     if shown is not None:
         insides[shown] = compare_eager(plan.cases[shown], inputs[shown], reference.pop(), eager.pop(), names)
-    output, logits = bundle.manifest.graphs[0].outputs[0].name, bundle.manifest.task is not Task.FEATURE_EXTRACTION
+    output, logits = bundle.model.output.name, bundle.spec.task is not Task.FEATURE_EXTRACTION
     floor = _worst([measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)])
     return _Expected(inputs, [row[output] for row in reference], floor, shown, insides)
 
@@ -122,10 +123,10 @@ def check_memory(bundle: Bundle, plan: Plan) -> None:
     Raises:
         SpecError: naming a length that would fit.
     """
-    width = bundle.manifest.graphs[0].outputs[0].shape[-1]
-    last = bundle.manifest.logits is Logits.LAST
+    width = bundle.model.output.shape[-1]
+    last = bundle.spec.logits is Logits.LAST
     positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
-    if not isinstance(width, int) or bundle.manifest.task is Task.TEXT_CLASSIFICATION:
+    if not isinstance(width, int) or bundle.spec.task is Task.TEXT_CLASSIFICATION:
         return
     # Reference and eager outputs of all cases, and a handful of float64 arrays while the largest is compared.
     needed = 8 * width * (2 * sum(positions) + 8 * max(positions))
@@ -150,10 +151,10 @@ def _check_candidate(
     bundle: Bundle, candidate: Candidate, plan: Plan, expected: _Expected, report: ParityReport
 ) -> TargetResult:
     session = candidate.load(bundle)
-    output = bundle.manifest.graphs[0].outputs[0].name
+    output = bundle.model.output.name
 
     def compare(index: int) -> CaseResult:
-        case, got = plan.cases[index], session.run(expected.inputs[index])[output]
+        case, got = plan.cases[index], session.run(feed(bundle.model.inputs, expected.inputs[index]))[output]
         metrics = measure(_real(got, case), expected.outputs[index], logits=report.floor.kl is not None)
         return CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics))
 
@@ -214,7 +215,7 @@ def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) 
     An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it. Of
     TensorRT's another one is built that gives them out.
     """
-    with contextlib.closing(candidate.load(bundle, boundary_names(bundle))) as session:
+    with contextlib.closing(candidate.load(bundle, boundary_names(bundle.segments))) as session:
         return measure_boundaries(session, inside, bundle, factor)
 
 

@@ -7,7 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle.engine import EngineName
-from funnel_export.bundle.manifest import Digest, WeightRecord
+from funnel_export.bundle.manifest import SCHEMA, Role
+from funnel_export.bundle.weights import Digest, WeightRecord
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
 
@@ -74,9 +75,10 @@ class TargetResult(_Report):
 class ParityReport(_Report):
     """The outcome of `check`."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA
     passed: bool
-    graph_sha256: Digest
+    graph_digests: dict[Role, Digest]
+    """Digest of each graph that was compared, by role."""
     weights: list[WeightRecord]
     engines: dict[EngineName, Digest]
     """Digest of the manifest of each engine that was compared, by the engine's name."""

@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers.utils import logging
 
 from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.ports import Kind
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.exporter.skeleton import build_skeleton, read_config
+from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import find_weights
-from funnel_export.funnel import TASK_CLASSES, patch_forward, unpatch_forward
+from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 from funnel_export.spec.choices import Dtype, Logits
 
@@ -33,10 +34,10 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     The weights are looked for beforehand: Hugging Face would make those that are missing, of any size.
     """
     source = Checkpoint.open(bundle.path)
-    find_weights(build_skeleton(source.config, bundle.manifest.task, bundle.manifest.dtype).shapes, source)
-    config = read_config(source.config)
+    find_weights(build_skeleton(bundle.family, source.config, bundle.spec).shapes, source)
+    config = bundle.family.read_config(source.config)
     with without_progress_bars():
-        model: Any = TASK_CLASSES[bundle.manifest.task].from_pretrained(
+        model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
             bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
     return model.eval().requires_grad_(False)
@@ -47,7 +48,7 @@ def output_options(bundle: Bundle) -> dict[str, Any]:
 
     Without padding, as everything here runs, the last column is every row's last token.
     """
-    return {"logits_to_keep": 1} if bundle.manifest.logits is Logits.LAST else {}
+    return {"logits_to_keep": 1} if bundle.spec.logits is Logits.LAST else {}
 
 
 class Eager:
@@ -57,9 +58,9 @@ class Eager:
     """
 
     def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
-        self.spec = bundle.manifest.spec
+        self.spec = bundle.spec.funnel
         self.dense = self.spec is None
-        self.output = bundle.manifest.graphs[0].outputs[0].name  # the graph's output is named as Hugging Face's
+        self.output = bundle.model.output.name  # the graph's output is named as Hugging Face's
         self.model = load_model(bundle, dtype)
         self._options = output_options(bundle)
         self._seen: dict[str, Tensor | None] = {}
@@ -72,7 +73,7 @@ class Eager:
             self._seen[name] = result
         return result
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[Kind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
 
         Args:
@@ -86,7 +87,7 @@ class Eager:
             patch_forward(self.model, None, self._run)
         rows = []
         try:
-            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            for ids, mask in zip(inputs[Kind.TOKENS], inputs[Kind.MASK], strict=True):
                 self._seen = dict.fromkeys(boundaries)
                 with torch.no_grad():
                     row = torch.from_numpy(ids[mask != 0])[None]

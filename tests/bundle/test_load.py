@@ -96,9 +96,12 @@ SPOILS: dict[Callable[[Path], object], str] = {
     garbage: "cannot be read",
     lambda f: (f / "manifest.json").unlink(): "there is no bundle here",
     lambda f: (f / "manifest.json").write_text("{"): "is not a manifest",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=2)): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=1)): "by an earlier version",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=3)): "by a later version",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(more=1)): "is not a manifest",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m["graphs"][0].update(file="../x")): "is not a manifest",
+    lambda f: rewrite_json(
+        f / "manifest.json", lambda m: m["graphs"]["model"].update(file="../x")
+    ): "is not a manifest",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "name different funnels",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride is at least 1",
     lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "config.json is not the one",
@@ -117,8 +120,8 @@ def test_a_spoiled_bundle_is_refused(spoil: Callable[[Path], object], bundle: Pa
 
 def test_a_bundle_is_a_checkpoint_with_a_funnel(tmp_path: Path) -> None:
     again = export(Recipe().bundle().path, tmp_path / "again")
-    assert again.manifest.spec == Recipe().funnel
-    assert again.graph.read_bytes() == Recipe().bundle().graph.read_bytes()
+    assert again.spec.funnel == Recipe().funnel
+    assert again.model.path.read_bytes() == Recipe().bundle().model.path.read_bytes()
 
 
 def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: (f / "config.json").unlink(): r"no readable config\.json",
     lambda f: (f / "config.json").write_text("{"): "is not JSON",
     lambda f: (f / "config.json").write_text("[]"): "not a JSON object",
-    lambda f: config(f, model_type="gemma3"): "not a Gemma2",
+    lambda f: config(f, model_type="gemma3"): "this kind of model is not supported",
     lambda f: config(f, transformers_weights="other.safetensors"): "weight files of its own",
     lambda f: config(f, sliding_window=None): "sliding_window is null",
     lambda f: config(f, quantization_config={"bits": 4}): "quantized",

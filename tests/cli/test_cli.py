@@ -18,8 +18,8 @@ def test_export_inspect_check(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     made = run("export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max", "--recovery", "add")
     assert (made.returncode, made.stderr) == (0, "")
-    assert load_bundle(out).manifest.spec.to_dict() | {"pooling": "max", "recovery": "add"} == (
-        load_bundle(out).manifest.spec.to_dict()
+    assert load_bundle(out).spec.funnel.to_dict() | {"pooling": "max", "recovery": "add"} == (
+        load_bundle(out).spec.funnel.to_dict()
     )
     shown = run("inspect", out)
     assert shown.returncode == 0

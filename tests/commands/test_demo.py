@@ -20,8 +20,8 @@ def test_demo(tmp_path: Path) -> None:
     out, steps = tmp_path / "out", []
     report = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
     assert report.parity.passed
-    assert load_bundle(out / "funnel").manifest.spec == FUNNEL
-    assert load_bundle(out / "dense").manifest.spec is None
+    assert load_bundle(out / "funnel").spec.funnel == FUNNEL
+    assert load_bundle(out / "dense").spec.funnel is None
     runtimes = ["eager", "onnxruntime", "onnxruntime-cpu", "openvino", "openvino-cpu"]
     assert [row.runtime for row in report.rows] == runtimes
     assert report.passed

@@ -22,7 +22,7 @@ def test_the_collector_is_as_it_was_after_an_error(
         during.append(gc.isenabled())
         raise ExportError("no graph today")
 
-    monkeypatch.setattr(build, "build_graph", fail)
+    monkeypatch.setattr(build, "build_graphs", fail)
     (gc.enable if enabled else gc.disable)()
     try:
         with pytest.raises(ExportError, match="no graph today"):

@@ -14,11 +14,13 @@ from exported import Recipe, forward_of_bundle
 from torch import Tensor
 from toys import HIDDEN, LABELS, save_toy
 
+from funnel_export import Profile
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "python"
 FAKES = Path(__file__).parent / "fakes"
 ROWS = [[2, 5, 6], [2, 7, 8, 9, 10, 11, 12]]
 PROFILES = [
-    {"name": name, "batch": {"min": 1, "opt": 1, "max": batch}, "sequence": {"min": 1, "opt": best, "max": longest}}
+    Profile.parse(f"{name}:batch=1:1:{batch},sequence=1:{best}:{longest}").model_dump()
     for name, batch, best, longest in [("chat", 1, 4, 8), ("long", 4, 16, 32), ("best", 4, 8, 32)]
 ]
 
@@ -147,7 +149,7 @@ def test_no_profile_takes_the_shape(tmp_path: Path) -> None:
 def test_tensorrt_with_a_fake_runtime(runtime: str, dtype: str, rows: Path, tmp_path: Path) -> None:
     """The order of calls, buffers, profile and dtypes; what it cannot show is that the real runtime agrees."""
     recipe = Recipe()
-    folder = engine(tmp_path / "e", str(recipe.bundle().graph).encode())
+    folder = engine(tmp_path / "e", str(recipe.bundle().model.path).encode())
     arguments = folder, "--ids-file", rows, "--save", tmp_path / "out.npy", "--runtime", runtime
     done = run("run_tensorrt.py", *arguments, fakes=True, FAKE_DTYPE=dtype)
     assert done.returncode == 0, done.stderr
@@ -162,7 +164,7 @@ def test_tensorrt_with_a_fake_runtime(runtime: str, dtype: str, rows: Path, tmp_
 
 
 def test_the_runtime_cache_is_used_again(tmp_path: Path) -> None:
-    folder = engine(tmp_path / "e", str(Recipe().bundle().graph).encode())
+    folder = engine(tmp_path / "e", str(Recipe().bundle().model.path).encode())
     for content, said in [(b"", ""), (b"kernels", ""), (b"of another GPU", "compiling anew")]:
         if content:
             (folder / "runtime.cache").write_bytes(content)
@@ -174,7 +176,7 @@ def test_the_runtime_cache_is_used_again(tmp_path: Path) -> None:
 
 
 def test_host_code_runs_only_when_allowed(tmp_path: Path) -> None:
-    folder = engine(tmp_path / "e", b"host code:" + str(Recipe().bundle().graph).encode())
+    folder = engine(tmp_path / "e", b"host code:" + str(Recipe().bundle().model.path).encode())
     refused = run("run_tensorrt.py", folder, 2, 5, fakes=True)
     assert refused.returncode == 2
     assert "needs --allow-host-code" in refused.stderr

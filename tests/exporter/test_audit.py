@@ -9,9 +9,8 @@ from breaks import another_cap, fixed_axis, loaded, run_audit, set_constants, sw
 from exported import Recipe
 
 from funnel_export.errors import ExportError
-from funnel_export.exporter.audit import audit
-from funnel_export.funnel.model import POOL
-from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import POOLED
 
 
 def no_cap(model: ir.Model) -> None:
@@ -42,7 +41,7 @@ def foreign_op(model: ir.Model) -> None:
 
 
 def no_pooling(model: ir.Model) -> None:
-    next(v for n in model.graph for v in n.outputs if v.name == POOL).name = "something"
+    next(v for n in model.graph for v in n.outputs if v.name == POOLED).name = "something"
 
 
 def weight_in_the_graph(model: ir.Model) -> None:
@@ -125,6 +124,6 @@ def test_accepts_what_was_exported(recipe: Recipe) -> None:
 
 def test_a_dense_graph_is_no_funnel_and_the_reverse() -> None:
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
-        audit(loaded(Recipe()), Recipe().bundle().architecture, Task.TEXT_GENERATION, None, Dtype.FLOAT32)
+        run_audit(loaded(Recipe()), Recipe(), funnel=None)
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
         run_audit(loaded(Recipe(funnel=None)), Recipe())

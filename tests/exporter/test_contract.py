@@ -65,7 +65,7 @@ def test_another_stride_is_seen_and_fails_parity(tmp_path: Path) -> None:
     assert "+  % i64 = Add(%, [-2, -1, 0]:i64)" in lines
     assert len(lines) < 20
     shutil.copytree(Recipe().bundle().path, tmp_path, dirs_exist_ok=True)
-    shutil.copyfile(other.bundle().graph, tmp_path / "model.onnx")
+    shutil.copyfile(other.bundle().model.path, tmp_path / "model.onnx")
     report = check(replace(Recipe().bundle(), path=tmp_path), targets=["onnxruntime"], max_length=5)
     assert not report.passed
     place = report.targets[0].first_difference

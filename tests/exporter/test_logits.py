@@ -1,5 +1,6 @@
 """Logits of each row's last token: the same numbers as with all tokens, and the head on nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from exported import Recipe
 from models import tiny_config
 
 from funnel_export import FunnelSpec, bench, check, export
+from funnel_export.bundle.ports import feed
 from funnel_export.errors import SpecError
 from funnel_export.exporter.audit import find_faults
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.families.gemma2 import GEMMA2, Gemma2Architecture
 from funnel_export.latency.operations import count_operations
 from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.export import ExportSpec
 from funnel_export.targets.registry import get_target
 from funnel_export.verify.cases import Case
 
@@ -28,11 +31,11 @@ CASES = [Case((1,)), Case((17,)), Case((1, 4, 17), "left"), Case((17, 4, 1), "ri
 def test_they_are_those_of_the_last_real_token(funnel: FunnelSpec | None, target: str) -> None:
     every, last = Recipe(funnel=funnel).bundle(), Recipe(funnel=funnel, logits="last").bundle()
     assert last.manifest.logits is Logits.LAST
-    assert last.manifest.graphs[0].outputs[0].shape == ["batch_size", 1, every.architecture.vocab_size]
+    assert last.model.output.shape == ["batch_size", 1, every.architecture.vocab_size]
     for case in CASES:
-        inputs = case.tokens(every.architecture, seed=3)
-        wanted = get_target(target).load(every).run(inputs)["logits"]
-        got = get_target(target).load(last).run(inputs)["logits"]
+        inputs = feed(every.model.inputs, case.tokens(every.architecture, seed=3))
+        wanted = get_target(target).load(every.model).run(inputs)["logits"]
+        got = get_target(target).load(last.model).run(inputs)["logits"]
         columns = [int(np.flatnonzero(row)[-1]) for row in case.real]
         assert got.shape == (len(columns), 1, wanted.shape[2])
         np.testing.assert_allclose(got[:, 0], wanted[np.arange(len(columns)), columns], rtol=0, atol=1e-5)
@@ -51,7 +54,7 @@ def test_parity_holds_and_can_fail(funnel: FunnelSpec | None, tmp_path: Path) ->
 
 
 def test_the_head_multiplies_one_row_for_each_text() -> None:
-    model = ir.load(Recipe(logits="last").bundle().graph)
+    model = ir.load(Recipe(logits="last").bundle().model.path)
     (head,) = [node for node in model.graph if node.op_type == "MatMul" and str(node.name).startswith("model/")]
     seen, value = set(), head.inputs[0]
     while value is not None and value.producer() is not None and not str(value.name).startswith("layers."):
@@ -62,17 +65,18 @@ def test_the_head_multiplies_one_row_for_each_text() -> None:
 
 def test_the_audit_knows_which_were_meant() -> None:
     for logits, other in (("all", Logits.LAST), ("last", Logits.ALL)):
-        recipe = Recipe(logits=logits)
-        bundle, spec = recipe.bundle(), recipe.funnel
-        model, what = ir.load(bundle.graph), (bundle.architecture, recipe.task, spec, Dtype.FLOAT32)
-        assert find_faults(model, *what, Logits(logits)) == []
-        (fault,) = find_faults(model, *what, other)
+        bundle = Recipe(logits=logits).bundle()
+        model, files = ir.load(bundle.model.path), {weight.file for weight in bundle.manifest.weights}
+        assert find_faults(model, bundle.family, bundle.architecture, bundle.spec, files) == []
+        meant = replace(bundle.spec, logits=other)
+        (fault,) = find_faults(model, bundle.family, bundle.architecture, meant, files)
         assert fault.startswith("output logits is logits")
 
 
 def test_operations_of_the_head_are_those_of_one_token() -> None:
-    architecture = Architecture.of(tiny_config().to_dict())
-    every, last = (count_operations(architecture, Task.TEXT_GENERATION, None, 40, logits) for logits in Logits)
+    architecture = Gemma2Architecture.of(tiny_config().to_dict())
+    specs = (ExportSpec(task=Task.TEXT_GENERATION, dtype=Dtype.FLOAT32, logits=logits) for logits in Logits)
+    every, last = (count_operations(GEMMA2, architecture, spec, 40) for spec in specs)
     assert every.head == 40 * last.head
     assert every.layers == last.layers
 

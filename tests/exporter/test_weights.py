@@ -69,8 +69,8 @@ def test_float16_warns() -> None:
 def test_the_graph_loads_in_plain_onnxruntime(name: str, tmp_path: Path) -> None:
     bundle = RECIPES[name].bundle()
     copied = shutil.copytree(bundle.path, tmp_path / "copy")  # onnx.checker refuses files with several hard links
-    onnx.checker.check_model(copied / bundle.graph.name, full_check=True)
-    session = onnxruntime.InferenceSession(str(bundle.graph), providers=["CPUExecutionProvider"])
+    onnx.checker.check_model(copied / bundle.model.path.name, full_check=True)
+    session = onnxruntime.InferenceSession(str(bundle.model.path), providers=["CPUExecutionProvider"])
     ids = np.array([[5, 6, 7]], dtype=np.int64)
     (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     assert logits.shape == (1, 3, 61)
@@ -82,12 +82,12 @@ def test_the_graph_loads_in_plain_onnxruntime(name: str, tmp_path: Path) -> None
 
 def test_no_weight_is_in_the_graph_and_each_is_there_once() -> None:
     bundle = RECIPES["float16 shards, untied, no softcaps, in float32"].bundle()
-    graph = onnx.load(str(bundle.graph), load_external_data=False).graph
+    graph = onnx.load(str(bundle.model.path), load_external_data=False).graph
     outside = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     index = json.loads((bundle.path / "model.safetensors.index.json").read_text())
     assert {t.name for t in outside} == set(index["weight_map"])
     assert len({t.name for t in outside}) == len(outside)
-    assert bundle.graph.stat().st_size < 200_000
+    assert bundle.model.path.stat().st_size < 200_000
 
 
 def test_link_and_copy(tmp_path: Path) -> None:
@@ -130,6 +130,6 @@ def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
 def test_a_causal_lm_checkpoint_has_features_but_no_classes(tmp_path: Path) -> None:
     checkpoint = Recipe().checkpoint()
     bundle = export(checkpoint, tmp_path / "features", funnel="1:3:2", task="feature-extraction")
-    assert bundle.manifest.graphs[0].outputs[0].name == "last_hidden_state"
+    assert bundle.model.record.outputs[0].name == "last_hidden_state"
     with pytest.raises(CheckpointError, match=r"score\.weight"):
         export(checkpoint, tmp_path / "classes", funnel="1:3:2", task="text-classification")

@@ -7,7 +7,7 @@ from models import tiny_config
 from transformers import Gemma2Config
 
 from funnel_export.errors import CheckpointError
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.families.gemma2 import Gemma2Architecture
 
 OLD = """{"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid",
     "final_logit_softcapping": 30.0, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3584, "model_type": "gemma2",
@@ -23,8 +23,8 @@ UNLIKE = {"id2label", "labels", "architectures", "rope_parameters", "rope_scalin
     "config", [{}, json.loads(OLD), tiny_config(num_labels=5).to_dict()], ids=["defaults", "4.42", "tiny"]
 )
 def test_as_transformers_reads_it(config: dict[str, object]) -> None:
-    ours, theirs = Architecture.of(config), Gemma2Config.from_dict(dict(config))
-    for name in set(Architecture.model_fields) - UNLIKE:
+    ours, theirs = Gemma2Architecture.of(config), Gemma2Config.from_dict(dict(config))
+    for name in set(Gemma2Architecture.model_fields) - UNLIKE:
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.num_labels == theirs.num_labels
 
@@ -46,4 +46,4 @@ def test_as_transformers_reads_it(config: dict[str, object]) -> None:
 )
 def test_what_cannot_be_is_named(wrong: dict[str, object]) -> None:
     with pytest.raises(CheckpointError, match="does not describe a Gemma2"):
-        Architecture.of(wrong)
+        Gemma2Architecture.of(wrong)

@@ -23,9 +23,11 @@ from funnel_export import export, load_bundle
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import FunnelExportError
 from funnel_export.exporter.skeleton import build_skeleton
-from funnel_export.families.gemma2 import CHECKED, Architecture
+from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.families.rope import Rope
+from funnel_export.spec.export import ExportSpec
 
+CHECKED = Gemma2Architecture.checked_keys()
 KEYS = (
     *sorted(CHECKED),
     "funnel",
@@ -74,7 +76,7 @@ def build_model(checkpoint: Path) -> None:
     spec = opened.funnel
     if spec is not None:
         spec.validate(opened.architecture.num_hidden_layers)
-    build_skeleton(opened.config, opened.task, opened.dtype)
+    build_skeleton(opened.family, opened.config, ExportSpec(task=opened.task, dtype=opened.dtype))
 
 
 def test_config(place: Place) -> None:
@@ -164,7 +166,7 @@ def test_without_the_check_of_the_config_it_fails(place: Place, monkeypatch: pyt
     tally = Tally("config.json, unchecked")
     file = place.checkpoint / "config.json"
     valid = json.loads(file.read_text())
-    monkeypatch.setattr(Architecture, "of", lambda config: Architecture.model_construct(**config))
+    monkeypatch.setattr(Gemma2Architecture, "of", lambda config: Gemma2Architecture.model_construct(**config))
 
     def try_one(content: bytes) -> None:
         file.write_bytes(content)

@@ -93,7 +93,7 @@ def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     (tmp_path / "test_mine.py").write_text(
         "def test_mine(funnel_bundle, funnel_parity):\n"
-        "    assert funnel_bundle.manifest.spec.stride == 2\n"
+        "    assert funnel_bundle.spec.funnel.stride == 2\n"
         "    assert funnel_parity.targets[0].cases[0].metrics.top1 == 1.0\n"
     )
     done = run(tmp_path, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST)

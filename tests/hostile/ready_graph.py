@@ -4,10 +4,24 @@ import sys
 
 import onnx_ir as ir
 
+from funnel_export.bundle.manifest import MODEL
+from funnel_export.bundle.weights import Stored
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.cli import main
 from funnel_export.exporter import build
+from funnel_export.exporter.signature import kinds_of
+from funnel_export.spec.export import ExportSpec
+
+
+def ready(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, build.BuiltGraph]:
+    """The graph that the first argument names, as if it had been traced."""
+    model = ir.load(GRAPH)
+    weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+    sources = {str(value.name): Stored(checkpoint.find(str(value.name))) for value in weights}
+    return {MODEL: build.BuiltGraph(model, sources, kinds_of(spec))}
+
 
 if __name__ == "__main__":
-    graph = sys.argv.pop(1)
-    build.build_graph = lambda *_: ir.load(graph)  # type: ignore[assignment]
+    GRAPH = sys.argv.pop(1)
+    build.build_graphs = ready
     main()

@@ -12,7 +12,8 @@ from fuzz.watch import limit
 from funnel_export import export
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import CheckpointError, SpecError
-from funnel_export.exporter.skeleton import build_skeleton, read_config
+from funnel_export.exporter.skeleton import build_skeleton
+from funnel_export.spec.export import ExportSpec
 
 ROPE = {"rope_theta": 10000.0}
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -92,10 +93,10 @@ def test_keys_that_would_hide_a_method_reach_no_model(folder: Path) -> None:
     """Hugging Face sets every key that it does not know as an attribute of its config."""
     change(folder, {"to_dict": 5, "validate_architecture": 5, "__class__": 5, "dtype": "load", "return_dict": False})
     opened = Checkpoint.open(folder)
-    config = read_config(opened.config)
+    config = opened.family.read_config(opened.config)
     assert config.to_dict()["hidden_size"] == 40
     assert config.return_dict is True
-    build_skeleton(opened.config, opened.task, opened.dtype)
+    build_skeleton(opened.family, opened.config, ExportSpec(task=opened.task, dtype=opened.dtype))
 
 
 @pytest.mark.parametrize("stride", [1 << 21, 10**30, 2.0, True, "2", None])

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import onnx_ir as ir
 import pytest
 from exported import Recipe
 from fuzz.watch import listing
 
 from funnel_export import bench, check, compile_bundle, export, load_bundle
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import BundleError
 from funnel_export.exporter import build
 
@@ -24,8 +24,8 @@ READY = Path(__file__).with_name("ready_graph.py")
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that need no tracing."""
-    graph = Recipe().bundle().graph
-    monkeypatch.setattr(build, "build_graph", lambda *_: ir.load(graph))
+    graphs = build.build_graphs(Checkpoint.open(Recipe().checkpoint()), Recipe().bundle().spec)
+    monkeypatch.setattr(build, "build_graphs", lambda *_: graphs)
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
 
 def generate(bundle: Bundle, row: NDArray[np.int64]) -> list[int]:
     """What PyTorch writes after a row, greedily and with its cache."""
-    model = CLASSES[bundle.manifest.task].from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
-    if bundle.manifest.spec is not None:
-        apply_funnel(model.eval(), bundle.manifest.spec)
+    model = CLASSES[bundle.spec.task].from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
+    if bundle.spec.funnel is not None:
+        apply_funnel(model.eval(), bundle.spec.funnel)
     written = model.generate(torch.from_numpy(row[None]), min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
     return written[0, len(row) :].tolist()
 
@@ -67,17 +67,17 @@ def reference(bundle: Bundle) -> dict[str, Any]:
     `expected` is eager PyTorch's in float64, each row alone and unpadded, rows one after the other; `onnxruntime-SIDE`
     is the graph's on the padded batch, with the sessions of `check`.
     """
-    found: dict[str, Any] = {"texts": np.array(TEXTS), "task": str(bundle.manifest.task)}
+    found: dict[str, Any] = {"texts": np.array(TEXTS), "task": str(bundle.spec.task)}
     tokenizer = AutoTokenizer.from_pretrained(bundle.path)
-    session = get_target("onnxruntime").load(bundle)
-    output = bundle.manifest.graphs[0].outputs[0].name
+    session = get_target("onnxruntime").load(bundle.model)
+    output = bundle.model.record.outputs[0].name
     for side in ("left", "right"):
         batch = tokenizer(list(TEXTS), padding=True, padding_side=side, return_tensors="np")
         inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
         found |= {f"{name}-{side}": value for name, value in inputs.items()}
         found[f"onnxruntime-{side}"] = session.run(inputs)[output]
     found["expected"] = Eager(bundle, torch.float64).run(inputs)[output]
-    if bundle.manifest.task is Task.TEXT_GENERATION:
+    if bundle.spec.task is Task.TEXT_GENERATION:
         found["written"] = np.array([generate(bundle, np.array(tokenizer(text)["input_ids"])) for text in TEXTS])
     return found
 

@@ -6,9 +6,15 @@ from models import tiny_config, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from funnel_export import FunnelSpec, apply_funnel
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.families.gemma2 import GEMMA2, Gemma2Architecture
 from funnel_export.latency.operations import count_operations, layer_lengths, predicted_ratio
-from funnel_export.spec.choices import Task
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.export import ExportSpec
+
+
+def exported(task: Task, funnel: FunnelSpec | None) -> ExportSpec:
+    """What is exported in float32."""
+    return ExportSpec(task=task, dtype=Dtype.FLOAT32, funnel=funnel)
 
 
 @pytest.mark.parametrize("funnel", [None, "1:3:2", "0:4:3"])
@@ -20,7 +26,9 @@ def test_equals_what_torch_counts(funnel: str | None, length: int) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(1, length, dtype=torch.long), use_cache=False)
     # Elementwise work is not counted by either; RoPE's angles are a product in some versions of transformers.
-    counted = count_operations(Architecture.of(model.config.to_dict()), Task.TEXT_GENERATION, spec, length).total
+    counted = count_operations(
+        GEMMA2, Gemma2Architecture.of(model.config.to_dict()), exported(Task.TEXT_GENERATION, spec), length
+    ).total
     assert counted == pytest.approx(counter.get_total_flops(), rel=5e-4)
 
 
@@ -30,8 +38,8 @@ def test_lengths_of_layers() -> None:
 
 
 def test_a_funnel_saves_what_its_layers_are_worth() -> None:
-    config = Architecture.of(tiny_config(num_hidden_layers=4).to_dict())
-    dense = predicted_ratio(config, Task.FEATURE_EXTRACTION, None, 4096)
-    half = predicted_ratio(config, Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:2"), 4096)
-    quarter = predicted_ratio(config, Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:4"), 4096)
+    config = Gemma2Architecture.of(tiny_config(num_hidden_layers=4).to_dict())
+    dense = predicted_ratio(GEMMA2, config, exported(Task.FEATURE_EXTRACTION, None), 4096)
+    half = predicted_ratio(GEMMA2, config, exported(Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:2")), 4096)
+    quarter = predicted_ratio(GEMMA2, config, exported(Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:4")), 4096)
     assert quarter < half < dense == 1

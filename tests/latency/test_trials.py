@@ -126,7 +126,7 @@ def test_prepared_calls_run_on_their_inputs() -> None:
     ids = np.array(BATCHES[2, 3])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for target in ("onnxruntime", "openvino"):
-        session = get_target(target).load(bundle)
+        session = get_target(target).load(bundle.model)
         before = session.run(inputs)["logits"]
         call = session.prepare(inputs)
         call()

@@ -45,7 +45,7 @@ def outcome(
     records = []
     for runtime, taken in shapes.items():
         for model in Model:
-            names: dict[str, Any] = {"runtime": runtime, "model": model, "dtype": bundle.manifest.dtype}
+            names: dict[str, Any] = {"runtime": runtime, "model": model, "dtype": bundle.spec.dtype}
             output = (samples or {}).get((runtime, model), 1.0)
             times = {shape: Times(first=1.0, sample=[output], seconds=[1.0] * 6) for shape in taken if runtime != died}
             result = RunnerResult(**names, error="its process died" if runtime == died else None)

@@ -69,7 +69,7 @@ def test_the_packaged_graph_runs_where_it_lies(weights: str, tmp_path: Path) -> 
     assert made.files() == ["1/model.onnx", "1/model.safetensors", "config.pbtxt", "manifest.json"]
     assert (made.path / "manifest.json").read_bytes() == (bundle.path / "manifest.json").read_bytes()
     assert (made.path / "1/model.safetensors").samefile(bundle.path / "model.safetensors") == (weights == "link")
-    assert np.array_equal(outputs_of(bundle.graph), outputs_of(made.path / "1" / "model.onnx"))
+    assert np.array_equal(outputs_of(bundle.model.path), outputs_of(made.path / "1" / "model.onnx"))
 
 
 def test_a_bfloat16_graph_gives_its_values_as_float32(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_bfloat16_graph_gives_its_values_as_float32(tmp_path: Path) -> None:
     assert len(names) > 1
     assert made.files() == sorted(["1/model.onnx", *names, "config.pbtxt", "manifest.json"])
     core, outputs = openvino.Core(), []
-    for graph in (bundle.graph, made.path / "1" / "model.onnx"):
+    for graph in (bundle.model.path, made.path / "1" / "model.onnx"):
         compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         assert compiled.output(0).get_any_name() == "logits"
         request = compiled.create_infer_request()
@@ -99,7 +99,7 @@ def test_a_plan_and_its_profiles(bundle: Bundle, tmp_path: Path) -> None:
     assert made.files() == ["1/model.plan", "config.pbtxt", "engine.json", "manifest.json"]
     assert (made.path / "1" / "model.plan").samefile(folder / "model.plan")
     assert (made.path / "engine.json").read_bytes() == (folder / "manifest.json").read_bytes()
-    width = bundle.manifest.graphs[0].outputs[0].shape[-1]
+    width = bundle.model.record.outputs[0].shape[-1]
     assert read(made.path / "config.pbtxt") == config(
         'name: "my-bundle" platform: "tensorrt_plan" max_batch_size: 16 '
         'input { name: "input_ids" data_type: TYPE_INT64 dims: -1 } '

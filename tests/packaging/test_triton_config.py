@@ -9,7 +9,9 @@ import pytest
 from serving import BF16, FP16, FP32, INT64, config, tensor
 from tritonclient.grpc import model_config_pb2
 
-from funnel_export.bundle.manifest import GraphRecord, TensorRecord
+from funnel_export.bundle import ports
+from funnel_export.bundle.manifest import GraphRecord
+from funnel_export.bundle.ports import Port
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.packaging.triton import served
 from funnel_export.packaging.triton_config import (
@@ -24,17 +26,19 @@ from funnel_export.packaging.triton_config import (
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.profile import Profile
 
+KINDS = {"input": ports.Kind.TOKENS, "output": ports.Kind.LOGITS}
+
 
 def contracts() -> Iterator[tuple[str, GraphRecord]]:
     """Task and ends of the graphs that CI compares with fresh exports, in every dtype."""
     for path in sorted((Path(__file__).parents[2] / "graphs" / "contracts").glob("*.txt")):
         text = path.read_text()
         for dtype in Dtype:  # shapes do not depend on it
-            ends: dict[str, list[TensorRecord]] = {"input": [], "output": []}
+            ends: dict[str, list[Port]] = {"input": [], "output": []}
             for end, name, sizes in re.findall(r"^(input|output) (\w+) \w+\[(.*)\]$", text, re.MULTILINE):
                 shape = [int(size) if size.isdigit() else size for size in sizes.split(", ")]
                 kind = "int64" if end == "input" else dtype
-                ends[end].append(TensorRecord(name=name, dtype=kind, shape=shape))
+                ends[end].append(Port(name=name, kind=KINDS[end], dtype=kind, shape=shape))
             graph = GraphRecord(file="model.onnx", sha256="0" * 64, inputs=ends["input"], outputs=ends["output"])
             yield text.split(",")[0], graph
 
@@ -63,8 +67,8 @@ def test_a_config_says_what_the_graph_is(backend: Backend) -> None:
 GRAPH = GraphRecord(
     file="model.onnx",
     sha256="0" * 64,
-    inputs=[TensorRecord(name="input_ids", dtype="int64", shape=["batch_size", "sequence_length"])],
-    outputs=[TensorRecord(name="logits", dtype="float32", shape=["batch_size", "sequence_length", 7])],
+    inputs=[Port(name="input_ids", kind=KINDS["input"], dtype="int64", shape=["batch_size", "sequence_length"])],
+    outputs=[Port(name="logits", kind=KINDS["output"], dtype="float32", shape=["batch_size", "sequence_length", 7])],
 )
 
 

@@ -197,7 +197,7 @@ HOSTILE = "</td><script>alert(1)</script> | `code` *b* [x](javascript:alert(1)) 
 
 
 def test_hostile_names_are_text(bundle: Bundle) -> None:
-    missing = RunnerResult(runtime=HOSTILE, model="funnel", dtype=bundle.manifest.dtype, error=HOSTILE)
+    missing = RunnerResult(runtime=HOSTILE, model="funnel", dtype=bundle.spec.dtype, error=HOSTILE)
     rows = [make_row(HOSTILE, 1, 16, 5.0)]
     put(bundle, make_latency(bundle, rows=rows, conditions={HOSTILE: HOSTILE}, runners=[missing]))
     parity = check(bundle, targets=["onnxruntime"], max_length=3)

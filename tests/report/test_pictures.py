@@ -1,15 +1,19 @@
 """Pictures: whatever shapes were measured, drawn without a warning, and the numbers' words."""
 
+from itertools import pairwise
+
 import pytest
 from exported import Recipe
 from latencies import make_latency, make_row
 
 from funnel_export import FunnelSpec
 from funnel_export.report import numbers
-from funnel_export.report.funnel_panel import draw_funnel, segments
+from funnel_export.report.drawing import funnel_bars
+from funnel_export.report.funnel_panel import draw_funnel
 from funnel_export.report.latency_panels import draw_latency, draw_ratio
 from funnel_export.report.palette import DARK, LIGHT, SENTINELS
-from funnel_export.report.parity_panels import POOLED, RECOVERED, positions
+from funnel_export.report.parity_panels import positions
+from funnel_export.spec.funnel import POOLED, RECOVERED, segments_of
 from funnel_export.verify.parity_report import Boundary
 
 
@@ -37,10 +41,11 @@ def test_latency_of_any_shapes(shapes: list[tuple[int, int]]) -> None:
     ],
 )
 def test_the_funnel(spec: FunnelSpec | None, bars: list[str], links: int) -> None:
-    found = segments(26, spec)
-    assert [name for name, *_ in found[0]] == bars
-    assert len(found[1]) == links
-    assert draw_funnel(26, spec).png()
+    segments = segments_of(spec, 26)
+    found = funnel_bars(segments)
+    assert [bar.name for bar in found] == bars
+    assert sum(bool(one.after or other.before) for one, other in pairwise(found)) == links
+    assert draw_funnel(segments).png()
 
 
 def test_places_of_boundaries() -> None:

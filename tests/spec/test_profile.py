@@ -2,9 +2,8 @@
 
 import pytest
 
-from funnel_export.bundle.engine import fitting_profiles
 from funnel_export.errors import SpecError
-from funnel_export.spec.profile import Profile, Range
+from funnel_export.spec.profile import SINGLE_PASS, Profile, Range, fitting_profiles
 
 
 def test_a_written_profile_says_itself_again() -> None:
@@ -50,7 +49,6 @@ def test_ranges_are_checked_at_birth() -> None:
 
 def test_the_profile_tuned_for_the_nearest_length_comes_first() -> None:
     profiles = [Profile.parse(f"p{opt}:batch=1:1:4,sequence=1:{opt}:1024") for opt in (1, 512, 128)]
-    assert fitting_profiles(profiles, (1, 200)) == [2, 0, 1]
-    assert fitting_profiles(profiles, (4, 1)) == [0, 2, 1]
-    assert fitting_profiles(profiles, (5, 1)) == []
-    assert fitting_profiles(profiles, (1, 1025)) == []
+    wanted = {(1, 200): [2, 0, 1], (4, 1): [0, 2, 1], (5, 1): [], (1, 1025): []}
+    for shape, numbers in wanted.items():
+        assert fitting_profiles(profiles, dict(zip(SINGLE_PASS, shape, strict=True))) == numbers

@@ -122,7 +122,7 @@ def test_without_polygraphy_engines_run_and_none_is_built(target: str, monkeypat
     assert (here.available, here.compiles) == (True, False)
     assert here.detail.endswith("does not compile without Polygraphy")
     with pytest.raises(TargetUnavailableError, match="builds with Polygraphy"):
-        get_target(target).built_for(CompileRequest(bundle=Recipe().bundle()))
+        get_target(target).built_for(CompileRequest(graph=Recipe().bundle().model))
 
 
 def test_doctor_shows_every_target_as_text_and_as_json() -> None:

@@ -5,9 +5,10 @@ import pytest
 from exported import Recipe
 
 from funnel_export import FunnelSpec
+from funnel_export.spec.funnel import segments_of
 from funnel_export.targets.location import describe_place, nodes_named_in
 
-SPEC = FunnelSpec.parse("1:3:2")
+SEGMENTS, DENSE = segments_of(FunnelSpec.parse("1:3:2"), 4), segments_of(None, 4)
 
 PLACES = {
     "layers.0/MatMul.linear": "layer 0, entry, at full length",
@@ -23,18 +24,18 @@ PLACES = {
 
 @pytest.mark.parametrize("node", PLACES)
 def test_a_place_is_named(node: str) -> None:
-    assert describe_place(node, SPEC) == PLACES[node]
+    assert describe_place(node, SEGMENTS) == PLACES[node]
 
 
 def test_a_dense_model_has_layers_only() -> None:
-    assert describe_place("layers.2/Add.result", None) == "layer 2"
-    assert describe_place("funnel/pool/Cast", None) == ""
+    assert describe_place("layers.2/Add.result", DENSE) == "layer 2"
+    assert describe_place("funnel/pool/Cast", DENSE) == ""
 
 
 def test_every_node_of_an_export_has_a_place() -> None:
     for recipe in (Recipe(), Recipe(funnel=None)):
-        for node in onnx.load(recipe.bundle().graph, load_external_data=False).graph.node:
-            assert describe_place(node.name, recipe.funnel)
+        for node in onnx.load(recipe.bundle().model.path, load_external_data=False).graph.node:
+            assert describe_place(node.name, recipe.bundle().segments)
 
 
 def test_nodes_are_found_whole_in_messages() -> None:

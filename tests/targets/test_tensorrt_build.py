@@ -200,7 +200,7 @@ def test_an_engine_is_refused_where_it_cannot_run(bundle: Bundle) -> None:
     with pytest.raises(TargetUnavailableError, match="no NVIDIA driver"):
         check_fits(target, engine)
     with pytest.raises(TargetUnavailableError, match="no NVIDIA driver"):
-        target.load(bundle, engine=engine)
+        target.load(bundle.model, engine=engine)
     manifest = engine.path / "manifest.json"
     rewrite_json(manifest, lambda values: values.update(version="1.6.0.1"))
     with pytest.raises(BundleError, match=r"built with tensorrt-rtx 1\.6\.0\.1, and 1\."):
@@ -277,12 +277,13 @@ def test_the_building_process_ends_with_its_parent(bundle: Bundle) -> None:
 def test_a_plan_that_cannot_be_written_is_told(bundle: Bundle, tmp_path: Path) -> None:
     request = {
         "target": "tensorrt-rtx",
-        "graph": str(bundle.graph),
+        "graph": str(bundle.model.path),
         "plan": str(tmp_path / "missing" / "model.plan"),
         "dtype": "float32",
-        "inputs": ["input_ids", "attention_mask"],
+        "inputs": bundle.model.inputs,
         "outputs": [],
         "funnel": bundle.manifest.funnel,
+        "num_layers": 4,
         "profiles": [],
         "options": {},
     }

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from exported import Recipe
 from fakes import Cuda, Diagnostics, make_module
 
 from funnel_export import Bundle, check, load_bundle
-from funnel_export.bundle.engine import BuiltFor, Engine, EngineManifest, load_engine, record_file
+from funnel_export.bundle.engine import BuiltFor, Engine, EngineManifest, Gpus, load_engine, record_file
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.spec.profile import Profile
 from funnel_export.system.machine import this_platform
@@ -51,15 +52,18 @@ def install(cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inst
         monkeypatch.setitem(sys.modules, kinds[target], make_module(cuda, VERSIONS[target], **module))
         folder = bundle.path / "engines" / "built"
         folder.mkdir(parents=True)
-        (folder / "model.plan").write_bytes(b"vtrt\n" + str(bundle.graph).encode() + b"\n" + plan)
+        (folder / "model.plan").write_bytes(b"vtrt\n" + str(bundle.model.path).encode() + b"\n" + plan)
         manifest = EngineManifest(
             target=target,
             version=VERSIONS[target],
             built_for=BuiltFor(
-                device=H200.name, platform=this_platform(), compute_capabilities=["9.0"], driver=H200.driver
+                device=H200.name,
+                platform=this_platform(),
+                gpus=Gpus(compute_capabilities=["9.0"], driver=H200.driver),
             ),
-            dtype=bundle.manifest.dtype,
-            graph_sha256=bundle.manifest.graphs[0].sha256,
+            dtype=bundle.spec.dtype,
+            graph="model",
+            graph_sha256=bundle.model.sha256,
             weights=bundle.manifest.weights,
             profiles=[Profile.parse(text) for text in PROFILES],
             options=options or {},
@@ -78,7 +82,7 @@ def tokens(rows: int, length: int, seed: int = 0) -> dict[str, Any]:
 
 
 def wanted(bundle: Bundle, inputs: dict[str, Any]) -> Any:
-    return get_target("onnxruntime").load(bundle).run(inputs)["logits"]
+    return get_target("onnxruntime").load(bundle.model).run(inputs)["logits"]
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
@@ -101,7 +105,7 @@ def test_check_says_what_the_profiles_have_no_room_for(install: Install) -> None
 
 def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
-    session = get_target("tensorrt").load(bundle, engine=engine)
+    session = get_target("tensorrt").load(bundle.model, engine=engine)
     for seed in range(4):  # runs, is captured, and is launched from then on
         inputs = tokens(2, 8, seed)
         np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
@@ -125,7 +129,7 @@ def test_buffers_stay_and_grow_and_graphs_are_captured_once_they_repeat(install:
 
 def test_a_prepared_call_moves_nothing_and_waits(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
-    session = get_target("tensorrt").load(bundle, engine=engine)
+    session = get_target("tensorrt").load(bundle.model, engine=engine)
     inputs = tokens(2, 8)
     call = session.prepare(inputs)
     cuda.log.clear()
@@ -139,7 +143,7 @@ def test_a_prepared_call_moves_nothing_and_waits(install: Install, cuda: Cuda) -
 
 def test_a_context_has_one_graph_at_a_time(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
-    session = get_target("tensorrt").load(bundle, engine=engine)
+    session = get_target("tensorrt").load(bundle.model, engine=engine)
     session.run(tokens(4, 32))
     for length in (2, 3, 2):
         for seed in range(3):
@@ -154,7 +158,7 @@ def fail(*_: object) -> bool:
 
 def test_work_that_cannot_be_captured_is_a_failure(install: Install, cuda: Cuda) -> None:
     bundle, engine = install()
-    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    session: Any = get_target("tensorrt").load(bundle.model, engine=engine)
     session.run(tokens(2, 8))
     work = session._context.execute_async_v3
     session._context.execute_async_v3 = lambda stream: work(stream) and False
@@ -166,9 +170,11 @@ def test_work_that_cannot_be_captured_is_a_failure(install: Install, cuda: Cuda)
 @pytest.mark.parametrize("call", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
 def test_what_the_context_refuses_is_a_failure(call: str, install: Install) -> None:
     bundle, engine = install()
-    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    session: Any = get_target("tensorrt").load(bundle.model, engine=engine)
     setattr(session._context, call, fail)
-    with pytest.raises(TargetRefusedError, match=r"(?s)failed while running.*inputs \(2, 8\)"):
+    with pytest.raises(
+        TargetRefusedError, match=r"(?s)failed while running.*inputs input_ids \[2, 8\], attention_mask"
+    ):
         session.run(tokens(2, 8))
 
 
@@ -176,12 +182,12 @@ def test_no_room_for_a_context_is_told(install: Install, monkeypatch: pytest.Mon
     bundle, engine = install()
     monkeypatch.setattr("fakes.Engine.create_execution_context", lambda *_: None)
     with pytest.raises(TargetRefusedError, match="no room here for an execution context"):
-        get_target("tensorrt").load(bundle, engine=engine)
+        get_target("tensorrt").load(bundle.model, engine=engine)
 
 
 def test_rtx_captures_graphs_itself(install: Install, cuda: Cuda) -> None:
     bundle, engine = install("tensorrt-rtx")
-    session: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    session: Any = get_target("tensorrt-rtx").load(bundle.model, engine=engine)
     for _ in range(3):
         session.run(tokens(2, 8))
     assert "cudaStreamBeginCapture" not in cuda.log
@@ -190,7 +196,7 @@ def test_rtx_captures_graphs_itself(install: Install, cuda: Cuda) -> None:
 
 def test_the_profile_is_the_one_tuned_nearest(install: Install) -> None:
     bundle, engine = install()
-    session: Any = get_target("tensorrt").load(bundle, engine=engine)
+    session: Any = get_target("tensorrt").load(bundle.model, engine=engine)
     for rows, length in ((2, 1), (2, 8), (1, 9), (4, 1)):
         inputs = tokens(rows, length)
         np.testing.assert_array_equal(session.run(inputs)["logits"], wanted(bundle, inputs))
@@ -200,18 +206,18 @@ def test_the_profile_is_the_one_tuned_nearest(install: Install) -> None:
 @pytest.mark.parametrize("shape", [(5, 1), (1, 33)])
 def test_a_shape_that_no_profile_takes_is_refused(shape: tuple[int, int], install: Install) -> None:
     bundle, engine = install()
-    with pytest.raises(SpecError, match=f"(?s){shape[0]} rows of {shape[1]} tokens.*step:batch=1:2:4.*or prompt"):
-        get_target("tensorrt").load(bundle, engine=engine).run(tokens(*shape))
+    with pytest.raises(SpecError, match=f"(?s)batch {shape[0]}, sequence {shape[1]}.*step:batch=1:2:4.*or prompt"):
+        get_target("tensorrt").load(bundle.model, engine=engine).run(tokens(*shape))
 
 
 def test_bfloat16_comes_back_as_float32(install: Install) -> None:
     bundle, engine = install(dtype="BF16")
-    outputs = [record.model_copy(update={"dtype": "bfloat16"}) for record in bundle.manifest.graphs[0].outputs]
-    graph = bundle.manifest.graphs[0].model_copy(update={"outputs": outputs})
-    manifest = bundle.manifest.model_copy(update={"graphs": [graph]})
-    narrow = Bundle(bundle.path, manifest, bundle.architecture)
+    outputs = [record.model_copy(update={"dtype": "bfloat16"}) for record in bundle.model.record.outputs]
+    graph = bundle.model.record.model_copy(update={"outputs": outputs})
+    manifest = bundle.manifest.model_copy(update={"graphs": {"model": graph}})
+    narrow = replace(bundle, manifest=manifest)
     inputs = tokens(1, 4)
-    got = get_target("tensorrt").load(narrow, engine=engine).run(inputs)["logits"]
+    got = get_target("tensorrt").load(narrow.model, engine=engine).run(inputs)["logits"]
     assert got.dtype == np.float32
     cut = (wanted(bundle, inputs).view(np.uint32) >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(got, cut.astype(np.float32))
@@ -220,18 +226,18 @@ def test_bfloat16_comes_back_as_float32(install: Install) -> None:
 def test_a_plan_of_another_dtype_is_refused(install: Install) -> None:
     bundle, engine = install(dtype="HALF")
     with pytest.raises(BundleError, match=r"(?s)inputs and outputs are not the graph's.*float16"):
-        get_target("tensorrt").load(bundle, engine=engine)
+        get_target("tensorrt").load(bundle.model, engine=engine)
 
 
 def test_host_code_runs_only_in_plans_that_were_built_with_it(install: Install) -> None:
     bundle, engine = install(plan=b"host code")
     with pytest.raises(TargetRefusedError, match=r"(?s)could not be deserialized.*host code is not allowed"):
-        get_target("tensorrt").load(bundle, engine=engine)
+        get_target("tensorrt").load(bundle.model, engine=engine)
 
 
 def test_version_compatible_plans_may_bring_host_code(install: Install) -> None:
     bundle, engine = install(plan=b"host code", options={"version_compatible": True})
-    assert get_target("tensorrt").load(bundle, engine=engine).run(tokens(1, 2))
+    assert get_target("tensorrt").load(bundle.model, engine=engine).run(tokens(1, 2))
 
 
 def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
@@ -292,7 +298,7 @@ def test_inner_values_come_from_a_plan_that_leaves_nothing(
         return {}
 
     monkeypatch.setattr("funnel_export.targets.tensorrt.target.build_in_process", build)
-    session: Any = get_target("tensorrt-rtx").load(bundle, outputs=["layers.0"], engine=engine)
+    session: Any = get_target("tensorrt-rtx").load(bundle.model, outputs=["layers.0"], engine=engine)
     session.run(tokens(1, 2))
     session.close()
     assert asked[0].outputs == ["layers.0"]
@@ -303,16 +309,16 @@ def test_inner_values_come_from_a_plan_that_leaves_nothing(
 def test_options_of_a_manifest_are_checked_as_those_of_a_build(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", options={"version_compatible": True})
     with pytest.raises(SpecError, match="cannot honour"):
-        get_target("tensorrt-rtx").load(bundle, outputs=["layers.0"], engine=engine)
+        get_target("tensorrt-rtx").load(bundle.model, outputs=["layers.0"], engine=engine)
 
 
 def test_kernels_are_kept_beside_the_plan_and_read_again(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx")
-    first: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    first: Any = get_target("tensorrt-rtx").load(bundle.model, engine=engine)
     first.run(tokens(1, 2))
     assert first._plan.caches == []
     first.close()
-    second: Any = get_target("tensorrt-rtx").load(bundle, engine=load_engine(bundle, "built"))
+    second: Any = get_target("tensorrt-rtx").load(bundle.model, engine=load_engine(bundle, "built"))
     assert second._plan.caches == [b"kernels"]
 
 
@@ -336,9 +342,9 @@ SPOILT_CACHES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("case", SPOILT_CACHES)
 def test_a_cache_that_was_changed_is_not_read(case: str, install: Install) -> None:
     bundle, engine = install("tensorrt-rtx")
-    session: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+    session: Any = get_target("tensorrt-rtx").load(bundle.model, engine=engine)
     session.close()
     SPOILT_CACHES[case](engine.path)
     with pytest.warns(UserWarning, match="the runtime cache is not used"):
-        again: Any = get_target("tensorrt-rtx").load(bundle, engine=engine)
+        again: Any = get_target("tensorrt-rtx").load(bundle.model, engine=engine)
     assert again._plan.caches == []

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from funnel_export import FunnelSpec
-from funnel_export.families.gemma2 import Architecture
+from funnel_export.bundle.ports import Kind
+from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.spec.profile import Profile
 from funnel_export.verify.cases import Case, plan_cases, with_profiles
 
-TINY = Architecture(vocab_size=61, sliding_window=16)
+TINY = Gemma2Architecture(vocab_size=61, sliding_window=16)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
@@ -60,7 +61,7 @@ def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
 
 def test_tokens_follow_from_the_seed() -> None:
     case = Case((7, 7))
-    one, two, other = (case.tokens(TINY, seed)["input_ids"] for seed in (3, 3, 4))
+    one, two, other = (case.tokens(TINY, seed)[Kind.TOKENS] for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
     assert one.max() <= 60

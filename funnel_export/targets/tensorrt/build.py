@@ -1,10 +1,13 @@
 """Building a plan: network, configuration, and the plan written as it comes, so that it never lies in memory twice."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from funnel_export.bundle.ports import Port
 from funnel_export.errors import SpecError, TargetRefusedError
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import FunnelSpec, segments_of
+from funnel_export.spec.profile import Profile
 from funnel_export.targets.tensorrt.flavour import Flavour
 from funnel_export.targets.tensorrt.inspection import inspect_plan
 from funnel_export.targets.tensorrt.logger import make_logger
@@ -36,11 +39,12 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     """
     trt = flavour.load()
     logger = make_logger(trt)
-    spec = None if request.funnel is None else FunnelSpec.from_dict(request.funnel)
+    funnel = None if request.funnel is None else FunnelSpec.from_dict(request.funnel)
+    segments = segments_of(funnel, request.num_layers)
     report("parsing the graph", None)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = parse_graph(trt, network, logger, request.graph, spec)
+    parser = parse_graph(trt, network, logger, request.graph, segments)
     products = count_products(trt, network)
     check_product_dtypes(products, request.dtype)
     _mark_outputs((builder, network, parser), request.outputs)
@@ -50,7 +54,7 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
         written = _write_plan(trt, builder, network, config, stream)
     if written is None:
         names = [network.get_layer(index).name for index in range(network.num_layers)]
-        failure = describe_failure(logger.errors, names, spec)
+        failure = describe_failure(logger.errors, names, segments)
         raise TargetRefusedError(f"{flavour.target} could not build the graph", got=failure, hint=remedy(failure))
     if request.new_timing_cache is not None:
         request.new_timing_cache.write_bytes(config.get_timing_cache().serialize())
@@ -101,12 +105,12 @@ def _configure(trt: Any, builder: Any, network: Any, request: BuildRequest, repo
     return config
 
 
-def _profile(profile: Any, inputs: list[str]) -> Any:
-    from polygraphy.backend.trt import Profile
+def _profile(wanted: Profile, inputs: Sequence[Port]) -> Any:
+    from polygraphy.backend import trt
 
-    result = Profile()
-    for name in inputs:
-        result.add(name, *profile.shapes())
+    result = trt.Profile()
+    for port in inputs:
+        result.add(port.name, *wanted.shapes(port.shape))
     return result
 
 

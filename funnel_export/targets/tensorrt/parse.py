@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from funnel_export.errors import TargetRefusedError
 from funnel_export.spec.choices import Dtype
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import Segment
 from funnel_export.targets.location import describe_place, nodes_named_in
 
 DTYPES = {
@@ -34,7 +35,7 @@ NOISE = re.compile(r".*catchCudaError.*(cudaError 35|driver version is insuffici
 """The builder looks for a driver that it does not need."""
 
 
-def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, spec: FunnelSpec | None) -> Any:
+def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, segments: Sequence[Segment]) -> Any:
     """Fill a network from a graph and its external data; returns the parser, which must outlive the build.
 
     Raises:
@@ -46,13 +47,13 @@ def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, spec: FunnelSp
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     raise TargetRefusedError(
         f"{trt.__name__}'s parser refused {len(errors)} node{'s' * (len(errors) != 1)} of the graph",
-        got="\n".join(_describe_error(error, spec) for error in errors) or f"{graph}, without a reason",
+        got="\n".join(_describe_error(error, segments) for error in errors) or f"{graph}, without a reason",
         hint=remedy("\n".join(f"[{error.node_operator()}] {error.desc()}" for error in errors)),
     )
 
 
-def _describe_error(error: Any, spec: FunnelSpec | None) -> str:
-    name, place = error.node_name(), describe_place(error.node_name(), spec)
+def _describe_error(error: Any, segments: Sequence[Segment]) -> str:
+    name, place = error.node_name(), describe_place(error.node_name(), segments)
     where = f" in {place}" if place else ""
     inside = [f"inside {function}" for function in error.local_function_stack()]
     lines = [line for line in error.desc().splitlines() if not NOISE.match(line)]
@@ -61,11 +62,11 @@ def _describe_error(error: Any, spec: FunnelSpec | None) -> str:
     return "\n  ".join([f"{error.node_operator()} {name or error.node()!r}{where}", *inside, *lines, origin])
 
 
-def describe_failure(messages: list[str], names: list[str], spec: FunnelSpec | None) -> str:
+def describe_failure(messages: list[str], names: list[str], segments: Sequence[Segment]) -> str:
     """What a builder said as it failed, and where the nodes stand that it named."""
     lines = [line for line in messages if not NOISE.match(line)]
     for name in nodes_named_in("\n".join(lines), names)[:10]:
-        place = describe_place(name, spec)
+        place = describe_place(name, segments)
         lines.append(f"{name} is in {place}" if place else name)
     return "\n".join(lines) or "no reason was given"
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from funnel_export.bundle.manifest import Funnel
+from funnel_export.bundle.ports import Port
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
 from funnel_export.targets.tensorrt.options import TensorRtOptions
@@ -22,10 +24,12 @@ class BuildRequest(_Message):
     plan: Path
     """File to write."""
     dtype: Dtype
-    inputs: list[str]
+    inputs: list[Port]
     outputs: list[str]
     """Names of inner values to give out besides the graph's outputs."""
-    funnel: dict[str, int | str | bool] | None
+    funnel: Funnel | None
+    num_layers: int
+    """Layers of the whole model, which tell with the funnel where a node stands."""
     profiles: list[Profile]
     options: TensorRtOptions
     timing_caches: list[Path] = []

@@ -8,9 +8,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel_export.bundle.engine import Engine, fitting_profiles
-from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.engine import Engine
+from funnel_export.bundle.load import Graph
+from funnel_export.bundle.ports import sizes_of
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
+from funnel_export.spec.profile import SHORT, fitting_profiles
 from funnel_export.targets.base import as_float
 from funnel_export.targets.tensorrt.device import Device
 from funnel_export.targets.tensorrt.flavour import TENSORRT_RTX, Flavour
@@ -23,15 +25,15 @@ from funnel_export.targets.tensorrt.runtime_cache import load_cache, save_cache
 class TensorRtSession:
     """A plan in memory, with one execution context and one stream."""
 
-    def __init__(self, flavour: Flavour, bundle: Bundle, engine: Engine, *, keep_kernels: bool = True) -> None:
+    def __init__(self, flavour: Flavour, graph: Graph, engine: Engine, *, keep_kernels: bool = True) -> None:
         self._trt, self._flavour, self._engine = flavour.load(), flavour, engine
         self._logger = make_logger(self._trt)
         self.device = find_gpu().name
-        self.precision = str(bundle.manifest.dtype)
+        self.precision = str(graph.dtype)
         self._runtime = self._trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = engine.manifest.options.get("version_compatible") is True
-        self._plan = self._deserialize(bundle)
-        self._check_ports(bundle)
+        self._plan = self._deserialize(graph)
+        self._check_ports(graph)
         self._cache: Any = None
         self._context = self._make_context()
         if self._context is None:
@@ -39,9 +41,9 @@ class TensorRtSession:
         if not keep_kernels:
             self._cache = None
         own_graphs = flavour is not TENSORRT_RTX  # which captures them itself
-        self._runner = Runner(self._trt, self._plan, self._context, engine, self._logger, own_graphs)
+        self._runner = Runner(self._trt, self._plan, self._context, graph, engine, self._logger, own_graphs)
 
-    def _deserialize(self, bundle: Bundle) -> Any:
+    def _deserialize(self, graph: Graph) -> Any:
         options = self._engine.manifest.options
         with self._engine.file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             loaded = self._runtime.deserialize_cuda_engine(plan)
@@ -50,16 +52,15 @@ class TensorRtSession:
         if options.get("strip_plan") is True:
             refitter = self._trt.Refitter(loaded, self._logger)
             parser = self._trt.OnnxParserRefitter(refitter, self._logger)
-            if not (parser.refit_from_file(str(bundle.graph)) and refitter.refit_cuda_engine()):
+            if not (parser.refit_from_file(str(graph.path)) and refitter.refit_cuda_engine()):
                 raise self._refused("did not take the bundle's weights")
         if options.get("weight_streaming") is True:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
         return loaded
 
-    def _check_ports(self, bundle: Bundle) -> None:
+    def _check_ports(self, graph: Graph) -> None:
         """The plan's inputs and outputs must be the graph's."""
-        graph = bundle.manifest.graphs[0]
-        wanted = {record.name: record.dtype for record in (*graph.inputs, *graph.outputs)}
+        wanted = {port.name: port.dtype for port in (*graph.inputs, *graph.outputs)}
         names = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
         found = {name: dtype_name(self._plan.get_tensor_dtype(name)) for name in names}
         if not wanted.items() <= found.items():
@@ -102,10 +103,12 @@ class TensorRtSession:
 class Runner:
     """Moves inputs in and outputs out, and chooses the optimization profile."""
 
-    def __init__(self, trt: Any, plan: Any, context: Any, engine: Engine, logger: Any, graphs: bool) -> None:
+    def __init__(
+        self, trt: Any, plan: Any, context: Any, graph: Graph, engine: Engine, logger: Any, use_graphs: bool
+    ) -> None:
         self._context, self._logger, self._device = context, logger, Device()
-        self._profiles, self._name = engine.manifest.profiles, engine.name
-        self._use_graphs = graphs
+        self._profiles, self._name, self._ports = engine.manifest.profiles, engine.name, graph.inputs
+        self._use_graphs = use_graphs
         self._active = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
@@ -114,7 +117,7 @@ class Runner:
         self._dtypes = {name: _numpy_dtype(dtype_name(plan.get_tensor_dtype(name))) for name in names}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run on host arrays [batch, sequence]; outputs come back to the host."""
+        """Run on host arrays; outputs come back to the host."""
         self._launch(inputs)
         results = {name: np.empty(size, self._dtypes[name]) for name, size in self._shapes.items()}
         self._device.fetch(results)
@@ -132,52 +135,56 @@ class Runner:
 
     def _launch(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
         """Move inputs in and run on them once; the function that is returned does so again with what lies there."""
-        shape = inputs[self._inputs[0]].shape
-        self._choose_profile((shape[0], shape[1]))
+        shapes = {name: inputs[name].shape for name in self._inputs}
+        self._choose_profile(sizes_of(self._ports, shapes))
         addresses = {
             name: self._device.put(name, np.ascontiguousarray(inputs[name], dtype=self._dtypes[name]))
             for name in self._inputs
         }
-        key = (self._active, shape) if self._use_graphs else None
+        key = (self._active, tuple(shapes.values())) if self._use_graphs else None
         if not self._device.replays(key):
-            self._bind(shape, addresses)
+            self._bind(shapes, addresses)
 
         def launch() -> None:
-            self._must(self._device.launch(self._context.execute_async_v3, key), shape)
+            self._must(self._device.launch(self._context.execute_async_v3, key), shapes)
 
         launch()
         return launch
 
-    def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
+    def _bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
         """Tell the context the shapes and addresses of this run."""
         for name, address in addresses.items():
-            self._must(self._context.set_input_shape(name, shape), shape)
-            self._must(self._context.set_tensor_address(name, address), shape)
+            self._must(self._context.set_input_shape(name, shapes[name]), shapes)
+            self._must(self._context.set_tensor_address(name, address), shapes)
         self._shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
         for name, size in self._shapes.items():
             nbytes = int(np.prod(size)) * self._dtypes[name].itemsize
-            self._must(self._context.set_tensor_address(name, self._device.reserve(name, nbytes)), shape)
+            self._must(self._context.set_tensor_address(name, self._device.reserve(name, nbytes)), shapes)
 
     def close(self) -> None:
         """Give the device's memory back."""
         self._device.close()
 
-    def _must(self, done: bool, shape: tuple[int, ...]) -> None:
+    def _must(self, done: bool, sizes: Mapping[str, object]) -> None:
+        """Raise `TargetRefusedError` unless a call was done; `sizes` are of the axes or the inputs of this run."""
         if not done:
-            said = "\n".join([f"inputs {shape}", *self._logger.errors[-5:]])
+            asked = ", ".join(
+                f"{name} {list(size) if isinstance(size, tuple) else size}" for name, size in sizes.items()
+            )
+            said = "\n".join([f"inputs {asked}", *self._logger.errors[-5:]])
             raise TargetRefusedError(f"the engine {self._name} failed while running", got=said)
 
-    def _choose_profile(self, shape: tuple[int, int]) -> None:
-        fitting = fitting_profiles(self._profiles, shape)
+    def _choose_profile(self, sizes: Mapping[str, int]) -> None:
+        fitting = fitting_profiles(self._profiles, sizes)
         if not fitting:
             raise SpecError(
                 f"the engine {self._name} takes no batch of this shape",
-                got=f"{shape[0]} rows of {shape[1]} tokens",
+                got=", ".join(f"{SHORT.get(axis, axis)} {size}" for axis, size in sizes.items()),
                 wanted=" or ".join(map(str, self._profiles)),
                 hint="compile with a --profile that covers it",
             )
         if fitting[0] != self._active:
-            self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), shape)
+            self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), sizes)
             self._device.wait()
             self._active = fitting[0]
 

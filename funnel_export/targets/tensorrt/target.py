@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from funnel_export.bundle.engine import BuiltFor, Engine, record_file
-from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.engine import BuiltFor, Engine, Gpus, record_file
+from funnel_export.bundle.load import Graph
 from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype
@@ -86,14 +86,11 @@ class _Base:
             )
         if self.flavour is TENSORRT_RTX:
             kinds = options.capabilities or PORTABLE
-            return BuiltFor(device="GPUs of these kinds", platform=this_platform(), compute_capabilities=kinds)
+            gpus = Gpus(compute_capabilities=kinds)
+            return BuiltFor(device="GPUs of these kinds", platform=this_platform(), gpus=gpus)
         assert gpu is not None
-        return BuiltFor(
-            device=gpu.name,
-            platform=this_platform(),
-            compute_capabilities=[gpu.compute_capability],
-            driver=gpu.driver,
-        )
+        gpus = Gpus(compute_capabilities=[gpu.compute_capability], driver=gpu.driver)
+        return BuiltFor(device=gpu.name, platform=this_platform(), gpus=gpus)
 
     def engine_name(self, built_for: BuiltFor) -> str:
         """See `Target.engine_name`."""
@@ -103,18 +100,19 @@ class _Base:
 
     def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
         """See `Target.compile`."""
-        options, manifest = request.options_as(TensorRtOptions), request.bundle.manifest
+        options, graph = request.options_as(TensorRtOptions), request.graph
         keeps_timings = self.flavour is TENSORRT
         earlier = [path for path in (options.timing_cache, request.earlier.get(TIMINGS)) if path and path.is_file()]
         facts = build_in_process(
             BuildRequest(
                 target=self.flavour.target,
-                graph=request.bundle.graph,
+                graph=graph.path,
                 plan=folder / PLAN,
-                dtype=manifest.dtype,
-                inputs=[record.name for record in manifest.graphs[0].inputs],
+                dtype=graph.dtype,
+                inputs=graph.inputs,
                 outputs=list(request.outputs),
-                funnel=manifest.funnel,
+                funnel=None if graph.spec.funnel is None else graph.spec.funnel.to_dict(),
+                num_layers=graph.num_layers,
                 profiles=list(request.profiles),
                 options=options,
                 timing_caches=earlier,
@@ -139,25 +137,25 @@ class _Base:
             return _other_gpu(built.built_for, str(built.options.get("hardware_compatibility_level", "none")), gpu)
         return _invalid_by_header(self.flavour.load(), engine)
 
-    def load(self, bundle: Bundle, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
+    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
         """See `Target.load`; for inner values an engine of the same profiles and options is built for this once."""
         find_gpu()
         from funnel_export.targets.tensorrt.session import TensorRtSession
 
         if engine is None:
-            raise TargetRefusedError(f"{self.name} runs engines, not graphs", got=bundle.path, hint="compile it first")
+            raise TargetRefusedError(f"{self.name} runs engines, not graphs", got=graph.path, hint="compile it first")
         if not outputs:
-            return TensorRtSession(self.flavour, bundle, engine)
+            return TensorRtSession(self.flavour, graph, engine)
         options = parse_options(TensorRtOptions, {**engine.manifest.options, "timing_cache": None})
         validate_options(options, self.flavour, None)
         request = CompileRequest(
-            bundle=bundle, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
+            graph=graph, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
         )
         with tempfile.TemporaryDirectory() as name:
             self.compile(request, Path(name), no_progress)
             files = [record_file(Path(name) / PLAN)]
             manifest = engine.manifest.model_copy(update={"files": files})
-            return TensorRtSession(self.flavour, bundle, Engine(Path(name), manifest), keep_kernels=False)
+            return TensorRtSession(self.flavour, graph, Engine(Path(name), manifest), keep_kernels=False)
 
 
 class TensorRtTarget(_Base):

@@ -1,0 +1,52 @@
+"""`inspect`: what is in a bundle."""
+
+import json
+import os
+from dataclasses import dataclass
+
+from funnel_export.bundle.load import Bundle, Graph, load_bundle
+from funnel_export.bundle.manifest import MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A bundle, and what an audit finds in it."""
+
+    bundle: Bundle
+    audits: dict[str, list[str]]
+    """The faults of each graph, by role: none, unless the bundle was made by other means."""
+
+    def to_json(self) -> str:
+        """The manifest, the audit and the predicted savings as one JSON object."""
+        from funnel_export.latency.operations import predictions
+
+        audit = [fault for faults in self.audits.values() for fault in faults]
+        manifest = self.bundle.manifest.model_dump(mode="json")
+        return json.dumps({"manifest": manifest, "audit": audit, "predicted": predictions(self.bundle)})
+
+    def to_text(self) -> str:
+        """The same for a person to read, with the funnel as a drawing."""
+        from funnel_export.report.text import describe_bundle
+
+        return describe_bundle(self.bundle, self.audits)
+
+
+def inspect(bundle: Bundle | str | os.PathLike[str]) -> Inspection:
+    """Look into a bundle.
+
+    Raises:
+        BundleError: if it is not whole.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    return Inspection(opened, {role: _audit(opened, graph) for role, graph in opened.graphs.items()})
+
+
+def _audit(bundle: Bundle, graph: Graph) -> list[str]:
+    import onnx_ir as ir
+
+    from funnel_export.exporter.audit import find_faults, find_graph_faults
+
+    model, files = ir.load(graph.path), {weight.file for weight in bundle.manifest.weights}
+    if graph.role != MODEL:
+        return find_graph_faults(model, files)
+    return find_faults(model, bundle.family, bundle.architecture, bundle.spec, files)
