@@ -13,7 +13,7 @@ from exported import Recipe
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, load_bundle
-from funnel_export.bundle.weights import Stored
+from funnel_export.bundle.weights import Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.audit import audit
 from funnel_export.exporter.build import BuiltGraph
@@ -52,12 +52,16 @@ def loaded(recipe: Recipe) -> ir.Model:
     return ir.load(recipe.bundle().model.path)
 
 
+def weights_of(model: ir.Model, checkpoint: Checkpoint) -> dict[str, WeightSource]:
+    """Where the weights that a graph refers to come from, if all are the checkpoint's."""
+    weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+    return {str(value.name): Stored(checkpoint.find(str(value.name))) for value in weights}
+
+
 def run_audit(model: ir.Model, recipe: Recipe, **changes: Any) -> None:
     """Audit a graph as one of a recipe's export; `changes` are of what was to be exported."""
     bundle = recipe.bundle()
-    checkpoint = Checkpoint.open(bundle.path)
-    weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
-    sources = {str(value.name): Stored(checkpoint.find(str(value.name))) for value in weights}
+    sources = weights_of(model, Checkpoint.open(bundle.path))
     audit(BuiltGraph(model, sources, {}), bundle.family, bundle.architecture, replace(bundle.spec, **changes))
 
 

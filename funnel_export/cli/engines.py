@@ -24,6 +24,7 @@ def compile_(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A setting of the runtime by its own name, several times if wanted."),
     ] = None,
+    graph: Annotated[str | None, typer.Option(help="Role of the graph, where the bundle has several.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Folder in `engines/` (default: the target and what it is built for).")
     ] = None,
@@ -46,6 +47,7 @@ def compile_(
         engine = compile_bundle(
             bundle,
             target,
+            graph=graph,
             profiles=profile or (),
             options={key: value for key, _, value in pairs},
             name=name,

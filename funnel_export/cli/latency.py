@@ -21,7 +21,7 @@ def bench(
         list[int] | None, typer.Option(help="Tokens of a row, several times if wanted (default: 128 and 512).")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows, several times if wanted (default: 1).")] = None,
-    rounds: Annotated[int, typer.Option(help="Counted calls of each, taking turns; at least 6.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Counted calls of each, interleaved; at least 6.")] = 9,
     min_speedup: Annotated[
         float | None,
         typer.Option(help="Fail unless the funnel is so many times as fast in every target, noise accounted for."),

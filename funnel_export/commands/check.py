@@ -34,7 +34,7 @@ def check(
     `report.md`, `report.html` and pictures beside it are made anew.
 
     A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. One
-    that refuses the graph has an error in the report, and the others have their say all the same.
+    that refuses the graph has an error in the report, and the others are compared all the same.
 
     Args:
         bundle: a bundle or its folder.

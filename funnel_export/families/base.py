@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from funnel_export.errors import CheckpointError, describe_invalid
-from funnel_export.families.rope import Length, Rope, Theta
+from funnel_export.families.rope import Length
 from funnel_export.spec.choices import Task
 
 if TYPE_CHECKING:
@@ -57,9 +57,6 @@ class Architecture(BaseModel):
     rms_norm_eps: Epsilon
     attention_bias: Bool
     max_position_embeddings: Length
-    rope_parameters: Rope | None = None
-    rope_scaling: Rope | None = None
-    rope_theta: Theta = 10000.0
     sliding_window: Window | None
     tie_word_embeddings: Bool
     pad_token_id: TokenId | None
@@ -232,6 +229,10 @@ class Family(ABC):
             x: [batch, length, width] hidden states, for their dtype and device.
             positions: [batch, length], not negative.
         """
+
+    def layer_type_of(self, config: Any, layer: int) -> str:
+        """The attention of a layer."""
+        return str(config.layer_types[layer])
 
     def window_of(self, config: Any, layer_type: str) -> int | None:
         """How many positions a query sees in layers of a type, itself included; None if all before it."""

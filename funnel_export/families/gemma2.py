@@ -22,7 +22,7 @@ from funnel_export.families.base import (
     Width,
     Window,
 )
-from funnel_export.families.rope import Length
+from funnel_export.families.rope import Length, Rope, Theta
 from funnel_export.spec.choices import Task
 
 
@@ -44,6 +44,9 @@ class Gemma2Architecture(Architecture):
     attention_bias: Bool = False
     use_bidirectional_attention: Bool | None = None
     max_position_embeddings: Length = 8192
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
+    rope_theta: Theta = 10000.0
     sliding_window: Window | None = 4096
     attn_logit_softcapping: Positive | None = 50.0
     final_logit_softcapping: Positive | None = 30.0

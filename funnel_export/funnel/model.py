@@ -153,7 +153,7 @@ class Resolution:
         """Hidden states [batch, length, width] through the layers of that range."""
         model, family = self.context.model, self.context.family
         for index in layers:
-            layer_type = model.config.layer_types[index]
+            layer_type = family.layer_type_of(model.config, index)
             if self._angles is None:
                 self._angles = family.angles(model, x, self.queries.clamp(min=0))
             part = LayerPart(model.layers[index], self.context.cache, self.context.kwargs)

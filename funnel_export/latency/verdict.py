@@ -152,7 +152,7 @@ def judge(
 ) -> Gate:
     """Whether each target is at least so many times as fast with the funnel: by the lower end of the interval.
 
-    PyTorch is a baseline and has no say. What was not timed is not known to be fast enough, and so fails.
+    PyTorch is a baseline and is not judged. What was not timed is not known to be fast enough, and so fails.
 
     Args:
         rows: what was timed.

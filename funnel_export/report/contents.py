@@ -126,10 +126,7 @@ def _in_words(spec: FunnelSpec | None) -> str:
     if spec is None:
         return "none (dense)"
     ahead = ", lookahead" if spec.lookahead else ""
-    return (
-        f"{spec.pool_layer}:{spec.recover_layer}:{spec.stride}, {spec.pooling} pooling, {spec.recovery} recovery, "
-        f"{spec.slot_positions} slot positions{ahead}"
-    )
+    return f"{spec}, {spec.pooling} pooling, {spec.recovery} recovery, {spec.slot_positions} slot positions{ahead}"
 
 
 def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:

@@ -118,7 +118,7 @@ def describe_parity(report: ParityReport) -> str:
 def describe_latency(report: LatencyReport) -> str:
     """A latency report for a person to read: rows and what their numbers are, what has no numbers, the gate."""
     lines = [console_table(LATENCY, report.rows), ""]
-    lines.append(f"medians of {report.rounds} calls that took turns, in {report.dtype}; 95 % bootstrap intervals")
+    lines.append(f"medians of {report.rounds} interleaved calls, in {report.dtype}; 95 % bootstrap intervals")
     lines += [f"{each.name}: {each.error}" for each in report.runners if each.error]
     lines += [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
     if not report.parity.passed:

@@ -88,7 +88,7 @@ def check_parity(
         progress(candidate.name)
         try:
             results.append(_check_candidate(bundle, candidate, plan, expected, report))
-        except FunnelExportError as err:  # the other targets have their say all the same
+        except FunnelExportError as err:  # the other targets are compared all the same
             refused = isinstance(err, TargetRefusedError)
             results.append(_result(candidate, passed=False, error=str(err), refused=refused))
     return report.with_targets(results)

@@ -77,7 +77,7 @@ class Eager:
         """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
 
         Args:
-            inputs: `input_ids` and `attention_mask`, [batch, length].
+            inputs: tokens and mask, [batch, length].
             boundaries: names of the parts whose hidden states are wanted too.
 
         Returns:

@@ -1,0 +1,100 @@
+"""What an earlier version wrote is refused with the command that makes it again, and that command replaces it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import Recipe
+from tamper import rewrite_json
+
+from funnel_export import (
+    Bundle,
+    BundleError,
+    FunnelExportWarning,
+    check,
+    compile_bundle,
+    export,
+    load_bundle,
+    package,
+)
+from funnel_export.report.pages import write_reports
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle of its own, with an engine."""
+    ignored = shutil.ignore_patterns("reports", "engines")
+    made = load_bundle(shutil.copytree(Recipe().bundle().path, tmp_path / "bundle", ignore=ignored))
+    compile_bundle(made, "onnxruntime")
+    return made
+
+
+def first_version(manifest: dict[str, Any]) -> None:
+    """A bundle's manifest as version 1 wrote it."""
+    (graph,) = manifest["graphs"].values()
+    for port in (*graph["inputs"], *graph["outputs"]):
+        del port["kind"]
+    for weight in manifest["weights"]:
+        del weight["source"]
+    manifest.update(schema_version=1, graphs=[graph])
+
+
+def first_engine(manifest: dict[str, Any]) -> None:
+    """An engine's manifest as version 1 wrote it."""
+    del manifest["graph"]
+    manifest["built_for"].pop("gpus")
+    manifest["built_for"].update(compute_capabilities=[], driver=None)
+    manifest.update(schema_version=1)
+
+
+def test_a_bundle_is_exported_again(bundle: Bundle) -> None:
+    rewrite_json(bundle.path / "manifest.json", first_version)
+    with pytest.raises(
+        BundleError, match=r"(?s)by an earlier version.*schema version 1.*wanted.*2.*try: funnel-export export again"
+    ):
+        load_bundle(bundle.path)
+    again = export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert load_bundle(again.path).manifest.schema_version == 2
+
+
+def test_a_bundle_of_a_later_version_is_left_to_that_version(bundle: Bundle) -> None:
+    rewrite_json(bundle.path / "manifest.json", lambda manifest: manifest.update(schema_version=3))
+    with pytest.raises(BundleError, match="by a later version"):
+        load_bundle(bundle.path)
+
+
+def test_files_beside_an_earlier_bundle_are_kept(bundle: Bundle) -> None:
+    rewrite_json(bundle.path / "manifest.json", first_version)
+    (bundle.path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert (bundle.path / "notes.txt").read_text() == "mine"
+
+
+def test_an_engine_is_left_out_and_compiled_again(bundle: Bundle) -> None:
+    folder = bundle.path / "engines" / "onnxruntime-cpu"
+    rewrite_json(folder / "manifest.json", first_engine)
+    with pytest.warns(FunnelExportWarning, match=r"(?s)left out.*by an earlier version.*funnel-export compile again"):
+        report = check(bundle, targets=["onnxruntime"], max_length=2)
+    assert [target.name for target in report.targets] == ["onnxruntime"]
+    assert compile_bundle(bundle, "onnxruntime").path == folder
+    assert json.loads((folder / "manifest.json").read_text())["schema_version"] == 2
+
+
+def test_a_report_is_made_again(bundle: Bundle) -> None:
+    check(bundle, targets=["onnxruntime"], max_length=2)
+    file = bundle.path / "reports" / "parity.json"
+    rewrite_json(file, lambda report: report.update(schema_version=1))
+    with pytest.raises(BundleError, match=r"(?s)by an earlier version.*funnel-export check again"):
+        write_reports(bundle)
+    check(bundle, targets=["onnxruntime"], max_length=2)
+    assert json.loads(file.read_text())["schema_version"] == 2
+
+
+def test_a_packaged_model_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    made = package(bundle, tmp_path / "models", name="mine")
+    rewrite_json(made.path / "manifest.json", first_version)
+    package(bundle, tmp_path / "models", name="mine")
+    assert json.loads((made.path / "manifest.json").read_text())["schema_version"] == 2
