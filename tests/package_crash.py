@@ -1,4 +1,4 @@
-"""Kills packaging of a bundle over an earlier model, for `test_package.py`: prints JSON."""
+"""Kills packaging of a bundle over an earlier model, for `packaging/test_triton.py`: prints JSON."""
 
 import json
 import signal
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from killing import digest, forked
 
-from funnel_export import package as package_module
-from funnel_export.commands.package import package
+from funnel_export import package
+from funnel_export.packaging import triton
 from funnel_export.packaging.triton_config import TritonOptions
 from funnel_export.system import atomic, place
 
-FILES = {str(module.__file__) for module in (atomic, place, package_module)}
+FILES = {str(module.__file__) for module in (atomic, place, triton)}
 POINTS = 12
 
 

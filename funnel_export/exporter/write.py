@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest
 from funnel_export.bundle.ports import Kind, Port
-from funnel_export.bundle.weights import StoredFile, files_of
+from funnel_export.bundle.weights import StoredFile, WeightRecord, files_of
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, ExportError
@@ -61,21 +61,27 @@ def write_bundle(
         for name in COMPANIONS:
             if (checkpoint.path / name).exists():
                 (folder / name).write_bytes(checkpoint.companion(name))
-        manifest = Manifest(
-            task=spec.task,
-            dtype=spec.dtype,
-            opset=spec.opset,
-            logits=spec.logits,
-            funnel=None if spec.funnel is None else spec.funnel.to_dict(),
-            graphs={role: _record(folder, role, built) for role, built in graphs.items()},
-            weights=weights,
-            config_sha256=_digest(folder / CONFIG),
-            source=source,
-            versions={tool: version(tool) for tool in TOOLS},
-        )
+        manifest = _manifest(folder, graphs, weights, spec, source)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:
         raise BundleError("the bundle could not be written", got=err, wanted="room and permission to write") from err
+
+
+def _manifest(
+    folder: Path, graphs: Mapping[str, BuiltGraph], weights: list[WeightRecord], spec: ExportSpec, source: str
+) -> Manifest:
+    return Manifest(
+        task=spec.task,
+        dtype=spec.dtype,
+        opset=spec.opset,
+        logits=spec.logits,
+        funnel=None if spec.funnel is None else spec.funnel.to_dict(),
+        graphs={role: _record(folder, role, built) for role, built in graphs.items()},
+        weights=weights,
+        config_sha256=_digest(folder / CONFIG),
+        source=source,
+        versions={tool: version(tool) for tool in TOOLS},
+    )
 
 
 def graph_file(role: str) -> str:

@@ -53,10 +53,10 @@ def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, adde
 def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
     case = Case((1, 3, 5), padding)
     tokens = case.tokens(TINY, seed=0)
-    assert tokens["attention_mask"].sum(1).tolist() == [1, 3, 5]
-    assert ((tokens["input_ids"] == 0) == (tokens["attention_mask"] == 0)).all()
+    assert tokens[Kind.MASK].sum(1).tolist() == [1, 3, 5]
+    assert ((tokens[Kind.TOKENS] == 0) == (tokens[Kind.MASK] == 0)).all()
     column = 0 if padding == "right" else -1
-    assert tokens["attention_mask"][:, column].all()
+    assert tokens[Kind.MASK][:, column].all()
 
 
 def test_tokens_follow_from_the_seed() -> None:
