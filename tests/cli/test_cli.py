@@ -80,7 +80,9 @@ def test_errors(arguments: tuple[str, ...], code: int, message: str, tmp_path: P
 
 
 def test_a_mistake_of_ours_exits_with_70() -> None:
-    code = "from funnel_export.commands import inspect; inspect.load_bundle = None\nfrom funnel_export.cli import main\nmain()"
+    code = (
+        "from funnel_export.cli import main; from funnel_export.commands import inspect as i; i.inspect = None; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code, "inspect", "B"], capture_output=True, text=True, check=False)
     assert done.returncode == 70
     assert done.stderr.startswith("Traceback")
