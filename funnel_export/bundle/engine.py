@@ -5,21 +5,21 @@ is the one that was built, and a target reads it only if version and device fit 
 """
 
 import hashlib
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from funnel_export.bundle.external import read_graph
 from funnel_export.bundle.load import Bundle, check_made_from
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, SCHEMA, Role, inside, read_manifest
 from funnel_export.bundle.weights import Digest, WeightRecord
 from funnel_export.errors import BundleError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
-from funnel_export.system.files import LARGEST_JSON, open_regular, read_bytes
+from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
 
 CACHES = ("runtime.cache", "runtime.cache.json")
 """Files that may come and go beside an engine; each is read only if it proves to be the right one."""
@@ -138,7 +138,20 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
     check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")
     for record in manifest.files:
         verify_file(folder / record.file, record)
+    _check_graphs(folder, manifest.files)
     return Engine(folder, manifest)
+
+
+def _check_graphs(folder: Path, files: Sequence[FileRecord]) -> None:
+    """Raise `BundleError` if a graph among an engine's files reads anything but these files."""
+    sizes = {record.file: record.size for record in files}
+    for record in files:
+        if record.file.endswith(".onnx"):
+            try:
+                content = read_bytes(folder / record.file, LARGEST_GRAPH)
+            except OSError as err:
+                raise BundleError("a graph of an engine cannot be read", got=err, wanted=folder / record.file) from err
+            read_graph(content, sizes, f"its engine's files ({folder})", check=False)
 
 
 def read_engine_manifest(folder: Path) -> EngineManifest:
@@ -163,13 +176,15 @@ def verify_file(path: Path, record: FileRecord) -> None:
     try:
         if path.is_symlink():
             raise BundleError("a file of an engine is a symbolic link", got=path, wanted="a file")
-        found = record_file(path)
+        size = regular_size(path)
+        found = record_file(path) if size == record.size else None  # one of another size is not read
     except OSError as err:
         raise BundleError("a file of an engine cannot be read", got=err, wanted=f"a file at {path}") from err
     if found != record:
+        digest = "" if found is None else f", sha256 {found.sha256[:12]}…"
         raise BundleError(
             "a file of an engine is not the one that was built",
-            got=f"{path}: {found.size} bytes, sha256 {found.sha256[:12]}…",
+            got=f"{path}: {size} bytes{digest}",
             wanted=f"{record.size} bytes, sha256 {record.sha256[:12]}…",
             hint="compile the bundle again",
         )
@@ -177,9 +192,7 @@ def verify_file(path: Path, record: FileRecord) -> None:
 
 def record_file(path: Path) -> FileRecord:
     """Size and digest of a regular file."""
-    with open_regular(path) as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return FileRecord(file=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
+    return FileRecord(file=path.name, size=regular_size(path), sha256=sha256_of(path))
 
 
 class _NamedFile(BaseModel):

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from funnel_export.bundle.external import read_graph
 from funnel_export.bundle.manifest import (
     ENGINES,
     MANIFEST,
@@ -27,10 +28,6 @@ from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import Segment, segments_of
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-    from onnx import TensorProto
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,38 +246,5 @@ def _verify_weight(folder: Path, record: WeightRecord) -> None:
 
 
 def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) -> None:
-    import onnx
-    from google.protobuf.message import DecodeError
-
     content = _read_verified(folder, record.file, record.sha256, LARGEST_GRAPH)
-    try:
-        model = onnx.load_model_from_string(content)
-        for tensor in _external_tensors(model):
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            file, offset, length = place["location"], int(place["offset"]), int(place["length"])
-            if file not in weights or offset < 0 or length < 0 or offset + length > weights[file]:
-                raise BundleError(
-                    "a graph refers to data outside the bundle's weight files",
-                    got=f"{tensor.name}: {file!r}, {length} bytes from {offset}",
-                    wanted=f"within {sorted(weights)}",
-                )
-            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
-        onnx.checker.check_model(model)  # order, names and ops; external data it would look for in the working folder
-    except (DecodeError, KeyError, ValueError, onnx.checker.ValidationError) as err:
-        raise BundleError(
-            "a graph of the bundle cannot be read", got=f"{folder / record.file}: {err}", wanted="an ONNX model"
-        ) from err
-
-
-def _external_tensors(message: "Message") -> Iterator["TensorProto"]:
-    """Every tensor that lies outside the model, wherever in it the tensor stands."""
-    import onnx
-
-    if isinstance(message, onnx.TensorProto):
-        if message.data_location == onnx.TensorProto.EXTERNAL:
-            yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for child in value if isinstance(value, Sequence) else [value]:
-                yield from _external_tensors(child)
+    read_graph(content, weights, f"the bundle's weight files ({folder / record.file})", check=True)

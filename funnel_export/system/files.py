@@ -1,6 +1,7 @@
 """Reading files that strangers made: regular files only, and never more of them than is sane."""
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -43,6 +44,27 @@ def read_bytes(path: Path, largest: int) -> bytes:
     if len(content) > largest:
         raise OSError(errno.EFBIG, f"more than the {largest} bytes that such a file may have", str(path))
     return content
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file, told without reading it.
+
+    Raises:
+        OSError: if there is no such file, or it is of another kind.
+    """
+    found = path.stat()
+    _check_regular(found, path)
+    return found.st_size
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a regular file, by reading it whole.
+
+    Raises:
+        OSError: if there is no such file, or it is of another kind.
+    """
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_regular(found: os.stat_result, path: Path) -> None:

@@ -11,20 +11,82 @@ from pydantic import ConfigDict, Field
 
 from funnel_export.bundle.engine import BuiltFor, Engine
 from funnel_export.bundle.load import Graph
-from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
+from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import processor, this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest
-from funnel_export.targets.options import Options, parse_options
+from funnel_export.targets.options import MOST_THREADS, Options, parse_options, validate_allowed
 from funnel_export.targets.registry import require
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"
 """Files of an engine."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-FILES = ("ep.context", "session.model_external", "session.optimized_model")
-"""What session configuration entries begin with that name files to read or write: those are ours to set."""
+ENTRIES = frozenset(
+    {
+        "ep.cuda.fpa_intb_gemm",
+        "memory.enable_memory_arena_shrinkage",
+        "mlas.disable_kleidiai",
+        "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        "mlas.qnbit.force_fp32",
+        "mlas.use_lut_gemm",
+        "optimization.disable_specified_optimizers",
+        "optimization.enable_cast_chain_elimination",
+        "optimization.enable_gelu_approximation",
+        "session.allow_released_opsets_only",
+        "session.disable_aot_function_inlining",
+        "session.disable_cpu_ep_fallback",
+        "session.disable_double_qdq_remover",
+        "session.disable_prepacking",
+        "session.disable_qdq_constant_folding",
+        "session.disable_quant_qdq",
+        "session.dynamic_block_base",
+        "session.enable_dq_matmulnbits_fusion",
+        "session.enable_quant_qdq_cleanup",
+        "session.force_spinning_stop",
+        "session.graph_optimizations_loop_level",
+        "session.inter_op.allow_spinning",
+        "session.inter_op.spin_backoff_max",
+        "session.inter_op.spin_duration_us",
+        "session.intra_op.allow_spinning",
+        "session.intra_op.spin_backoff_max",
+        "session.intra_op.spin_duration_us",
+        "session.intra_op_thread_affinities",
+        "session.prepack.enable_parallel",
+        "session.qdq_matmulnbits_accuracy_level",
+        "session.qdq_matmulnbits_block_size",
+        "session.qdqisint8allowed",
+        "session.set_denormal_as_zero",
+        "session.strict_shape_type_inference",
+        "session.use_deterministic_compute",
+        "session.use_device_allocator_for_initializers",
+        "session.x64quantprecision",
+    }
+)
+"""Session configuration entries that an engine may have. Others name files to read or write, or load code."""
+CUDA_OPTIONS = frozenset(
+    {
+        "arena_extend_strategy",
+        "cudnn_conv1d_pad_to_nc1d",
+        "cudnn_conv_algo_search",
+        "cudnn_conv_use_max_workspace",
+        "device_id",
+        "do_copy_in_default_stream",
+        "enable_cuda_graph",
+        "enable_skip_layer_norm_strict_mode",
+        "fuse_conv_bias",
+        "gpu_mem_limit",
+        "prefer_nhwc",
+        "sdpa_kernel",
+        "tunable_op_enable",
+        "tunable_op_max_tuning_duration_ms",
+        "tunable_op_tuning_enable",
+        "use_ep_level_unified_stream",
+        "use_tf32",
+    }
+)
+"""Options of the CUDA provider that an engine may have. Others are addresses in memory."""
 NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
@@ -42,10 +104,10 @@ class OnnxRuntimeOptions(Options):
         Field(description="what is done to the graph; `all` fits this processor only"),
     ] = "extended"
     intra_op_num_threads: Annotated[
-        int, Field(ge=0, le=1024, description="threads within an op; 0 is one per core")
+        int, Field(ge=0, le=MOST_THREADS, description="threads within an op; 0 is one per core")
     ] = 0
     inter_op_num_threads: Annotated[
-        int, Field(ge=0, le=1024, description="threads across ops, in parallel execution")
+        int, Field(ge=0, le=MOST_THREADS, description="threads across ops, in parallel execution")
     ] = 0
     execution_mode: Annotated[Literal["sequential", "parallel"], Field(description="order of ops")] = "sequential"
 
@@ -147,15 +209,9 @@ class OnnxRuntimeTarget:
         if options.provider == "cuda" and not cuda_works():
             raise TargetUnavailableError("ONNX Runtime has no CUDA here", hint="--option provider=cpu, or a GPU")
         provider = self.provider() if options.provider is None else {"cpu": CPU, "cuda": CUDA}[options.provider]
-        ours = [name for name in options.entries if name.startswith(FILES)]
-        unknown = [*ours, *(options.provider_options if provider == CPU else ())]
-        if unknown:
-            raise SpecError(
-                "there are no such options of ONNX Runtime here",
-                got=", ".join(unknown),
-                wanted=f"{', '.join(OnnxRuntimeOptions.model_fields)}, or a session configuration entry, with a dot",
-                hint="session.intra_op.allow_spinning=0",
-            )
+        settings = CUDA_OPTIONS if provider == CUDA else frozenset()
+        allowed = {*OnnxRuntimeOptions.model_fields, *ENTRIES, *settings}
+        validate_allowed("ONNX Runtime", (*options.entries, *options.provider_options), allowed)
         return provider
 
 

@@ -18,11 +18,34 @@ from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float
-from funnel_export.targets.options import Options
+from funnel_export.targets.options import MOST_THREADS, Options, validate_allowed
 from funnel_export.targets.registry import require
 
 DEVICE, BLOB = "CPU", "model.blob"
 PRECISION = "INFERENCE_PRECISION_HINT"
+COUNTS = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT_NUM_REQUESTS")
+PROPERTIES = frozenset(
+    {
+        "CPU_DENORMALS_OPTIMIZATION",
+        "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+        "ENABLE_CPU_PINNING",
+        "ENABLE_CPU_RESERVATION",
+        "ENABLE_HYPER_THREADING",
+        "ENABLE_TENSOR_PARALLEL",
+        "EXECUTION_MODE_HINT",
+        PRECISION,
+        "INFERENCE_NUM_THREADS",
+        "MODEL_DISTRIBUTION_POLICY",
+        "NUM_STREAMS",
+        "PERFORMANCE_HINT",
+        "PERFORMANCE_HINT_NUM_REQUESTS",
+        "PERF_COUNT",
+        "SCHEDULING_CORE_TYPE",
+        "TBB_PARTITIONER",
+    }
+)
+"""Properties of the CPU plugin that an engine may have. Others name files, as WEIGHTS_PATH does, or are of no use."""
 
 
 class OpenVinoOptions(Options):
@@ -126,14 +149,16 @@ def _settings(core: Any, graph: Graph, settings: Mapping[str, Any]) -> dict[str,
 
 
 def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
-    """Raise `SpecError` for other than the CPU plugin's properties, as for a folder to cache models in."""
+    """Raise `SpecError` for properties that an engine may not have, or that this version does not know."""
     known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
-    settable = sorted(name for name, access in known.items() if access != "RO")
-    unknown = sorted(set(settings) - set(settable))
-    if unknown:
-        raise SpecError(
-            "OpenVINO's CPU plugin has no such properties", got=", ".join(unknown), wanted=", ".join(settable)
-        )
+    validate_allowed("OpenVINO's CPU plugin", settings, {name for name in PROPERTIES if known.get(name) == "RW"})
+    many = {name: value for name, value in settings.items() if name in COUNTS and _is_more(value, MOST_THREADS)}
+    if many:
+        raise SpecError("too many threads or streams for this machine", got=many, wanted=f"at most {MOST_THREADS}")
+
+
+def _is_more(value: object, limit: int) -> bool:
+    return str(value).isdecimal() and int(str(value)[:9]) > limit
 
 
 def _compile(core: Any, graph: Graph, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:

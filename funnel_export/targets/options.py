@@ -1,6 +1,7 @@
 """Options of a build, from `--option key=value`: checked by name and value before anything is built."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -8,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from funnel_export.errors import SpecError
 
 OptionsT = TypeVar("OptionsT", bound="Options")
+
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+"""Threads that an engine may ask for here: more would be an attack or a mistake."""
 
 
 class Options(BaseModel):
@@ -38,6 +42,21 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
         raise SpecError(
             "these options cannot be", got="\n".join(problems), wanted=f"options of {', '.join(kind.model_fields)}"
         ) from err
+
+
+def validate_allowed(runtime: str, names: Iterable[str], allowed: Collection[str]) -> None:
+    """Raise `SpecError` for settings that an engine may not have.
+
+    What is allowed is listed: an engine's manifest may come from a stranger, and runtimes have settings that read or
+    write any file.
+    """
+    refused = sorted(set(names) - set(allowed))
+    if refused:
+        raise SpecError(
+            f"an engine may not have these options of {runtime}",
+            got=", ".join(refused),
+            wanted=f"any of {', '.join(sorted(allowed))}",
+        )
 
 
 def _say(error: Any) -> str:

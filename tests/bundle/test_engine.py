@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from exported import Recipe
 from tamper import rewrite_json
 
 from funnel_export import Bundle, FunnelSpec, check, compile_bundle, export, load_bundle
-from funnel_export.bundle.engine import Engine, EngineManifest, engine_names, load_engine
+from funnel_export.bundle.engine import Engine, EngineManifest, engine_names, load_engine, record_file
 from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.targets.base import Target
 from funnel_export.targets.openvino import OpenVinoTarget
@@ -219,13 +220,43 @@ def test_an_engine_has_a_plain_name(name: str, bundle: Bundle) -> None:
         compile_bundle(bundle, "onnxruntime", name=name)
 
 
+def place_elsewhere(location: str) -> Callable[[Path], None]:
+    """Let an engine's graph read a file of this name, and let its manifest agree."""
+
+    def change(folder: Path) -> None:
+        model = onnx.load(folder / "model.onnx", load_external_data=False)
+        tensor = next(t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL)
+        next(entry for entry in tensor.external_data if entry.key == "location").value = location
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        files = [record_file(folder / name).model_dump() for name in ("model.onnx", "weights.bin")]
+        edit(files=files)(folder)
+
+    return change
+
+
+@pytest.mark.parametrize("location", ["../../model.safetensors", "/etc/passwd", "elsewhere.bin"])
+def test_an_engine_reads_its_own_files_only(location: str, bundle: Bundle) -> None:
+    folder = bundle.path / "engines" / "onnxruntime-cpu"
+    (folder / "elsewhere.bin").symlink_to("/etc/passwd")  # beside it, and not in its manifest
+    place_elsewhere(location)(folder)
+    with pytest.raises(BundleError, match="refers to data outside its engine's files"):
+        load_engine(bundle, "onnxruntime-cpu")
+
+
+def test_a_file_of_another_size_is_refused_unread(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.truncate(bundle.path / "engines" / "openvino-cpu" / "model.blob", 1 << 40)  # sparse; to read it takes minutes
+    monkeypatch.setattr("funnel_export.bundle.engine.record_file", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(BundleError, match=f"{1 << 40} bytes"):
+        load_engine(bundle, "openvino-cpu")
+
+
 OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "ort: no such option": ("onnxruntime", {"fast": "1"}, "no such options.*\n  got: fast"),
+    "ort: no such option": ("onnxruntime", {"fast": "1"}, "may not have these options of ONNX Runtime\n  got: fast"),
     "ort: another kind": ("onnxruntime", {"intra_op_num_threads": "many"}, "intra_op_num_threads.*'many'"),
     "ort: no such level": ("onnxruntime", {"graph_optimization_level": "most"}, "'basic', 'extended' or 'all'"),
     "ort: profiles": ("onnxruntime", {}, "no optimization profiles"),
-    "openvino: no such property": ("openvino", {"FAST": "1"}, "no such properties\n  got: FAST"),
-    "openvino: one to read only": ("openvino", {"FULL_DEVICE_NAME": "x"}, "no such properties"),
+    "openvino: no such property": ("openvino", {"FAST": "1"}, "may not have these options of OpenVINO.*\n  got: FAST"),
+    "openvino: one to read only": ("openvino", {"FULL_DEVICE_NAME": "x"}, "may not have these options"),
 }
 
 
@@ -246,10 +277,16 @@ def test_a_value_that_a_runtime_refuses_is_its_refusal(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("openvino", {"CACHE_DIR": "cache"}, "no such properties\n  got: CACHE_DIR"),
-        ("onnxruntime", {"ep.context_enable": "1"}, "no such options.*\n  got: ep.context_enable"),
-        ("onnxruntime", {"session.optimized_model_external_initializers_file_name": "x"}, "no such options"),
-        ("onnxruntime", {"fast": 1}, "no such options"),
+        ("openvino", {"CACHE_DIR": "cache"}, "may not have these options.*\n  got: CACHE_DIR"),
+        ("openvino", {"WEIGHTS_PATH": "/etc/passwd"}, "may not have these options.*\n  got: WEIGHTS_PATH"),
+        ("openvino", {"INFERENCE_NUM_THREADS": 100_000}, "too many threads"),
+        ("onnxruntime", {"ep.context_enable": "1"}, "may not have these options.*\n  got: ep.context_enable"),
+        ("onnxruntime", {"session.collect_node_memory_stats_to_file": "stats"}, "may not have these options"),
+        ("onnxruntime", {"session.moe.offload.derived_cache_dir": "cache"}, "may not have these options"),
+        ("onnxruntime", {"session.optimized_model_external_initializers_file_name": "x"}, "may not have these options"),
+        ("onnxruntime", {"user_compute_stream": "140000000000"}, "may not have these options"),
+        ("onnxruntime", {"fast": 1}, "may not have these options"),
+        ("onnxruntime", {"intra_op_num_threads": 100_000}, "less than or equal to"),
         ("onnxruntime", {"provider": "tpu"}, "provider: Input should be 'cpu' or 'cuda'"),
     ],
 )
@@ -261,8 +298,10 @@ def test_options_of_a_manifest_are_checked_as_those_of_a_build(
     edit(options=options)(bundle.path / "engines" / f"{target}-cpu")
     with pytest.raises(SpecError, match=message):
         run_engine(bundle, get_target(target), f"{target}-cpu")
+    before = set(Path.cwd().iterdir())
     with pytest.warns(UserWarning, match="an engine is left out"):
         assert check(bundle, max_length=1).passed
+    assert set(Path.cwd().iterdir()) == before
 
 
 def test_values_that_no_runtime_takes_are_refused(bundle: Bundle) -> None:

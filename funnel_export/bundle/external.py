@@ -1,0 +1,64 @@
+"""Data that lies outside a graph's own file: which files a graph reads, judged before any runtime opens it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from funnel_export.errors import BundleError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from onnx import ModelProto, TensorProto
+
+
+def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bool) -> None:
+    """Read an ONNX graph, and judge the external data that it names.
+
+    Args:
+        content: the graph's file.
+        files: sizes of the files beside it that it may read, by name.
+        what: what those files are, for messages.
+        check: whether onnx's checker judges it too; it knows standard ops only.
+
+    Raises:
+        BundleError: if it is no graph, or refers to anything outside of these files.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(content)
+        _check_external_data(model, files, what)
+        if check:
+            onnx.checker.check_model(model)  # order, names and ops
+    except (DecodeError, KeyError, ValueError, onnx.checker.ValidationError) as err:
+        raise BundleError("a graph of the bundle cannot be read", got=err, wanted="an ONNX model") from err
+
+
+def _check_external_data(model: "ModelProto", files: Mapping[str, int], what: str) -> None:
+    """See `read_graph`. External tensors become empty ones: the checker would look for them in the working folder."""
+    import onnx
+
+    for tensor in _external_tensors(model):
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        file, offset, length = place["location"], int(place.get("offset", 0)), int(place["length"])
+        if file not in files or offset < 0 or length < 0 or offset + length > files[file]:
+            raise BundleError(
+                f"a graph refers to data outside {what}",
+                got=f"{tensor.name}: {file!r}, {length} bytes from {offset}",
+                wanted=f"within {sorted(files)}",
+            )
+        tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
+
+
+def _external_tensors(message: "Message") -> Iterator["TensorProto"]:
+    """Every tensor that lies outside the model, wherever in it the tensor stands."""
+    import onnx
+
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in value if isinstance(value, Sequence) else [value]:
+                yield from _external_tensors(child)
