@@ -130,7 +130,7 @@ def make_checkpoint(folder: Path) -> int:
 
 
 def first_run(exporter: Exporter, out: Path, reference: Path | None) -> dict[str, Any]:
-    """Run a exporter without counting, and compare what comes out; or why that is not possible."""
+    """Run an exporter without counting, and compare what comes out; or why that is not possible."""
     missing = exporter.missing()
     if missing:
         return {"state": missing}

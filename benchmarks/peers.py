@@ -39,8 +39,8 @@ from peers_groups import Watch, default_rounds, run_trials_by_group, say
 from peers_judging import LIMITS, judge, with_agreement
 
 from funnel_export import FunnelSpec, load_bundle
-from funnel_export.bundle.ports import Kind
-from funnel_export.families.base import Architecture
+from funnel_export.bundle.ports import PortKind
+from funnel_export.families.architecture import Architecture
 from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.latency.latency_report import Model, summarize
 from funnel_export.latency.operations import predicted_ratio
@@ -182,7 +182,7 @@ def measure_shape(
 ) -> dict[str, Any]:
     """One shape: what each runner showed."""
     batch, length = shape
-    ids = Case((length,) * batch).tokens(architecture, seed=0)[Kind.TOKENS].tolist()
+    ids = Case((length,) * batch).tokens(architecture, seed=0)[PortKind.TOKENS].tolist()
     runners = [peer.runner for peer in peers if peer.runner is not None]
     say(f"batch {batch}, length {length}")
     watch, load = Watch(), os.getloadavg()[0]

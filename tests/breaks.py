@@ -62,7 +62,8 @@ def run_audit(model: ir.Model, recipe: Recipe, **changes: Any) -> None:
     """Audit a graph as one of a recipe's export; `changes` are of what was to be exported."""
     bundle = recipe.bundle()
     sources = weights_of(model, Checkpoint.open(bundle.path))
-    audit(BuiltGraph(model, sources, {}), bundle.family, bundle.architecture, replace(bundle.spec, **changes))
+    built = {"model": BuiltGraph(model, sources, {})}
+    audit(built, bundle.family, bundle.architecture, replace(bundle.spec, **changes))
 
 
 def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: float) -> None:

@@ -49,6 +49,10 @@ def save_files(folder: Path, content: bytes) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    manifest = {"dtype": "float32", "graphs": {"model": {"file": "model.onnx", "sha256": digest, "inputs": []}}}
+    manifest = {
+        "schema_version": 2,
+        "dtype": "float32",
+        "graphs": {"model": {"file": "model.onnx", "sha256": digest, "inputs": []}},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     return folder

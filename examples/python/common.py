@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+SCHEMA = 2
 BAD_INPUT, NOT_HERE = 2, 3
 """Exit codes: the input is wrong; the runtime does not work on this machine."""
 
@@ -54,8 +55,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as err:
         fail(BAD_INPUT, f"no manifest of a bundle or an engine: {err}")
-    if not isinstance(manifest, dict):
-        fail(BAD_INPUT, f"{folder / 'manifest.json'} is not a manifest")
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA:
+        fail(BAD_INPUT, f"{folder / 'manifest.json'} is not a manifest of schema version {SCHEMA}")
     return manifest
 
 

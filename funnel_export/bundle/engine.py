@@ -8,15 +8,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from funnel_export.bundle.external import read_graph
-from funnel_export.bundle.load import Bundle, check_made_from
-from funnel_export.bundle.manifest import ENGINES, MANIFEST, SCHEMA, Role, inside, read_manifest
-from funnel_export.bundle.weights import Digest, WeightRecord
-from funnel_export.errors import BundleError
+from funnel_export.bundle.load import Bundle, Graph, check_made_from
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, inside, read_manifest
+from funnel_export.bundle.ports import dynamic_axes
+from funnel_export.bundle.record import SCHEMA, Digest, Record, Role, SchemaVersion
+from funnel_export.bundle.weights import WeightRecords
+from funnel_export.errors import BundleError, SpecError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
@@ -29,11 +31,7 @@ EngineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$"
 OptionValue = str | int | float | bool
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(_Record):
+class FileRecord(Record):
     """A file of an engine."""
 
     file: FileName
@@ -41,7 +39,7 @@ class FileRecord(_Record):
     sha256: Digest
 
 
-class Gpus(_Record):
+class Gpus(Record):
     """The NVIDIA GPUs on which an engine runs."""
 
     compute_capabilities: list[str]
@@ -50,7 +48,7 @@ class Gpus(_Record):
     """CUDA version of the driver that the engine was built with."""
 
 
-class BuiltFor(_Record):
+class BuiltFor(Record):
     """The machines on which an engine runs."""
 
     device: str
@@ -66,10 +64,10 @@ class BuiltFor(_Record):
         return [] if self.gpus is None else self.gpus.compute_capabilities
 
 
-class EngineManifest(_Record):
+class EngineManifest(Record):
     """What an engine is and what it was made from: its `manifest.json`."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: SchemaVersion = SCHEMA
     target: str
     version: str
     """Version of the runtime, which reads its own engines only."""
@@ -78,14 +76,14 @@ class EngineManifest(_Record):
     graph: Role
     """Role of the graph that it was compiled from."""
     graph_sha256: Digest
-    weights: list[WeightRecord]
+    weights: WeightRecords
     profiles: list[Profile]
     """Optimization profiles in the engine's order; empty if it takes any shape."""
     options: dict[str, OptionValue]
     """What was asked for beyond the defaults, by the names of the runtime."""
     files: Annotated[list[FileRecord], Field(min_length=1)]
     """The first is the one to load."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = Field(default_factory=dict)
     """What the build told: seconds, layers by kind and dtype, warnings."""
     versions: dict[str, str]
     """Versions of the tools that made the engine."""
@@ -139,7 +137,19 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
     for record in manifest.files:
         verify_file(folder / record.file, record)
     _check_graphs(folder, manifest.files)
+    check_profiles(manifest, bundle.graphs[manifest.graph])
     return Engine(folder, manifest)
+
+
+def check_profiles(manifest: EngineManifest, graph: Graph) -> None:
+    """Raise `BundleError` for an optimization profile of other axes than the graph's."""
+    try:
+        for profile in manifest.profiles:
+            profile.validate_axes(dynamic_axes(graph.inputs))
+    except SpecError as err:
+        raise BundleError(
+            "an engine has a profile for another graph", got=err, hint="compile the bundle again"
+        ) from err
 
 
 def _check_graphs(folder: Path, files: Sequence[FileRecord]) -> None:
@@ -195,15 +205,18 @@ def record_file(path: Path) -> FileRecord:
     return FileRecord(file=path.name, size=regular_size(path), sha256=sha256_of(path))
 
 
-class _NamedFile(BaseModel):
-    file: FileName
-
-
 class _NamedFiles(BaseModel):
-    """The files that an engine's manifest names, whatever version wrote it."""
+    """The files that an engine's manifest names, whatever version wrote it.
 
+    Every version has these keys; a folder is replaced only if all of them are there.
+    """
+
+    schema_version: Annotated[int, Field(ge=1)]
     target: str
-    files: list[_NamedFile]
+    version: str
+    built_for: dict[str, Any]
+    graph_sha256: Digest
+    files: Annotated[list[FileRecord], Field(min_length=1)]
 
 
 def is_engine(path: Path) -> bool:
@@ -214,4 +227,5 @@ def is_engine(path: Path) -> bool:
         return False
     named = {record.file for record in files} | {MANIFEST, *CACHES}
     left = tuple(f".{name}.partial-" for name in CACHES)  # by a process that was killed
-    return {entry.name for entry in path.iterdir() if not entry.name.startswith(left)} <= named
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(left)]
+    return all(entry.name in named and entry.is_file() for entry in entries)

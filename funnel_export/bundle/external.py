@@ -1,16 +1,16 @@
 """Data that lies outside a graph's own file: which files a graph reads, judged before any runtime opens it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from funnel_export.errors import BundleError
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-    from onnx import ModelProto, TensorProto
+    from onnx import ModelProto, TensorProto, ValueInfoProto
 
 
-def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bool) -> None:
+def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bool) -> "ModelProto":
     """Read an ONNX graph, and judge the external data that it names.
 
     Args:
@@ -18,6 +18,9 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
         files: sizes of the files beside it that it may read, by name.
         what: what those files are, for messages.
         check: whether onnx's checker judges it too; it knows standard ops only.
+
+    Returns:
+        The graph, with empty tensors in place of external ones.
 
     Raises:
         BundleError: if it is no graph, or refers to anything outside of these files.
@@ -32,6 +35,19 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
             onnx.checker.check_model(model)  # order, names and ops
     except (DecodeError, KeyError, ValueError, onnx.checker.ValidationError) as err:
         raise BundleError("a graph of the bundle cannot be read", got=err, wanted="an ONNX model") from err
+    return model
+
+
+def describe_values(values: Iterable["ValueInfoProto"]) -> list[tuple[str, str, list[int | str]]]:
+    """Name, dtype and shape of inputs or outputs, dynamic axes by name, as ports have them."""
+    import onnx_ir as ir
+
+    described = []
+    for value in values:
+        kind = value.type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
+        described.append((value.name, ir.DataType(kind.elem_type).numpy().name, shape))
+    return described
 
 
 def _check_external_data(model: "ModelProto", files: Mapping[str, int], what: str) -> None:

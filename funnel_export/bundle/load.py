@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from funnel_export.bundle.external import read_graph
+from funnel_export.bundle.external import describe_values, read_graph
 from funnel_export.bundle.manifest import (
     ENGINES,
     MANIFEST,
@@ -20,10 +20,12 @@ from funnel_export.bundle.manifest import (
     read_manifest,
 )
 from funnel_export.bundle.ports import Port
+from funnel_export.bundle.signature import INPUTS, output_of
 from funnel_export.bundle.weights import DerivedFile, StoredFile, WeightRecord
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint
 from funnel_export.errors import BundleError, CheckpointError, SpecError
-from funnel_export.families.base import Architecture, Family
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import Segment, segments_of
@@ -67,11 +69,6 @@ class Graph:
     def output(self) -> Port:
         """The first output; a single-pass graph has no other."""
         return self.record.outputs[0]
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The segments of the whole model, for telling where a node stands."""
-        return segments_of(self.spec.funnel, self.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +129,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     for weight in manifest.weights:
         _verify_weight(folder, weight)
     for graph in manifest.graphs.values():
-        _verify_graph(folder, graph, {weight.file: weight.size for weight in manifest.weights})
+        _verify_graph(folder, graph, manifest.opset, {weight.file: weight.size for weight in manifest.weights})
     try:
         checkpoint = Checkpoint.open(folder)
         _check_weight_files(folder, manifest, {file.file for file in checkpoint.weights})
@@ -142,6 +139,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
                 f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=spec.funnel
             )
         segments_of(spec.funnel, checkpoint.architecture.num_hidden_layers)
+        _check_signature(manifest, spec)
     except (CheckpointError, SpecError) as err:
         raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
     return Bundle(folder, manifest, spec, checkpoint.family, checkpoint.architecture)
@@ -196,8 +194,9 @@ def is_bundle(path: Path) -> bool:
     named = NamedFiles.read(path / MANIFEST)
     if named is None:
         return False
-    known = named.names | {MANIFEST, CONFIG, INDEX, REPORTS, ENGINES, *COMPANIONS}
-    return {entry.name for entry in path.iterdir()} <= known and _holds_engines_only(path / ENGINES)
+    files = named.names | {MANIFEST, CONFIG, INDEX, *COMPANIONS}
+    entries = [entry for entry in path.iterdir() if entry.name not in (REPORTS, ENGINES)]
+    return all(entry.name in files and entry.is_file() for entry in entries) and _holds_engines_only(path / ENGINES)
 
 
 def _holds_engines_only(folder: Path) -> bool:
@@ -233,10 +232,10 @@ def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
 def _verify_weight(folder: Path, record: WeightRecord) -> None:
     path = inside(folder, record.file)
     try:
-        found = record.read_again(path)
+        found = record.mismatch(path)
     except CheckpointError as err:
         raise BundleError(f"a weight file of the bundle is damaged: {err}") from err
-    if found != record:
+    if found is not None:
         raise BundleError(
             "a weight file is not the one that was exported",
             got=f"{found} in {folder}",
@@ -245,6 +244,40 @@ def _verify_weight(folder: Path, record: WeightRecord) -> None:
         )
 
 
-def _verify_graph(folder: Path, record: GraphRecord, weights: dict[str, int]) -> None:
+def _verify_graph(folder: Path, record: GraphRecord, opset: int, weights: dict[str, int]) -> None:
     content = _read_verified(folder, record.file, record.sha256, LARGEST_GRAPH)
-    read_graph(content, weights, f"the bundle's weight files ({folder / record.file})", check=True)
+    model = read_graph(content, weights, f"the bundle's weight files ({folder / record.file})", check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    for what, found, named in (
+        ("inputs", describe_values(model.graph.input), _described(record.inputs)),
+        ("outputs", describe_values(model.graph.output), _described(record.outputs)),
+        ("opset", opsets, {"": opset}),
+    ):
+        if found != named:
+            raise BundleError(
+                f"{MANIFEST} and {record.file} name different {what}",
+                got=named,
+                wanted=found,
+                hint="export the bundle again",
+            )
+
+
+def _described(ports: Sequence[Port]) -> list[tuple[str, str, list[int | str]]]:
+    return [(port.name, port.dtype, port.shape) for port in ports]
+
+
+def _check_signature(manifest: Manifest, spec: ExportSpec) -> None:
+    """Raise `SpecError` unless the graph of a single pass takes and gives what its task says."""
+    record = manifest.graphs.get(MODEL)
+    if record is None:
+        return
+    declared, output = (*INPUTS, output_of(spec)), output_of(spec)
+    found = [(port.name, port.kind, port.shape) for port in (*record.inputs, *record.outputs)]
+    wanted = [(port.name, port.kind, [*port.axes]) for port in declared]
+    widthless = [(name, kind, shape[:-1] if name == output.name else shape) for name, kind, shape in found]
+    if widthless != wanted or {port.dtype for port in record.outputs} != {spec.dtype}:
+        raise SpecError(
+            f"the graph does not take and give what {spec.task} in {spec.dtype} does",
+            got=", ".join(f"{port.name} {port.kind} {port.dtype} {port.shape}" for port in record.outputs),
+            wanted=", ".join(f"{name} {kind} {shape}" for name, kind, shape in wanted),
+        )

@@ -1,13 +1,14 @@
 """Manifests: what a bundle says of itself, as `manifest.json`, and how files of ours are read that carry a version."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from funnel_export.bundle.ports import Port
-from funnel_export.bundle.weights import Digest, WeightRecord
+from funnel_export.bundle.record import SCHEMA, Digest, FileSize, Funnel, Record, Role, SchemaVersion
+from funnel_export.bundle.weights import WeightName, WeightRecords
 from funnel_export.errors import BundleError, describe_invalid
 from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
@@ -17,21 +18,12 @@ from funnel_export.system.files import LARGEST_JSON, read_bytes
 MANIFEST, REPORTS, ENGINES = "manifest.json", "reports", "engines"
 MODEL = "model"
 """Role of the graph that takes whole texts."""
-SCHEMA: Literal[2] = 2
-"""Version of manifests and reports; files of another one are refused."""
 
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
-Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-Funnel = dict[str, int | str | bool]
-"""A funnel as JSON, see `FunnelSpec.to_dict`."""
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GraphRecord(_Record):
+class GraphRecord(Record):
     """An ONNX graph of the bundle."""
 
     file: GraphName
@@ -40,10 +32,10 @@ class GraphRecord(_Record):
     outputs: Annotated[list[Port], Field(min_length=1)]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """What a bundle is and what it was made from: `manifest.json`."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: SchemaVersion = SCHEMA
     task: Task
     dtype: Dtype
     opset: int
@@ -52,7 +44,7 @@ class Manifest(_Record):
     funnel: Funnel | None
     graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1)]
     """By their roles."""
-    weights: Annotated[list[WeightRecord], Field(min_length=1)]
+    weights: Annotated[WeightRecords, Field(min_length=1)]
     config_sha256: Digest
     """Digest of `config.json`, which says what the model is."""
     source: str
@@ -121,15 +113,29 @@ def _schema_version(content: bytes) -> Any:
     return version if type(version) is int else None
 
 
-class _Named(BaseModel):
-    file: str
+class _NamedGraph(BaseModel):
+    file: GraphName
+    sha256: Digest
+
+
+class _NamedWeights(BaseModel):
+    file: WeightName
+    size: FileSize
 
 
 class NamedFiles(BaseModel):
-    """The files that a bundle's manifest names, whatever version wrote it: what may be replaced together with it."""
+    """The files that a bundle's manifest names, whatever version wrote it: what may be replaced together with it.
 
-    graphs: dict[str, _Named] | list[_Named]
-    weights: list[_Named]
+    Every version has these keys; a folder is replaced only if all of them are there.
+    """
+
+    schema_version: Annotated[int, Field(ge=1)]
+    task: Task
+    dtype: Dtype
+    config_sha256: Digest
+    graphs: Annotated[dict[Role, _NamedGraph] | list[_NamedGraph], Field(min_length=1)]
+    weights: Annotated[list[_NamedWeights], Field(min_length=1)]
+    versions: dict[str, str]
 
     @property
     def names(self) -> set[str]:

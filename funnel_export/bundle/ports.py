@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from funnel_export.bundle.record import Record
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.spec.profile import AxisName
 
-from funnel_export.errors import BundleError
 
-
-class Kind(StrEnum):
+class PortKind(StrEnum):
     """What a tensor that a graph takes or gives stands for."""
 
     TOKENS = "tokens"
@@ -24,15 +24,13 @@ class Kind(StrEnum):
     """Scores of tokens or classes."""
 
 
-class Port(BaseModel):
+class Port(Record):
     """An input or output of a graph."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
-    kind: Kind
+    kind: PortKind
     dtype: str
-    shape: list[int | str]
+    shape: list[int | AxisName]
     """Sizes; dynamic axes by name."""
 
     @property
@@ -46,19 +44,7 @@ def dynamic_axes(ports: Iterable[Port]) -> list[str]:
     return list(dict.fromkeys(axis for port in ports for axis in port.axes))
 
 
-def port_of_kind(ports: Sequence[Port], kind: Kind) -> Port:
-    """The only port of a kind; `BundleError` if there is none, or more than one."""
-    found = [port for port in ports if port.kind is kind]
-    if len(found) != 1:
-        raise BundleError(
-            f"the graph has {len(found)} ports of kind {kind}",
-            got=", ".join(f"{port.name} ({port.kind})" for port in ports),
-            wanted=f"one of kind {kind}",
-        )
-    return found[0]
-
-
-def feed(ports: Sequence[Port], values: Mapping[Kind, Any]) -> dict[str, Any]:
+def feed(ports: Sequence[Port], values: Mapping[PortKind, Any]) -> dict[str, Any]:
     """Values by the names of the ports that take them; `BundleError` for a port whose kind has no value."""
     missing = [f"{port.name} ({port.kind})" for port in ports if port.kind not in values]
     if missing:
@@ -67,10 +53,20 @@ def feed(ports: Sequence[Port], values: Mapping[Kind, Any]) -> dict[str, Any]:
 
 
 def sizes_of(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The sizes of the dynamic axes, from the shapes of the tensors at these ports."""
-    return {
-        axis: size
-        for port in ports
-        for axis, size in zip(port.shape, shapes[port.name], strict=True)
-        if isinstance(axis, str)
-    }
+    """The sizes of the dynamic axes, from the shapes of the tensors at these ports.
+
+    Raises:
+        SpecError: if a tensor has another rank than its port, or an axis two sizes.
+    """
+    sizes: dict[str, int] = {}
+    for port in ports:
+        shape = shapes[port.name]
+        same = len(shape) == len(port.shape) and all(
+            size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+            for axis, size in zip(port.shape, shape, strict=True)
+        )
+        if not same:
+            raise SpecError(
+                "an input has another shape than the graph takes", got=f"{port.name} {[*shape]}", wanted=port.shape
+            )
+    return sizes

@@ -11,7 +11,8 @@ from pydantic_core import from_json
 
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
 from funnel_export.errors import CheckpointError
-from funnel_export.families.base import Architecture, Family
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family
 from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec

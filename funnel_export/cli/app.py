@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from funnel_export.verify.parity_report import ParityReport
 
 app = typer.Typer(
-    help="Export Gemma2 with a sequence funnel, and prove that it computes what PyTorch computes.",
+    help="Export Gemma models with a sequence funnel, and prove that it computes what PyTorch computes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

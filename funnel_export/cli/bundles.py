@@ -9,6 +9,7 @@ import typer
 from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
 from funnel_export.errors import SpecError
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
+from funnel_export.spec.export import DEFAULT_OPSET
 from funnel_export.spec.funnel import FunnelSpec
 
 
@@ -45,7 +46,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; `auto` is what is stored.")] = "auto",
     logits: Annotated[str, typer.Option(help="Of text generation: `all` tokens, or each row's `last` only.")] = "all",
     weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = 20,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = DEFAULT_OPSET,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id (default: main).")] = None,
     json_: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from funnel_export.bundle.engine import changed_engines
 from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
 from funnel_export.bundle.manifest import REPORTS
-from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.ports import PortKind
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
@@ -106,7 +106,7 @@ def bench(
         runners = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
         runners += _in_targets(opened, dense, built, shapes)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
-        ids = {shape: tokens[shape][Kind.TOKENS].tolist() for shape in shapes}
+        ids = {shape: tokens[shape][PortKind.TOKENS].tolist() for shape in shapes}
         records = run_trials(runners, ids, rounds=rounds, progress=progress)
     report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
     progress("report")

@@ -85,7 +85,7 @@ def compare(
 
     profiles = [profile for each in chosen for profile in each.profiles]
     tuned = {profile.axes[SEQUENCE].opt for profile in profiles}
-    plan = plan_cases(opened.spec.funnel, opened.architecture, [*lengths, *tuned], max_length)
+    plan = plan_cases(opened.spec.funnel, opened.family.windows(opened.architecture), [*lengths, *tuned], max_length)
     plan = with_profiles(plan, profiles, max_length)
     check_memory(opened, plan)
     return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)

@@ -22,7 +22,7 @@ from funnel_export.bundle.ports import dynamic_axes
 from funnel_export.bundle.weights import WeightRecord
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.profile import BATCH, Profile
+from funnel_export.spec.profile import BATCH, Profile, Range
 from funnel_export.system.atomic import replace_folder
 from funnel_export.targets.base import Compiled, CompileRequest, Target
 from funnel_export.targets.options import parse_options
@@ -70,7 +70,7 @@ def compile_bundle(
         options=parse_options(chosen.options, options or {}),
     )
     built_for = chosen.built_for(request)
-    called = engine_name(source, chosen.engine_name(built_for)) if name is None else name
+    called = default_engine_name(source, chosen.engine_name(built_for)) if name is None else name
     validate_engine_name(called)
     folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
@@ -83,8 +83,8 @@ def compile_bundle(
     return Engine(folder, manifest)
 
 
-def engine_name(graph: Graph, name: str) -> str:
-    """The default name of an engine, from the target's own; where a bundle has several graphs, the role comes first."""
+def default_engine_name(graph: Graph, name: str) -> str:
+    """The name of an engine unless another is asked for: the target's own, with the role first if it is not `model`."""
     return name if graph.role == MODEL else f"{graph.role}-{name}"
 
 
@@ -106,8 +106,8 @@ def _graph(bundle: Bundle, role: str | None) -> Graph:
 def default_profile(bundle: Bundle, axes: Sequence[str]) -> Profile:
     """What an engine is for if nobody says: single rows and small batches, other axes tuned for 512 tokens."""
     longest = min(LONGEST, bundle.architecture.max_position_embeddings)
-    lengths = f"1:{min(512, longest)}:{longest}"
-    return Profile.parse(",".join(f"{axis}={'1:1:4' if axis == BATCH else lengths}" for axis in axes), axes)
+    batches, lengths = Range(min=1, opt=1, max=4), Range(min=1, opt=min(512, longest), max=longest)
+    return Profile(axes={axis: batches if axis == BATCH else lengths for axis in axes})
 
 
 def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Profile | str]) -> tuple[Profile, ...]:

@@ -97,8 +97,7 @@ def _build_and_write(
         progress("tracing")
         graphs = build.build_graphs(source, spec)
         progress("auditing the graph")
-        for built in graphs.values():
-            audit.audit(built, source.family, source.architecture, spec)
+        audit.audit(graphs, source.family, source.architecture, spec)
         progress("writing the bundle")
         write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
         bundle = load_bundle(folder)

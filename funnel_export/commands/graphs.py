@@ -8,8 +8,9 @@ import datetime
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from funnel_export.bundle.load import Bundle
 from funnel_export.commands.export import export
 from funnel_export.errors import BundleError, SpecError
-from funnel_export.families.gemma2 import GEMMA2
+from funnel_export.families.base import Family
+from funnel_export.families.registry import families
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
@@ -28,26 +30,12 @@ TITLE = "# Accepted changes\n\nNewest first; `funnel-export graph accept --why` 
 TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 """Packages whose version shows in the graphs."""
 
-TINY: Mapping[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 12,
-    "sliding_window": 6,
-    "max_position_embeddings": 128,
-    "num_labels": 3,
-}
-"""A Gemma2 small enough that its constants are printed; softcaps are Gemma2's own, 50 and 30."""
-
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A graph under contract."""
+class Contract:
+    """A graph under contract: of a checkpoint of a family's tiny model."""
 
+    family: Family
     task: Task
     funnel: FunnelSpec | None
     dtype: Dtype
@@ -59,23 +47,24 @@ class Case:
         spec = self.funnel
         funnel = "dense" if spec is None else f"s{spec.stride}{'-lookahead' if spec.lookahead else ''}"
         source = "" if self.stored is self.dtype else f"-from-{self.stored}"
-        return f"{self.task}-{funnel}-{self.dtype}{source}"
+        return f"{self.family.contract_prefix}{self.task}-{funnel}-{self.dtype}{source}"
 
 
-def _cases() -> Iterator[Case]:
+def _contracts(family: Family) -> Iterator[Contract]:
     half, quarter = FunnelSpec.parse("1:3:2"), FunnelSpec.parse("1:3:4")
     ahead = FunnelSpec.parse("1:3:2", lookahead=True)
+    contract = partial(Contract, family)
     for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16):
         for funnel in (None, half, quarter):
-            yield Case(Task.TEXT_GENERATION, funnel, dtype, dtype)
-        yield Case(Task.TOKEN_CLASSIFICATION, ahead, dtype, dtype)
-    yield Case(Task.TEXT_GENERATION, half, Dtype.FLOAT32, Dtype.BFLOAT16)
-    yield Case(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
-    yield Case(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
-    yield Case(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
+            yield contract(Task.TEXT_GENERATION, funnel, dtype, dtype)
+        yield contract(Task.TOKEN_CLASSIFICATION, ahead, dtype, dtype)
+    yield contract(Task.TEXT_GENERATION, half, Dtype.FLOAT32, Dtype.BFLOAT16)
+    yield contract(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield contract(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield contract(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
 
 
-CASES = tuple(_cases())
+CONTRACTS = tuple(each for family in families() for each in _contracts(family) if each.task in family.class_names)
 
 
 def describe_bundle_graph(bundle: Bundle) -> str:
@@ -87,7 +76,7 @@ def describe_bundle_graph(bundle: Bundle) -> str:
     return describe_contract(ir.load(bundle.model.path))
 
 
-def contract_of(case: Case) -> str:
+def contract_of(case: Contract) -> str:
     """The contract of a fresh export of the tiny Gemma2."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -100,14 +89,14 @@ def _describe(funnel: FunnelSpec | None) -> str:
     return "none" if funnel is None else ", ".join(f"{name} {value}" for name, value in funnel.to_dict().items())
 
 
-def _make_checkpoint(folder: Path, case: Case) -> None:
+def _make_checkpoint(folder: Path, case: Contract) -> None:
     import torch
 
     from funnel_export.verify.reference import without_progress_bars
 
     torch.manual_seed(0)
-    config = GEMMA2.make_config(**TINY)
-    model: Any = GEMMA2.model_class(case.task)._from_config(config, dtype=getattr(torch, case.stored))
+    config = case.family.make_config(**case.family.tiny)
+    model: Any = case.family.model_class(case.task)._from_config(config, dtype=getattr(torch, case.stored))
     with without_progress_bars():
         model.save_pretrained(folder)
 
@@ -116,7 +105,7 @@ def fresh_graphs(progress: Progress = no_progress) -> Iterator[tuple[str, str]]:
     """Every file of the folder but `CHANGES.md`, made anew: its path in the folder and its text."""
     from funnel_export.exporter.ops import describe_ops
 
-    for case in CASES:
+    for case in CONTRACTS:
         progress(case.name)
         yield f"contracts/{case.name}.txt", contract_of(case)
     progress("operations")

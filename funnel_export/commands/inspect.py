@@ -20,7 +20,9 @@ class Inspection:
         """The manifest, the audit and the predicted savings as one JSON object."""
         from funnel_export.latency.operations import predictions
 
-        audit = [fault for faults in self.audits.values() for fault in faults]
+        audit = [
+            fault if role == MODEL else f"{role}: {fault}" for role, faults in self.audits.items() for fault in faults
+        ]
         manifest = self.bundle.manifest.model_dump(mode="json")
         return json.dumps({"manifest": manifest, "audit": audit, "predicted": predictions(self.bundle)})
 
@@ -44,9 +46,7 @@ def inspect(bundle: Bundle | str | os.PathLike[str]) -> Inspection:
 def _audit(bundle: Bundle, graph: Graph) -> list[str]:
     import onnx_ir as ir
 
-    from funnel_export.exporter.audit import find_faults, find_graph_faults
+    from funnel_export.exporter.audit import find_faults
 
-    model, files = ir.load(graph.path), {weight.file for weight in bundle.manifest.weights}
-    if graph.role != MODEL:
-        return find_graph_faults(model, files)
-    return find_faults(model, bundle.family, bundle.architecture, bundle.spec, files)
+    files = {weight.file for weight in bundle.manifest.weights}
+    return find_faults(graph.role, ir.load(graph.path), bundle.family, bundle.architecture, bundle.spec, files)

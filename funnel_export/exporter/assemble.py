@@ -7,10 +7,7 @@ from onnxscript import optimizer
 
 from funnel_export.exporter.outline import DOMAIN, MARKER
 from funnel_export.exporter.trace import Trace
-from funnel_export.spec.funnel import POOLED, RECOVERED
-
-PREFIXES = {POOLED: "funnel/pool", RECOVERED: "funnel/recover"}
-"""Where the nodes of a part are named; a layer's nodes are named under the layer."""
+from funnel_export.spec.funnel import node_prefix
 
 _PART, _NAMES = "funnel_export.part", "funnel_export.names"
 
@@ -111,7 +108,7 @@ def _name_values(model: ir.Model, trace: Trace) -> None:
     """Name nodes and values under the part they belong to; the part's own name is its result."""
     for node in model.graph:
         part = node.metadata_props.get(_PART)
-        prefix = PREFIXES.get(part, part) if part else "model"
+        prefix = node_prefix(part) if part else "model"
         names = node.metadata_props.get(_NAMES, "\n".join(str(output.name) for output in node.outputs)).split("\n")
         node.name = f"{prefix}/{node.op_type}.{names[0]}"
         for value, name in zip(node.outputs, names, strict=True):

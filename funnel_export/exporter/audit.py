@@ -1,25 +1,26 @@
 """The audit: does an exported graph still say what the checkpoint and the funnel say?
 
-It reads the finished graph only, and knows nothing of how it was made.
+It reads the finished graph and where its weights come from, and knows nothing else of how it was made.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from funnel_export.bundle.manifest import MODEL
+from funnel_export.bundle.signature import INPUTS, output_of
 from funnel_export.errors import ExportError
-from funnel_export.exporter.assemble import PREFIXES
 from funnel_export.exporter.build import BuiltGraph
-from funnel_export.exporter.signature import INPUTS, output_of
 from funnel_export.exporter.weights import COMPUTE_DTYPES
-from funnel_export.families.base import Architecture, Family
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import Segment, layer_name, segment_of, segments_of
+from funnel_export.spec.funnel import Segment, boundary_names, layer_name, node_prefix, segment_of, segments_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
@@ -27,51 +28,53 @@ LARGEST_CONSTANT = 1 << 16
 
 
 def find_faults(
-    model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec, files: Collection[str]
+    role: str, model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec, files: Collection[str]
 ) -> list[str]:
-    """Everything in the graph of a single pass that is not what it should be.
+    """Everything in a graph that is not what it should be. In every graph:
 
-    1. What `find_graph_faults` finds.
-    2. Inputs and outputs by name, dtype and dynamic axis.
-    3. The softcaps that the family wants in each layer's attention and on a language model's logits.
-    4. Each layer's mask slides by the window that the family wants, and nowhere else.
-    5. Products in the compute dtype, softmax and norms in float32.
-    6. Pooling and recovery where the funnel says so.
+    1. Standard ops only, of the opset that was asked for, and none whose shapes depend on data.
+    2. Every weight lies in one of these files; no large constant in the graph.
+    3. Every value has the dtype and the rank that its op gives it.
+
+    In the graph of a single pass also:
+
+    4. Inputs and outputs by name, dtype and dynamic axis.
+    5. The softcaps that the family wants in each layer's attention and on a language model's logits.
+    6. Each layer's mask slides by the window that the family wants, and nowhere else.
+    7. Products in the compute dtype, softmax and norms in float32.
+    8. Pooling and recovery where the funnel says so.
 
     Args:
+        role: what the graph does.
         model: the finished graph.
         family: of the checkpoint.
         architecture: what its config says.
         spec: what was to be exported.
         files: the files in which weights may lie.
     """
-    segments = segments_of(spec.funnel, architecture.num_hidden_layers)
-    return [
-        *_ops(model),
-        *_contract(model, spec),
-        *_softcaps(model, family, architecture, spec),
-        *_masks(model, family, architecture, segments),
-        *_dtypes(model, spec.dtype),
-        *_funnel(model, segments),
-        *_weights(model, files),
-        *_types(model),
+    whole: list[str] = []
+    if role == MODEL:
+        segments = segments_of(spec.funnel, architecture.num_hidden_layers)
+        whole = [
+            *_contract(model, spec),
+            *_softcaps(model, family, architecture, spec),
+            *_masks(model, family, architecture, segments),
+            *_dtypes(model, spec.dtype),
+            *_funnel(model, segments),
+        ]
+    return [*_ops(model, spec), *whole, *_weights(model, files), *_types(model)]
+
+
+def audit(graphs: Mapping[str, BuiltGraph], family: Family, architecture: Architecture, spec: ExportSpec) -> None:
+    """Fail graphs with faults: `ExportError` names all of them at once."""
+    findings = [
+        finding
+        for role, built in graphs.items()
+        for finding in (
+            *find_faults(role, built.model, family, architecture, spec, _files(built)),
+            *_sources(built),
+        )
     ]
-
-
-def find_graph_faults(model: ir.Model, files: Collection[str]) -> list[str]:
-    """Everything in any exported graph that is not what it should be.
-
-    1. Standard ops only, and none whose shapes depend on data.
-    2. Every weight lies in one of these files; no large constant in the graph.
-    3. Every value has the dtype and the rank that its op gives it.
-    """
-    return [*_ops(model), *_weights(model, files), *_types(model)]
-
-
-def audit(built: BuiltGraph, family: Family, architecture: Architecture, spec: ExportSpec) -> None:
-    """Fail a graph with faults: `ExportError` names all of them at once."""
-    files = {source.tensor.file for source in built.sources.values()}
-    findings = [*find_faults(built.model, family, architecture, spec, files), *_sources(built)]
     if findings:
         raise ExportError(
             "the exported graph failed its audit:\n" + "\n".join(f"  - {finding}" for finding in findings),
@@ -79,7 +82,14 @@ def audit(built: BuiltGraph, family: Family, architecture: Architecture, spec: E
         )
 
 
-def _ops(model: ir.Model) -> Iterator[str]:
+def _files(built: BuiltGraph) -> set[str]:
+    return {source.tensor.file for source in built.sources.values()}
+
+
+def _ops(model: ir.Model, spec: ExportSpec) -> Iterator[str]:
+    opset = model.opset_imports.get("")
+    if opset != spec.opset:
+        yield f"the graph is of opset {opset}, not {spec.opset}"
     for node in model.graph:
         if node.domain not in ("", "ai.onnx"):
             yield f"{node.name}: {node.domain}::{node.op_type} is not a standard op"
@@ -198,12 +208,13 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
 def _funnel(model: ir.Model, segments: Sequence[Segment]) -> Iterator[str]:
     values = {value.name for node in model.graph for value in node.outputs}
     prefixes = {_prefix(node) for node in model.graph}
-    pooled = [segment for segment in segments if segment.pooled]
-    for boundary, prefix in PREFIXES.items():
-        present = (boundary in values, prefix in prefixes)
-        if present != (bool(pooled),) * 2:
-            funnel = ", ".join(str(segment.funnel) for segment in pooled) or None
-            yield f"{boundary} and nodes under {prefix}/: {present}, and the funnel is {funnel}"
+    wanted = {name: node_prefix(name) for name in boundary_names(segments) if node_prefix(name) != name}
+    found = {prefix for prefix in prefixes if re.fullmatch(r"\w+/(pool|recover)", prefix)}
+    for boundary, prefix in wanted.items():
+        if boundary not in values or prefix not in found:
+            yield f"{boundary} is not in the graph, or no node under {prefix}/"
+    if strange := found - set(wanted.values()):
+        yield f"nodes under {', '.join(sorted(strange))}, and the funnel has no such step"
     missing = [index for segment in segments for index in segment.layers if layer_name(index) not in values]
     if missing:
         yield f"layers {missing} are not in the graph"
@@ -229,10 +240,13 @@ def _sources(built: BuiltGraph) -> Iterator[str]:
         place = (str(tensor.location), tensor.offset, tensor.length)
         if source is None or place != (source.tensor.file, source.tensor.offset, source.tensor.nbytes):
             yield f"{name} lies in {tensor.location}, {tensor.length} bytes from {tensor.offset}, not at its source"
+    unused = sorted(built.sources.keys() - built.model.graph.initializers.keys())
+    if unused:
+        yield f"{', '.join(unused)}: a source, and no such weight in the graph"
 
 
 def _prefix(node: ir.Node) -> str:
-    match = re.match(r"(layers\.\d+|funnel/\w+|[^/]*)", node.name or "")
+    match = re.match(r"(layers\.\d+|\w+/(?:pool|recover)(?=/)|[^/]*)", node.name or "")
     return match.group(0) if match else ""
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MODEL
-from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.ports import PortKind
+from funnel_export.bundle.signature import kinds_of
 from funnel_export.bundle.weights import WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
-from funnel_export.exporter.signature import kinds_of
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
 from funnel_export.exporter.weights import check_head, find_weights, refer_to_weights
@@ -25,7 +25,7 @@ class BuiltGraph:
     model: ir.Model
     sources: Mapping[str, WeightSource]
     """Where each weight comes from, by the name of its initializer."""
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, PortKind]
     """What each input and output stands for, by name."""
 
 

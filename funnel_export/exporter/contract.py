@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from funnel_export.exporter.assemble import PREFIXES
 from funnel_export.exporter.audit import sliding_window_of
 
 PRINTED = 16
 """Elements up to which a constant is printed whole; of a longer one ends and sum are."""
 
-_BLOCK = re.compile(r"(layers\.\d+|funnel/pool|funnel/recover)/")
+_BLOCK = re.compile(r"(layers\.\d+|\w+/pool|\w+/recover)/")
 _LAYER_WEIGHT = re.compile(r"(?:model\.)?layers\.\d+\.")
-_BOUNDARIES = {prefix: name for name, prefix in PREFIXES.items()}
 
 _TYPES = {
     ir.DataType.FLOAT: "f32",
@@ -69,7 +67,7 @@ class Scope:
     @property
     def boundary(self) -> str:
         """Name of the block's result."""
-        return _BOUNDARIES.get(self.name, self.name)
+        return re.sub(r"/pool$", ".pooled", re.sub(r"/recover$", ".recovered", self.name))
 
     def text(self) -> str:
         """The lines of a block."""

@@ -22,6 +22,8 @@ class Call:
 
     part: Part
     operands: tuple[Operand, ...]
+    ignored: frozenset[str] = frozenset()
+    """Attributes of layers that do not change what a layer computes from its operands."""
 
     def signature(self) -> object:
         """Equal for calls whose parts compute the same, given their weights."""
@@ -33,7 +35,7 @@ class Call:
             (f"{prefix}.{name}", value)
             for prefix, module in layer.named_modules()
             for name, value in sorted(vars(module).items())
-            if isinstance(value, int | float | str | bool | None) and name not in _PER_LAYER
+            if isinstance(value, int | float | str | bool | None) and name not in self.ignored
         )
         axes = list(dict.fromkeys(a for o in self.operands for a in o.axes if isinstance(a, str)))
         pattern = tuple(
@@ -41,10 +43,6 @@ class Call:
             for o in self.operands
         )
         return shapes, scalars, pattern
-
-
-_PER_LAYER = {"layer_idx", "layer_type", "sliding_window"}
-"""Attributes of a layer that reach its computation only through the mask, which is an operand."""
 
 
 class Survey:
@@ -60,7 +58,7 @@ class Survey:
         return x.new_empty(x.shape[0], length, x.shape[2])
 
 
-def compare_surveys(one: Survey, other: Survey) -> dict[str, Call]:
+def compare_surveys(one: Survey, other: Survey, ignored: frozenset[str]) -> dict[str, Call]:
     """The calls of a forward, from two runs with other sizes: axes that differ are dynamic.
 
     An axis is named after its two sizes, so axes of one part that have one size in both runs are one axis.
@@ -68,7 +66,7 @@ def compare_surveys(one: Survey, other: Survey) -> dict[str, Call]:
     calls = {}
     for name, (part, tensors) in one.seen.items():
         operands = tuple(_operand(x, y) for x, y in zip(tensors, other.seen[name][1], strict=True))
-        calls[name] = Call(part, operands)
+        calls[name] = Call(part, operands, ignored)
     return calls
 
 
@@ -80,7 +78,7 @@ def _operand(one: Tensor, other: Tensor) -> Operand:
 class Outline:
     """A runner that marks each part in the trace."""
 
-    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a Runner's signature
+    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a part runner's signature
         """Stand in for the part: hidden states of its shape, from a node that bears its name."""
         x = tensors[0]
         return torch.onnx.ops.symbolic(

@@ -1,15 +1,13 @@
 """From a skeleton to the outline of its graph and the parts to fill in, without a single weight in memory."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from funnel_export.bundle.signature import INPUTS, output_of
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
-from funnel_export.exporter.signature import INPUTS, output_of
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.funnel import patch_forward, unpatch_forward
@@ -50,7 +48,7 @@ def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
         CheckpointError: if the model cannot carry a funnel.
     """
     model, mode = skeleton.model, skeleton.mode
-    calls = _calls(model, spec.funnel, mode)
+    calls = _calls(skeleton, spec.funnel)
     representatives: dict[object, Call] = {}
     for call in calls.values():
         representatives.setdefault(call.signature(), call)
@@ -77,9 +75,9 @@ def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
     return Trace(graph, parts)
 
 
-def _calls(model: Any, spec: FunnelSpec | None, mode: FakeTensorMode) -> dict[str, Call]:
+def _calls(skeleton: Skeleton, spec: FunnelSpec | None) -> dict[str, Call]:
     """What goes into each part, from two runs: long enough for several slots, and of other sizes in every axis."""
-    stride = 1 if spec is None else spec.stride
+    model, mode, stride = skeleton.model, skeleton.mode, 1 if spec is None else spec.stride
     sizes = ((2, 4 * stride + 3), (3, 6 * stride + 4))
     if spec is not None and stride > 1:
         slots = tuple(spec.num_slots(length) for _, length in sizes)
@@ -93,7 +91,8 @@ def _calls(model: Any, spec: FunnelSpec | None, mode: FakeTensorMode) -> dict[st
             model(input_ids=ids, attention_mask=ids, use_cache=False)
         unpatch_forward(model)
         surveys.append(survey)
-    return compare_surveys(*surveys)
+    one, other = surveys
+    return compare_surveys(one, other, skeleton.family.per_layer_attributes)
 
 
 class _Outputs(nn.Module):

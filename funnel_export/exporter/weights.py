@@ -1,15 +1,12 @@
 """Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
-from safetensors.torch import save_file
-from torch import Tensor
 
-from funnel_export.bundle.weights import Derived, DerivedFile, Recipe, Stored, WeightSource
+from funnel_export.bundle.weights import Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.checkpoint.safetensors import StoredTensor, WeightFile
+from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
 from funnel_export.spec.choices import Dtype
 
@@ -88,23 +85,6 @@ def reference(name: str, tensor: StoredTensor) -> ir.ExternalTensor:
     """An initializer's value: a place in a safetensors file beside the graph."""
     shape, dtype = ir.Shape(tensor.shape), STORED_DTYPES[tensor.dtype]
     return ir.ExternalTensor(tensor.file, tensor.offset, tensor.nbytes, dtype, shape=shape, name=name)
-
-
-def derive_weights(folder: Path, file: str, tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Derived]:
-    """Write tensors that are made of the checkpoint's into a file of their own, before a graph refers to them.
-
-    Args:
-        folder: the bundle's folder, while it is being written.
-        file: name of the file, which ends in .safetensors.
-        tensors: by the names of their initializers.
-        recipe: how they were made.
-
-    Returns:
-        Where each lies, by name.
-    """
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
-    record = DerivedFile.of(folder / file, recipe)
-    return {name: Derived(tensor, record) for name, tensor in WeightFile.read(folder / file).tensors.items()}
 
 
 def _cast_uses(model: ir.Model, value: ir.Value, stored: ir.DataType, compute: ir.DataType) -> None:

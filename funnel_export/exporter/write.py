@@ -1,6 +1,5 @@
 """Writing a bundle: graphs, weights, companions, manifest."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -9,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest
-from funnel_export.bundle.ports import Kind, Port
+from funnel_export.bundle.ports import Port, PortKind
 from funnel_export.bundle.weights import StoredFile, WeightRecord, files_of
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint
 from funnel_export.checkpoint.safetensors import WeightFile
@@ -17,6 +16,7 @@ from funnel_export.errors import BundleError, ExportError
 from funnel_export.exporter.build import BuiltGraph
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.files import sha256_of
 from funnel_export.system.place import Placing, place
 
 TOOLS = ("funnel-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -78,7 +78,7 @@ def _manifest(
         funnel=None if spec.funnel is None else spec.funnel.to_dict(),
         graphs={role: _record(folder, role, built) for role, built in graphs.items()},
         weights=weights,
-        config_sha256=_digest(folder / CONFIG),
+        config_sha256=sha256_of(folder / CONFIG),
         source=source,
         versions={tool: version(tool) for tool in TOOLS},
     )
@@ -93,22 +93,18 @@ def _record(folder: Path, role: str, built: BuiltGraph) -> GraphRecord:
     graph = built.model.graph
     return GraphRecord(
         file=graph_file(role),
-        sha256=_digest(folder / graph_file(role)),
+        sha256=sha256_of(folder / graph_file(role)),
         inputs=[_port(value, built.kinds) for value in graph.inputs],
         outputs=[_port(value, built.kinds) for value in graph.outputs],
     )
 
 
-def _port(value: ir.Value, kinds: Mapping[str, Kind]) -> Port:
+def _port(value: ir.Value, kinds: Mapping[str, PortKind]) -> Port:
     if value.dtype is None or value.shape is None:
         raise ExportError(f"{value.name} has no dtype or shape")
     shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
     name = str(value.name)
     return Port(name=name, kind=kinds[name], dtype=value.dtype.numpy().name, shape=shape)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None) -> None:

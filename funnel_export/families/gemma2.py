@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from funnel_export.families.base import (
+from funnel_export.families.architecture import (
     FULL,
     SLIDING,
     Activation,
@@ -11,9 +11,7 @@ from funnel_export.families.base import (
     Bool,
     Count,
     Epsilon,
-    Family,
     HeadDim,
-    LayerFacts,
     Layers,
     LayerType,
     Positive,
@@ -22,6 +20,7 @@ from funnel_export.families.base import (
     Width,
     Window,
 )
+from funnel_export.families.base import Family, LayerFacts
 from funnel_export.families.rope import Length, Rope, Theta
 from funnel_export.spec.choices import Task
 
@@ -71,6 +70,20 @@ class Gemma2(Family):
         Task.TEXT_GENERATION: "Gemma2ForCausalLM",
         Task.TEXT_CLASSIFICATION: "Gemma2ForSequenceClassification",
         Task.TOKEN_CLASSIFICATION: "Gemma2ForTokenClassification",
+    }
+
+    tiny: ClassVar[Mapping[str, Any]] = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 6,
+        "max_position_embeddings": 128,
+        "num_labels": 3,
     }
 
     def make_buffers(self, base: Any, config: Any, dtype: Any) -> None:

@@ -1,7 +1,7 @@
 """The funnelled model: a forward that runs some layers on slots, for one pass and for chunks with a cache.
 
 Every step on hidden states is a *part*: a decoder layer, the pooling, the recovery. Parts are called through a
-`Runner`, so that the same forward serves eager PyTorch, an export that traces each part once, and a comparison that
+`PartRunner`, so that the same forward serves eager PyTorch, an export that traces each part once, and a comparison that
 wants to see the hidden states between the parts.
 """
 
@@ -27,19 +27,19 @@ from funnel_export.funnel.pooling import pool
 from funnel_export.funnel.recovery import recover
 from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
-from funnel_export.spec.funnel import POOLED, RECOVERED, FunnelSpec, Segment, layer_name
+from funnel_export.spec.funnel import FunnelSpec, Segment, layer_name
 
 Part = Callable[..., Tensor]
 
 
 @runtime_checkable  # so that annotations can be checked while testing
-class Runner(Protocol):
+class PartRunner(Protocol):
     """Calls a part of the forward, which gives hidden states [batch, length, width] from those in `tensors[0]`."""
 
     def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor: ...
 
 
-def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG001 - a Runner's signature
+def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG001 - a part runner's signature
     """The plain runner: call the part."""
     return part(*tensors)
 
@@ -67,7 +67,7 @@ class Plan:
     spec: FunnelSpec | None
     """The funnel, None for the dense model."""
     segments: tuple[Segment, ...]
-    run: Runner = call_part
+    run: PartRunner = call_part
     config: PreTrainedConfig | None = None
     """The model's own config, if it was replaced by a copy that carries the funnel."""
     last_only: bool = False
@@ -117,7 +117,7 @@ def funnel_forward(
         if segment.funnel is None:
             x = tokens.run_layers(x, segment.layers)
         else:
-            x = _run_on_slots(tokens.context, segment.funnel, segment.layers, x, rows)
+            x = _run_on_slots(tokens.context, segment, segment.funnel, x, rows)
     if cache is not None:
         cache.columns = rows.keys.shape[1]
     if plan.last_only:
@@ -132,7 +132,7 @@ class Context:
     model: Any
     """The model without its head."""
     family: Family
-    run: Runner
+    run: PartRunner
     cache: FunnelCache | None
     kwargs: dict[str, Any]
     """Whatever the caller gave for Hugging Face's layers."""
@@ -168,8 +168,8 @@ class Resolution:
         return self._biases[layer_type]
 
 
-def _run_on_slots(context: Context, spec: FunnelSpec, layers: range, x: Tensor, rows: Rows) -> Tensor:
-    """Pool the newly closed windows, run these layers on them, recover the chunk's tokens."""
+def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tensor, rows: Rows) -> Tensor:
+    """Pool the newly closed windows, run the segment's layers on them, recover the chunk's tokens."""
     run, cache, first = context.run, context.cache, rows.first
     if cache is not None and cache.open is not None:  # the open window's tokens stand left of the chunk's
         columns = torch.cat([cache.open, x], dim=1)
@@ -184,14 +184,14 @@ def _run_on_slots(context: Context, spec: FunnelSpec, layers: range, x: Tensor, 
         if cache.pooled is None:  # a first chunk of nothing but padding: an absent slot stands for none
             count = max(count, 1)
     slots = torch.arange(count, device=x.device)[None] + closed  # of one row if that serves all
-    pooled = run(POOLED, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
+    pooled = run(segment.pooled_name, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
     positions = slot_positions(slots, rows.length, spec)
     keys = positions
     if cache is not None and cache.slot_positions is not None:
         keys = torch.cat([cache.slot_positions, positions], dim=1)
     middle = pooled
     if cache is None or count:
-        middle = Resolution(context, positions, keys).run_layers(pooled, layers)
+        middle = Resolution(context, positions, keys).run_layers(pooled, segment.layers)
     reads = read_slots(rows.queries, spec) - closed
     if cache is not None:
         if cache.pooled is not None and cache.middle is not None:  # a token may read the slot closed before the chunk
@@ -199,7 +199,7 @@ def _run_on_slots(context: Context, spec: FunnelSpec, layers: range, x: Tensor, 
             middle = torch.cat([cache.middle, middle], dim=1)
             reads = reads + 1
         _remember(cache, spec, rows, columns, first, pooled, middle, keys)
-    return run(RECOVERED, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
+    return run(segment.recovered_name, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
 
 
 def _remember(

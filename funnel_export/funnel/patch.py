@@ -9,7 +9,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.families.registry import family_of
-from funnel_export.funnel.model import Plan, Runner, call_part, funnel_forward
+from funnel_export.funnel.model import PartRunner, Plan, call_part, funnel_forward
 from funnel_export.spec.funnel import FunnelSpec, segments_of
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -68,7 +68,7 @@ def remove_funnel(model: M) -> M:
 
 
 def patch_forward(
-    model: PreTrainedModel, spec: FunnelSpec | None, run: Runner = call_part, *, last_only: bool = False
+    model: PreTrainedModel, spec: FunnelSpec | None, run: PartRunner = call_part, *, last_only: bool = False
 ) -> None:
     """Replace the forward of this model without its head; with no funnel it computes what the dense model computes.
 

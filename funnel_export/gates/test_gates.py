@@ -39,7 +39,7 @@ def test_latency(
         found = row.ratio.speedup
         interval = f"{found.low:.3f} to {found.high:.3f}"
         record_testsuite_property(f"speedup of {row.place}", f"{found.value:.3f} ({interval})")
-    errors = [f"{c.name}: {c.error}" for c in report.runners if c.runtime == funnel_runtime and c.error]
+    errors = [f"{r.name}: {r.error}" for r in report.runners if r.runtime == funnel_runtime and r.error]
     not_timed = [place for place in report.not_timed if place.runtime == funnel_runtime]
     failures = errors or judge(rows, wanted, not_timed=not_timed).failures
     if failures:

@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from funnel_export.bundle.manifest import SCHEMA
+from funnel_export.bundle.record import SCHEMA, Funnel, SchemaVersion
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.verify.parity_report import ParityReport
 
@@ -156,11 +156,11 @@ class Gate(_Report):
 class LatencyReport(_Report):
     """The outcome of `bench`."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: SchemaVersion = SCHEMA
     conditions: dict[str, str]
     task: Task
     dtype: Dtype
-    funnel: dict[str, int | str | bool]
+    funnel: Funnel
     num_layers: Count
     parity: ParityReport
     """What was checked before; a target or engine that did not pass has no rows."""

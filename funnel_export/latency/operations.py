@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.families.base import Architecture, Family
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family
 from funnel_export.spec.choices import Logits, Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec, segments_of
@@ -31,8 +32,8 @@ class Operations:
 
 def count_operations(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> Operations:
     """Operations for a row of `length` tokens."""
-    cost = family.layer_cost(architecture)
     lengths = layer_lengths(architecture.num_hidden_layers, spec.funnel, length)
+    costs = [(family.layer_cost(architecture, layer), n) for layer, n in enumerate(lengths)]
     outputs = {
         Task.FEATURE_EXTRACTION: 0,
         Task.TEXT_GENERATION: architecture.vocab_size,
@@ -40,8 +41,8 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
         Task.TOKEN_CLASSIFICATION: architecture.num_labels,
     }[spec.task]
     return Operations(
-        layers=sum(2 * cost.weights * n for n in lengths),
-        attention=sum(2 * cost.attention * n * n for n in lengths),
+        layers=sum(2 * cost.weights * n for cost, n in costs),
+        attention=sum(2 * cost.attention * n * n for cost, n in costs),
         head=2 * architecture.hidden_size * outputs * (1 if spec.logits is Logits.LAST else length),
     )
 

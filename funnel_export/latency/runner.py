@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from funnel_export.bundle.engine import load_engine
 from funnel_export.bundle.load import Bundle, load_bundle
-from funnel_export.bundle.ports import Kind, feed
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.errors import TargetUnavailableError
-from funnel_export.latency.serve import Model, serve
+from funnel_export.latency.serve import TimedModel, serve
 from funnel_export.spec.choices import Dtype
-from funnel_export.targets.registry import check_fits, get_target
+from funnel_export.targets.base import check_fits
+from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt.gpu import call, find_gpu
 
 
@@ -50,16 +51,16 @@ class TargetModel:
         self.facts = {"device": self._session.device, "precision": self._session.precision}
 
     def run(self, ids: list[list[int]]) -> list[float]:
-        """See `Model.run`."""
+        """See `TimedModel.run`."""
         return _last(self._session.run(self._feed(ids))[self._graph.output.name])
 
     def prepare(self, ids: list[list[int]]) -> Callable[[], object]:
-        """See `Model.prepare`."""
+        """See `TimedModel.prepare`."""
         return self._session.prepare(self._feed(ids))
 
     def _feed(self, ids: list[list[int]]) -> dict[str, NDArray[Any]]:
         tokens = np.array(ids, dtype=np.int64)
-        return feed(self._graph.inputs, {Kind.TOKENS: tokens, Kind.MASK: np.ones_like(tokens)})
+        return feed(self._graph.inputs, {PortKind.TOKENS: tokens, PortKind.MASK: np.ones_like(tokens)})
 
 
 class TorchModel:
@@ -82,11 +83,11 @@ class TorchModel:
         self.facts = {"device": name, "precision": str(dtype)}
 
     def run(self, ids: list[list[int]]) -> list[float]:
-        """See `Model.run`."""
+        """See `TimedModel.run`."""
         return _last(self.prepare(ids)().float().cpu().numpy())
 
     def prepare(self, ids: list[list[int]]) -> Callable[[], Any]:
-        """See `Model.prepare`."""
+        """See `TimedModel.prepare`."""
         torch = self._torch
         tokens = torch.tensor(ids, device=self._device)
         mask = torch.ones_like(tokens)
@@ -117,7 +118,7 @@ def _last(output: NDArray[Any]) -> list[float]:
     return values
 
 
-def load(request: dict[str, Any]) -> Model:
+def load(request: dict[str, Any]) -> TimedModel:
     """Load what a request names."""
     setup = RunnerSetup.model_validate(request)
     bundle = load_bundle(setup.bundle)

@@ -19,7 +19,7 @@ SAMPLES = 64
 """Outputs that are sent back for comparison, evenly spread."""
 
 
-class Model(Protocol):
+class TimedModel(Protocol):
     """A model that a runner times."""
 
     facts: dict[str, str]
@@ -39,7 +39,7 @@ def no_device() -> int | None:
     return None
 
 
-def serve(load: Callable[[dict[str, Any]], Model], device_bytes: Callable[[], int | None] = no_device) -> None:
+def serve(load: Callable[[dict[str, Any]], TimedModel], device_bytes: Callable[[], int | None] = no_device) -> None:
     """Answer requests from stdin, one JSON object a line, until it ends; each answer is one line of JSON.
 
     1. What to load, for `load`. The answer has the model's facts and `load_seconds`; or `error`.
@@ -67,9 +67,9 @@ def serve(load: Callable[[dict[str, Any]], Model], device_bytes: Callable[[], in
 
 
 class _Runner:
-    def __init__(self, load: Callable[[dict[str, Any]], Model], device_bytes: Callable[[], int | None]) -> None:
+    def __init__(self, load: Callable[[dict[str, Any]], TimedModel], device_bytes: Callable[[], int | None]) -> None:
         self._load, self._in_use = load, device_bytes
-        self._model: Model | None = None
+        self._model: TimedModel | None = None
         self._call: Callable[[], object] | None = None
         self._held: int | None = None
 
@@ -91,7 +91,7 @@ class _Runner:
         gc.freeze()  # so that no collection of what the libraries hold falls into a call
         return {**self._model.facts, "load_seconds": seconds}
 
-    def _get_ready(self, model: Model, ids: list[list[int]]) -> dict[str, Any]:
+    def _get_ready(self, model: TimedModel, ids: list[list[int]]) -> dict[str, Any]:
         with self._counted():
             seconds, outputs = _timed(lambda: model.run(ids))
             self._call = model.prepare(ids)

@@ -9,9 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from funnel_export.bundle.engine import EngineManifest, engine_names, load_engine, read_engine_manifest
+from funnel_export.bundle.engine import EngineManifest, check_profiles, engine_names, load_engine, read_engine_manifest
 from funnel_export.bundle.load import Bundle, is_bundle
-from funnel_export.bundle.manifest import ENGINES, MANIFEST, GraphRecord, NamedFiles
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL, GraphRecord, NamedFiles
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.packaging.triton_config import (
     Backend,
@@ -125,9 +125,10 @@ def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
         for each in engine_names(bundle)
         if name in (None, each)
     }
-    fitting = [each for each, manifest in found.items() if manifest.target == TARGET]
+    fitting = [each for each, manifest in found.items() if (manifest.target, manifest.graph) == (TARGET, MODEL)]
     if len(fitting) == 1:
         _check_servable(fitting[0], found[fitting[0]])
+        check_profiles(found[fitting[0]], bundle.model)
         return fitting[0], found[fitting[0]]
     if fitting:
         raise SpecError("the bundle has several engines", got=", ".join(fitting), hint=f"--engine {fitting[0]}")

@@ -230,12 +230,12 @@ def case_columns(report: ParityReport) -> tuple[Column[OnTarget], ...]:
         _both("target", lambda found: found.target.name, number=False),
         Column("precision", None, lambda found: found.target.precision, number=False),
         _both("batch", lambda found: found.case.case, number=False),
+        _both("parity", lambda found: _verdict(found.case.passed), number=False),
         _both("max error", lambda found: _against(found.case.metrics.max_rel, report.limit_max_rel)),
         _both("rms error", lambda found: _against(found.case.metrics.rms_rel, report.limit_rms_rel)),
         Column("max abs", lambda found: numbers.error(found.case.metrics.max_abs)),
         Column("KL", lambda found: NONE if found.case.metrics.kl is None else numbers.error(found.case.metrics.kl)),
         _both("top-1", lambda found: numbers.share(found.case.metrics.top1)),
-        _both("parity", lambda found: _verdict(found.case.passed), number=False),
     )
 
 

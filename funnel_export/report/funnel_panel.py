@@ -25,16 +25,12 @@ def draw_funnel(segments: Sequence[Segment]) -> Picture:
         axes.set_axis_off()
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
         for index, bar in enumerate(bars):
-            _bar(
-                axes,
-                palette,
-                6 + index * (BAR + GAP),
-                bar.share * (WIDTH - 4),
-                (f"{bar.name}, {bar.layers}", bar.length),
-            )
+            top, width = 6 + index * (BAR + GAP), bar.share * (WIDTH - 4)
+            _bar(axes, palette, top, width, (f"{bar.name}, {bar.layers}".replace("-", "–"), bar.length))
             if index + 1 < len(bars):
-                both = bar.share * (WIDTH - 4), bars[index + 1].share * (WIDTH - 4)
-                _link(axes, palette, 6 + index * (BAR + GAP) + BAR, both, bar.after or bars[index + 1].before)
+                following = bars[index + 1]
+                links = "; ".join(filter(None, (bar.after, following.before)))
+                _link(axes, palette, top + BAR, (width, following.share * (WIDTH - 4)), links)
 
     caption = "Which layers run on how long a sequence; bars are as long as it."
     return Picture(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from funnel_export.report.canvas import Palette, Panel, Picture
-from funnel_export.spec.funnel import POOLED, RECOVERED
+from funnel_export.spec.funnel import is_pooled_name, is_recovered_name
 from funnel_export.verify.parity_report import Boundary, ParityReport
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def positions(found: Sequence[Boundary]) -> list[float]:
     layers = 0
     places = []
     for boundary in found:
-        inner = boundary.name in (POOLED, RECOVERED)
+        inner = is_pooled_name(boundary.name) or is_recovered_name(boundary.name)
         places.append(layers - 0.5 if inner else float(layers))
         layers += not inner
     return places
@@ -58,9 +58,10 @@ def _draw(found: Sequence[Boundary], limits: tuple[float, float], axes: "Axes", 
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     places = positions(found)
-    inner = {b.name: place for b, place in zip(found, places, strict=True) if b.name in (POOLED, RECOVERED)}
-    if len(inner) == 2:
-        axes.axvspan(inner[POOLED], inner[RECOVERED], facecolor=palette["grid"], alpha=0.4, linewidth=0)
+    starts = [place for b, place in zip(found, places, strict=True) if is_pooled_name(b.name)]
+    ends = [place for b, place in zip(found, places, strict=True) if is_recovered_name(b.name)]
+    for start, end in zip(starts, ends, strict=False):
+        axes.axvspan(start, end, facecolor=palette["grid"], alpha=0.4, linewidth=0)
     axes.plot(
         places, [b.limit for b in found], color=palette["bad"], linestyle=(0, (4, 2)), linewidth=1.4, label="limit"
     )
@@ -70,7 +71,7 @@ def _draw(found: Sequence[Boundary], limits: tuple[float, float], axes: "Axes", 
     errors = [_shown(b.rms_rel, limits) for b in found]
     axes.plot(places, errors, color=palette["funnel"], linewidth=1.3, label="target")
     for boundary, place, error in zip(found, places, errors, strict=True):
-        marker = {POOLED: "v", RECOVERED: "^"}.get(boundary.name, "o")
+        marker = "v" if is_pooled_name(boundary.name) else "^" if is_recovered_name(boundary.name) else "o"
         axes.plot(place, error, marker, markersize=3.5 if marker == "o" else 6.5, color=palette["funnel"])
     failed = [(place, error) for b, place, error in zip(found, places, errors, strict=True) if not b.passed]
     if failed:

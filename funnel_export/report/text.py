@@ -28,9 +28,9 @@ def describe_bundle(bundle: Bundle, audits: Mapping[str, Sequence[str]]) -> str:
         ("task", spec.task),
         ("funnel", spec.funnel or "none (dense)"),
         ("computes in", spec.dtype),
+        *(fact for graph in bundle.graphs.values() for fact in _graph_facts(graph, audits[graph.role])),
         ("weights", f"{len(manifest.weights)} file{'s' * (len(manifest.weights) > 1)}, {size / 1e6:.1f} MB"),
         *(("derived", f"{w.file}: {w.recipe}") for w in manifest.weights if isinstance(w, DerivedFile)),
-        *(fact for graph in bundle.graphs.values() for fact in _graph_facts(graph, audits[graph.role])),
         *(("engine", name) for name in engine_names(bundle)),
     ]
     parts = [tabulate(facts, tablefmt="plain"), draw_text(bundle.segments)]

@@ -36,10 +36,12 @@ class ExportSpec:
                 wanted="logits all",
             )
         if self.funnel is not None:
+            if not isinstance(self.funnel, FunnelSpec):
+                raise SpecError("the funnel of an export is a FunnelSpec", got=repr(self.funnel), wanted="a FunnelSpec")
             self.funnel.validate_task(self.task)
 
 
 def validate_opset(opset: int) -> None:
     """Raise `SpecError` for an opset that cannot be exported."""
-    if opset not in OPSETS:
+    if type(opset) is not int or opset not in OPSETS:
         raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")

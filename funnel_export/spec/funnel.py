@@ -12,9 +12,6 @@ from funnel_export.spec.choices import Pooling, Recovery, SlotPositions, Task, p
 LARGEST_STRIDE = 1 << 20
 """Longer than any text; positions times the stride still fit 64 bits."""
 
-POOLED, RECOVERED = "funnel.pooled", "funnel.recovered"
-"""Names of the hidden states after pooling and after recovery."""
-
 
 def layer_name(index: int) -> str:
     """Name of a decoder layer's output."""
@@ -151,6 +148,18 @@ class Segment:
     layers: range
     funnel: FunnelSpec | None = None
     """How its slots are made before its first layer, and undone after its last; None for layers that run on tokens."""
+    label: str = "funnel"
+    """What the names of its pooling and recovery begin with; segments of one model have different ones."""
+
+    @property
+    def pooled_name(self) -> str:
+        """Name of the hidden states that go into its first layer."""
+        return f"{self.label}.pooled"
+
+    @property
+    def recovered_name(self) -> str:
+        """Name of the hidden states that are made of its last layer's."""
+        return f"{self.label}.recovered"
 
     @property
     def pooled(self) -> bool:
@@ -186,5 +195,23 @@ def boundary_names(segments: Sequence[Segment]) -> list[str]:
     names: list[str] = []
     for segment in segments:
         inner = [layer_name(index) for index in segment.layers]
-        names += [POOLED, *inner, RECOVERED] if segment.pooled else inner
+        names += [segment.pooled_name, *inner, segment.recovered_name] if segment.pooled else inner
     return names
+
+
+def is_pooled_name(name: str) -> bool:
+    """Whether a boundary is a pooling."""
+    return name.endswith(".pooled")
+
+
+def is_recovered_name(name: str) -> bool:
+    """Whether a boundary is a recovery."""
+    return name.endswith(".recovered")
+
+
+def node_prefix(boundary: str) -> str:
+    """What the names of the nodes that compute a boundary begin with: `layers.3`, `funnel/pool` or `funnel/recover`."""
+    for ending, step in ((".pooled", "/pool"), (".recovered", "/recover")):
+        if boundary.endswith(ending):
+            return boundary.removesuffix(ending) + step
+    return boundary

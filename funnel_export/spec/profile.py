@@ -72,9 +72,10 @@ class Profile(BaseModel):
         named = bool(colon) and "=" not in name
         found = [_AXIS.fullmatch(part) for part in (rest if named else text.strip()).split(",")]
         matches = [match for match in found if match]
-        names = [_LONG.get(match[1], match[1]) for match in matches]
-        if len(matches) < len(found) or sorted(names) != sorted(axes):
+        names = [match[1] if match[1] in axes else _LONG.get(match[1], match[1]) for match in matches]
+        if len(matches) < len(found):
             raise _error(text, "not of that form", axes)
+        _check_axes(text, names, axes)
         sizes = [{"min": match[2], "opt": match[3] or match[2], "max": match[4] or match[2]} for match in matches]
         ranges = dict(zip(names, sizes, strict=True))
         try:
@@ -86,8 +87,7 @@ class Profile(BaseModel):
 
     def validate_axes(self, axes: Sequence[str]) -> None:
         """Raise `SpecError` unless the profile has a range for exactly these axes."""
-        if sorted(self.axes) != sorted(axes):
-            raise _error(str(self), "other axes than the graph has", axes)
+        _check_axes(str(self), list(self.axes), axes)
 
     def shapes(self, shape: Sequence[int | str]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Smallest, best and largest shape of a tensor whose dynamic axes are named."""
@@ -109,6 +109,19 @@ def fitting_profiles(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> l
         return sum(abs(span.opt - sizes[axis]) for axis, span in spans if axis != BATCH)
 
     return sorted((index for index, profile in enumerate(profiles) if sizes in profile), key=distance)
+
+
+def _check_axes(text: str, names: Sequence[str], axes: Sequence[str]) -> None:
+    """Raise `SpecError` unless a profile has each axis of the graph once, and no others."""
+    if sorted(names) == sorted(axes):
+        return
+    found = {
+        "without": [axis for axis in axes if axis not in names],
+        "with": [name for name in names if name not in axes],
+        "twice": [name for name in dict.fromkeys(names) if names.count(name) > 1],
+    }
+    why = "; ".join(f"{word} {', '.join(SHORT.get(n, n) for n in named)}" for word, named in found.items() if named)
+    raise _error(text, why, axes)
 
 
 def _error(text: str, why: str, axes: Iterable[str]) -> SpecError:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from funnel_export.bundle.engine import BuiltFor, Engine
 from funnel_export.bundle.load import Graph
+from funnel_export.errors import BundleError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
@@ -159,3 +160,29 @@ class Target(Protocol):
 def as_float(array: NDArray[Any]) -> NDArray[Any]:
     """bfloat16 as float32, which holds its values; everything else as it is."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def require(target: Target, dtype: Dtype) -> None:
+    """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
+    here = target.availability()
+    if not here.available:
+        raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
+    reason = target.supports(dtype)
+    if reason is not None:
+        raise TargetUnavailableError(
+            f"{target.name} cannot run a {dtype} graph here",
+            got=reason,
+            hint="another --target, or export with --dtype float32",
+        )
+
+
+def check_fits(target: Target, engine: Engine) -> None:
+    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
+    why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
+    if why is not None:
+        raise BundleError(
+            f"the engine {engine.name} does not run in {target.name} here",
+            got=why,
+            wanted="an engine for this version and this device",
+            hint="compile the bundle again, here",
+        )

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from funnel_export.spec.funnel import Segment
+from funnel_export.spec.funnel import Segment, node_prefix
 
 
 def describe_place(node: str, segments: Sequence[Segment]) -> str:
     """A node's place in words, as "layer 3, middle, on 1/2 of the length"; empty for a name that no export gives."""
     for segment in segments:
-        if segment.pooled and node.startswith("funnel/pool/"):
+        if segment.pooled and node.startswith(f"{node_prefix(segment.pooled_name)}/"):
             return f"the pooling before layer {segment.layers.start}"
-        if segment.pooled and node.startswith("funnel/recover/"):
+        if segment.pooled and node.startswith(f"{node_prefix(segment.recovered_name)}/"):
             return f"the recovery before layer {segment.layers.stop}"
     if node.startswith("model/"):
         return "outside the layers: embedding, positions, masks, final norm or head"

@@ -15,9 +15,8 @@ from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import processor, this_platform
-from funnel_export.targets.base import Availability, Compiled, CompileRequest
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, require
 from funnel_export.targets.options import MOST_THREADS, Options, parse_options, validate_allowed
-from funnel_export.targets.registry import require
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"

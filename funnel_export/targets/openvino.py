@@ -17,9 +17,8 @@ from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import this_platform
-from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, require
 from funnel_export.targets.options import MOST_THREADS, Options, validate_allowed
-from funnel_export.targets.registry import require
 
 DEVICE, BLOB = "CPU", "model.blob"
 PRECISION = "INFERENCE_PRECISION_HINT"

@@ -4,10 +4,10 @@ from importlib import import_module
 
 from pydantic import TypeAdapter, ValidationError
 
-from funnel_export.bundle.engine import Engine, EngineName
+from funnel_export.bundle.engine import EngineName
 from funnel_export.bundle.load import Bundle
-from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
-from funnel_export.spec.choices import PYTORCH, Dtype
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.spec.choices import PYTORCH
 from funnel_export.targets.base import Target
 
 _TARGETS = {
@@ -51,20 +51,6 @@ def get_target(name: str) -> Target:
     return target
 
 
-def require(target: Target, dtype: Dtype) -> None:
-    """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
-    here = target.availability()
-    if not here.available:
-        raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
-    reason = target.supports(dtype)
-    if reason is not None:
-        raise TargetUnavailableError(
-            f"{target.name} cannot run a {dtype} graph here",
-            got=reason,
-            hint="another --target, or export with --dtype float32",
-        )
-
-
 def validate_path(bundle: Bundle) -> None:
     """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
     try:
@@ -75,15 +61,3 @@ def validate_path(bundle: Bundle) -> None:
             got=bundle.path.absolute(),
             hint="rename the folder",
         ) from err
-
-
-def check_fits(target: Target, engine: Engine) -> None:
-    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
-    why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
-    if why is not None:
-        raise BundleError(
-            f"the engine {engine.name} does not run in {target.name} here",
-            got=why,
-            wanted="an engine for this version and this device",
-            hint="compile the bundle again, here",
-        )

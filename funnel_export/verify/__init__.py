@@ -1,1 +1,1 @@
-"""Proof that a bundle computes what it should, and measures of what it costs."""
+"""Proof that a bundle computes what eager PyTorch computes."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.ports import Kind, feed
-from funnel_export.spec.funnel import POOLED, boundary_names, layer_name
+from funnel_export.bundle.ports import PortKind, feed
+from funnel_export.spec.funnel import boundary_names, layer_name
 from funnel_export.targets.base import Session
 from funnel_export.verify.cases import Case
 from funnel_export.verify.metrics import measure
@@ -27,7 +27,7 @@ class Inside:
     """What eager PyTorch computes at the boundaries of one case: the reference, and how far its own dtype is off."""
 
     case: Case
-    inputs: Mapping[Kind, NDArray[Any]]
+    inputs: Mapping[PortKind, NDArray[Any]]
     values: Mapping[str, NDArray[Any]]
     """Positions of all rows in order, [positions, width], by name of the boundary."""
     floors: Mapping[str, float]
@@ -39,7 +39,7 @@ def choose_case(cases: Sequence[Case]) -> int | None:
     return max(fitting, key=lambda index: max(cases[index].lengths), default=None)
 
 
-def look_inside(bundle: Bundle, case: Case, inputs: Mapping[Kind, NDArray[Any]]) -> Inside:
+def look_inside(bundle: Bundle, case: Case, inputs: Mapping[PortKind, NDArray[Any]]) -> Inside:
     """Run eager PyTorch, in the reference's dtype and in the bundle's, and keep what it computes at every boundary."""
     names, dtype = boundary_names(bundle.segments), bundle.spec.dtype
     (reference,) = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), [(inputs, names)])
@@ -49,7 +49,7 @@ def look_inside(bundle: Bundle, case: Case, inputs: Mapping[Kind, NDArray[Any]])
 
 def compare_eager(
     case: Case,
-    inputs: Mapping[Kind, NDArray[Any]],
+    inputs: Mapping[PortKind, NDArray[Any]],
     reference: Mapping[str, NDArray[Any]],
     eager: Mapping[str, NDArray[Any]],
     names: Sequence[str],
@@ -60,7 +60,7 @@ def compare_eager(
 
 
 def run_eager(
-    model: Eager, runs: Sequence[tuple[Mapping[Kind, NDArray[Any]], Sequence[str]]]
+    model: Eager, runs: Sequence[tuple[Mapping[PortKind, NDArray[Any]], Sequence[str]]]
 ) -> list[dict[str, NDArray[Any]]]:
     """Run a model on inputs, each with the boundaries that are wanted, and close it."""
     try:
@@ -96,7 +96,7 @@ def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> 
         return None
     real = case.real
     for segment in bundle.segments:
-        inner = [POOLED, *map(layer_name, segment.layers)]
+        inner = [segment.pooled_name, *map(layer_name, segment.layers)]
         if segment.pooled and name in inner:
             slots = np.array([segment.length(length) for length in case.lengths])[:, None]
             real = np.arange(value.shape[1])[None] < slots

@@ -9,15 +9,8 @@ from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.manifest import ENGINES
 from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError
 from funnel_export.spec.profile import SINGLE_PASS, Profile, fitting_profiles
-from funnel_export.targets.base import Session, Target
-from funnel_export.targets.registry import (
-    check_fits,
-    get_target,
-    require,
-    target_names,
-    validate_engine_name,
-    validate_path,
-)
+from funnel_export.targets.base import Session, Target, check_fits, require
+from funnel_export.targets.registry import get_target, target_names, validate_engine_name, validate_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +64,7 @@ def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator[Candid
 
 
 def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
+    """Names of the engines of the graph that takes whole texts."""
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
         try:
@@ -79,7 +73,9 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
             folder = bundle.path / ENGINES / name
             raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
         try:
-            found.setdefault(read_engine_manifest(bundle.path / ENGINES / name).target, []).append(name)
+            manifest = read_engine_manifest(bundle.path / ENGINES / name)
+            if manifest.graph == bundle.model.role:
+                found.setdefault(manifest.target, []).append(name)
         except BundleError as err:  # of whatever target it is
             _raise_or_warn(err, strict=False)
     return found

@@ -1,13 +1,13 @@
 """The shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel_export.bundle.ports import Kind
-from funnel_export.families.base import Architecture
+from funnel_export.bundle.ports import PortKind
+from funnel_export.families.architecture import Architecture
 from funnel_export.spec.choices import SlotPositions
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.spec.profile import SINGLE_PASS, Profile
@@ -44,18 +44,18 @@ class Case:
         """The sizes of a graph's axes."""
         return dict(zip(SINGLE_PASS, self.shape, strict=True))
 
-    def tokens(self, architecture: Architecture, seed: int) -> dict[Kind, NDArray[np.int64]]:
+    def tokens(self, architecture: Architecture, seed: int) -> dict[PortKind, NDArray[np.int64]]:
         """Tokens and mask, [batch, sequence], the same for the same seed; padding is the model's pad token."""
         padding = architecture.pad_token_id or 0
         generator = np.random.default_rng([seed, *self.lengths])
         ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
         ids = ids + (ids >= padding)  # every token but the padding
         mask = self.real.astype(np.int64)
-        return {Kind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), Kind.MASK: mask}
+        return {PortKind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), PortKind.MASK: mask}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CasePlan:
     """The cases of one check, and the lengths that a limit kept out."""
 
     cases: tuple[Case, ...]
@@ -63,20 +63,19 @@ class Plan:
 
 
 def plan_cases(
-    spec: FunnelSpec | None, architecture: Architecture, lengths: Sequence[int] = (), max_length: int | None = None
-) -> Plan:
+    spec: FunnelSpec | None, windows: Collection[int], lengths: Sequence[int] = (), max_length: int | None = None
+) -> CasePlan:
     """Where exports go wrong: around the stride, around the sliding window, and with ragged rows padded on both sides.
 
     Args:
         spec: the funnel, None for a dense model.
-        architecture: the model's numbers.
+        windows: sliding windows of the model's layers.
         lengths: further lengths.
         max_length: leave out what is longer.
     """
     stride = spec.stride if spec is not None else 1
-    window = architecture.sliding_window or 0
     wanted = {1, stride - 1, stride, stride + 1, 2 * stride + 1, *lengths}
-    if window:
+    for window in windows:
         wanted |= {window, window + 1, window + stride + 1}
         if spec is not None and spec.slot_positions is SlotPositions.COMPACT:
             wanted |= {window * stride + stride + 1}  # here the window counts slots
@@ -86,10 +85,10 @@ def plan_cases(
     ragged = tuple(sorted({1, min(stride + 1, longest), max(1, longest - stride), longest}))
     cases = [Case((length,)) for length in kept]
     cases += [Case((longest,) * 2), Case(ragged, "left"), Case(ragged[::-1], "right")]
-    return Plan(tuple(cases), tuple(sorted(wanted - set(kept))))
+    return CasePlan(tuple(cases), tuple(sorted(wanted - set(kept))))
 
 
-def with_profiles(plan: Plan, profiles: Iterable[Profile], max_length: int | None = None) -> Plan:
+def with_profiles(plan: CasePlan, profiles: Iterable[Profile], max_length: int | None = None) -> CasePlan:
     """A plan with a batch for each optimization profile that takes none of its cases.
 
     It is the smallest batch at the length for which the profile is tuned, or at `max_length` if that is shorter; there
@@ -101,4 +100,4 @@ def with_profiles(plan: Plan, profiles: Iterable[Profile], max_length: int | Non
         length = min(sequence.opt, max_length or sequence.opt)
         if length in sequence and not any(case.sizes in profile for case in cases):
             cases.append(Case((length,) * batch.min))
-    return Plan(tuple(cases), plan.left_out)
+    return CasePlan(tuple(cases), plan.left_out)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.ports import Kind, feed
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype, Logits, Task
@@ -30,7 +30,7 @@ from funnel_export.verify.boundaries import (
     run_eager,
 )
 from funnel_export.verify.candidates import Candidate
-from funnel_export.verify.cases import Case, Plan
+from funnel_export.verify.cases import Case, CasePlan
 from funnel_export.verify.metrics import Metrics, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
@@ -43,7 +43,7 @@ FACTOR = 4.0
 class _Expected:
     """What eager PyTorch computes: outputs of every case, and what is inside those cases that were asked for."""
 
-    inputs: list[dict[Kind, NDArray[Any]]]
+    inputs: list[dict[PortKind, NDArray[Any]]]
     outputs: list[NDArray[Any]]
     """Of the reference."""
     floor: Metrics
@@ -55,7 +55,7 @@ class _Expected:
 def check_parity(
     bundle: Bundle,
     candidates: Sequence[Candidate],
-    plan: Plan,
+    plan: CasePlan,
     *,
     factor: float = FACTOR,
     seed: int = 0,
@@ -94,14 +94,14 @@ def check_parity(
     return report.with_targets(results)
 
 
-def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
+def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
     """Run eager PyTorch on every case, and with `inside` once more on the case whose boundaries are shown.
 
     Once more, because a dense bundle's reference is Hugging Face's model untouched, and boundaries need a patch.
     """
     inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
     dtype, names = bundle.spec.dtype, boundary_names(bundle.segments)
-    runs: list[tuple[Mapping[Kind, NDArray[Any]], Sequence[str]]] = [(tokens, ()) for tokens in inputs]
+    runs: list[tuple[Mapping[PortKind, NDArray[Any]], Sequence[str]]] = [(tokens, ()) for tokens in inputs]
     shown = choose_case(plan.cases) if inside else None
     if shown is not None:
         runs.append((inputs[shown], names))
@@ -117,7 +117,7 @@ def _expect(bundle: Bundle, plan: Plan, seed: int, progress: Progress, *, inside
     return _Expected(inputs, [row[output] for row in reference], floor, shown, insides)
 
 
-def check_memory(bundle: Bundle, plan: Plan) -> None:
+def check_memory(bundle: Bundle, plan: CasePlan) -> None:
     """Refuse a plan whose outputs would not fit into memory: they are kept while one model after the other runs.
 
     Raises:
@@ -148,7 +148,7 @@ def _result(candidate: Candidate, **facts: Any) -> TargetResult:
 
 
 def _check_candidate(
-    bundle: Bundle, candidate: Candidate, plan: Plan, expected: _Expected, report: ParityReport
+    bundle: Bundle, candidate: Candidate, plan: CasePlan, expected: _Expected, report: ParityReport
 ) -> TargetResult:
     session = candidate.load(bundle)
     output = bundle.model.output.name
@@ -189,7 +189,7 @@ def _without_limits(report: ParityReport, expected: _Expected) -> str:
 
 
 def _look_into(
-    bundle: Bundle, candidate: Candidate, plan: Plan, expected: _Expected, factor: float, failed: Sequence[int]
+    bundle: Bundle, candidate: Candidate, plan: CasePlan, expected: _Expected, factor: float, failed: Sequence[int]
 ) -> dict[str, Any]:
     """What a result says of the boundaries; that there are none to be had fails no target that passed."""
     if not failed and not candidate.target.runs_graphs:

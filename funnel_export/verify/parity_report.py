@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Collection
-from typing import Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from funnel_export.bundle.engine import EngineName
-from funnel_export.bundle.manifest import SCHEMA, Role
-from funnel_export.bundle.weights import Digest, WeightRecord
+from funnel_export.bundle.record import SCHEMA, Digest, Role, SchemaVersion
+from funnel_export.bundle.weights import WeightRecords
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
 
@@ -75,11 +75,11 @@ class TargetResult(_Report):
 class ParityReport(_Report):
     """The outcome of `check`."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: SchemaVersion = SCHEMA
     passed: bool
-    graph_digests: dict[Role, Digest]
+    graph_digests: Annotated[dict[Role, Digest], Field(min_length=1)]
     """Digest of each graph that was compared, by role."""
-    weights: list[WeightRecord]
+    weights: WeightRecords
     engines: dict[EngineName, Digest]
     """Digest of the manifest of each engine that was compared, by the engine's name."""
     dtype: Dtype

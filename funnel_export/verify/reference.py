@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.ports import PortKind
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import find_weights
@@ -67,13 +67,13 @@ class Eager:
         if not self.dense:
             patch_forward(self.model, self.spec, self._run)
 
-    def _run(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a Runner
+    def _run(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a PartRunner
         result = part(*tensors)
         if name in self._seen:
             self._seen[name] = result
         return result
 
-    def run(self, inputs: Mapping[Kind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Mapping[PortKind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
 
         Args:
@@ -87,7 +87,7 @@ class Eager:
             patch_forward(self.model, None, self._run)
         rows = []
         try:
-            for ids, mask in zip(inputs[Kind.TOKENS], inputs[Kind.MASK], strict=True):
+            for ids, mask in zip(inputs[PortKind.TOKENS], inputs[PortKind.MASK], strict=True):
                 self._seen = dict.fromkeys(boundaries)
                 with torch.no_grad():
                     row = torch.from_numpy(ids[mask != 0])[None]

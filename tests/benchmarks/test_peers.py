@@ -1,4 +1,4 @@
-"""The race of peers: what does not agree counts for nothing, and a promise that is not kept is said to be missed."""
+"""Trials of peers: what does not agree counts for nothing, and a promise that is not kept is said to be missed."""
 
 import json
 from pathlib import Path

@@ -16,9 +16,9 @@ from tamper import rewrite_json
 from funnel_export import Bundle, FunnelSpec, check, compile_bundle, export, load_bundle
 from funnel_export.bundle.engine import Engine, EngineManifest, engine_names, load_engine, record_file
 from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetRefusedError
-from funnel_export.targets.base import Target
+from funnel_export.targets.base import Target, check_fits
 from funnel_export.targets.openvino import OpenVinoTarget
-from funnel_export.targets.registry import check_fits, get_target
+from funnel_export.targets.registry import get_target
 
 TOKENS = {"input_ids": np.arange(1, 15).reshape(2, 7), "attention_mask": np.ones((2, 7), np.int64)}
 

@@ -81,6 +81,17 @@ def trained_further(folder: Path) -> None:
     assert file.read_bytes()[:2000] == header
 
 
+def graph_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    graph: dict[str, Any] = manifest["graphs"]["model"]
+    return graph
+
+
+def port(manifest: dict[str, Any], end: str) -> dict[str, Any]:
+    """The first input or output of a manifest's graph."""
+    first: dict[str, Any] = graph_of(manifest)[end][0]
+    return first
+
+
 SPOILS: dict[Callable[[Path], object], str] = {
     append_to_graph: "model.onnx is not the one that was exported",
     lambda f: (f / "model.onnx").unlink(): "the bundle's model.onnx is missing",
@@ -99,6 +110,16 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=1)): "by an earlier version",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=3)): "by a later version",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(more=1)): "is not a manifest",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=22)): "name different opset",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=10**9)): "name different opset",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(dtype="bfloat16")): "does not take and give",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(task="text-classification")): "does not take and",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(logits="last")): "does not take and give",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(name="ids")): "different inputs",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "outputs").update(shape=[-7])): "different outputs",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(kind="mask")): "does not take and",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: graph_of(m)["inputs"].pop()): "name different inputs",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["weights"][0].update(size=-1)): "is not a manifest",
     lambda f: rewrite_json(
         f / "manifest.json", lambda m: m["graphs"]["model"].update(file="../x")
     ): "is not a manifest",
@@ -110,7 +131,7 @@ SPOILS: dict[Callable[[Path], object], str] = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILS, ids=[message.replace(" ", "-") for message in SPOILS.values()])
+@pytest.mark.parametrize("spoil", SPOILS, ids=[f"{n}-{m.replace(' ', '-')}" for n, m in enumerate(SPOILS.values())])
 def test_a_spoiled_bundle_is_refused(spoil: Callable[[Path], object], bundle: Path) -> None:
     load_bundle(bundle)
     spoil(bundle)

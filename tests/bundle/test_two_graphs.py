@@ -23,7 +23,7 @@ from funnel_export import (
     package,
 )
 from funnel_export.bundle.engine import load_engine
-from funnel_export.bundle.ports import Kind, feed
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.commands.inspect import inspect
 from funnel_export.exporter.build import BuiltGraph, build_graphs
@@ -34,7 +34,7 @@ from funnel_export.targets.registry import get_target
 
 CUT = "layers.1"
 IDS = np.array([[5, 6, 7, 8, 9, 10, 11], [9, 8, 7, 0, 0, 0, 0]])
-VALUES: dict[Kind, NDArray[Any]] = {Kind.TOKENS: IDS, Kind.MASK: (IDS != 0).astype(np.int64)}
+VALUES: dict[PortKind, NDArray[Any]] = {PortKind.TOKENS: IDS, PortKind.MASK: (IDS != 0).astype(np.int64)}
 
 
 def part(model: ir.Model, inputs: list[str], outputs: list[str], checkpoint: Checkpoint) -> BuiltGraph:
@@ -43,7 +43,12 @@ def part(model: ir.Model, inputs: list[str], outputs: list[str], checkpoint: Che
     for value in (*graph.inputs, *graph.outputs):
         if value.name == CUT:
             value.shape = ir.Shape(["batch_size", "sequence_length", 40])
-    kinds = {"input_ids": Kind.TOKENS, "attention_mask": Kind.MASK, CUT: Kind.STATE, "logits": Kind.LOGITS}
+    kinds = {
+        "input_ids": PortKind.TOKENS,
+        "attention_mask": PortKind.MASK,
+        CUT: PortKind.STATE,
+        "logits": PortKind.LOGITS,
+    }
     made = ir.Model(graph, ir_version=model.ir_version)
     return BuiltGraph(made, weights_of(made, checkpoint), kinds)
 
@@ -75,7 +80,7 @@ def run_both(bundle: Bundle, target: str, engines: dict[str, str]) -> NDArray[An
         engine = load_engine(bundle, engines[role]) if engines else None
         outputs = get_target(target).load(graph, engine=engine).run(feed(graph.inputs, values))
         values[graph.output.kind] = outputs[graph.output.name]
-    return values[Kind.LOGITS]
+    return values[PortKind.LOGITS]
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -98,8 +103,8 @@ def test_the_manifest_says_what_goes_in_and_out(bundle: Bundle) -> None:
         "second": [(CUT, "state"), ("attention_mask", "mask")],
     }
     assert [(graph.path.name, graph.output.kind) for graph in bundle.graphs.values()] == [
-        ("first.onnx", Kind.STATE),
-        ("second.onnx", Kind.LOGITS),
+        ("first.onnx", PortKind.STATE),
+        ("second.onnx", PortKind.LOGITS),
     ]
 
 
@@ -159,3 +164,28 @@ def test_tensorrt_profiles_have_a_range_for_each_axis_of_the_graph(bundle: Bundl
     assert list(engine.manifest.profiles[0].axes) == ["batch_size", "sequence_length"]
     with pytest.raises(SpecError, match="batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX"):
         compile_bundle(bundle, "tensorrt-rtx", graph="second", profiles=["batch=1,sequence=8,past=1:8:16"])
+
+
+def test_engines_of_another_graph_are_not_taken_for_those_of_the_model(tmp_path: Path) -> None:
+    """A bundle with a graph for whole texts and one for their first half: each has its own engines."""
+    checkpoint, spec = Checkpoint.open(Recipe().checkpoint()), Recipe(funnel=None).bundle().spec
+    whole = build_graphs(checkpoint, spec)["model"]
+    half = part(whole.model.clone(), ["input_ids", "attention_mask"], [CUT], checkpoint)
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_bundle(folder, {"model": whole, "half": half}, checkpoint, spec, source="both", placing=Placing.COPY)
+    both = load_bundle(folder)
+    compile_bundle(both, "onnxruntime", graph="half")
+    compile_bundle(both, "openvino", graph="model")
+    report = check(both, max_length=3)
+    assert report.passed
+    assert [target.name for target in report.targets] == ["onnxruntime", "openvino", "openvino-cpu"]
+
+
+def test_an_engine_with_a_profile_of_other_axes_is_refused(bundle: Bundle) -> None:
+    engine = compile_bundle(bundle, "onnxruntime", graph="first")
+    manifest = json.loads((engine.path / "manifest.json").read_text())
+    manifest["profiles"] = [{"axes": {"columns": {"min": 1, "opt": 1, "max": 1}}}]
+    (engine.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"(?s)a profile for another graph.*without batch, sequence; with columns"):
+        load_engine(bundle, engine.name)

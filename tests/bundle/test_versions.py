@@ -98,3 +98,50 @@ def test_a_packaged_model_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
     rewrite_json(made.path / "manifest.json", first_version)
     package(bundle, tmp_path / "models", name="mine")
     assert json.loads((made.path / "manifest.json").read_text())["schema_version"] == 2
+
+
+NO_BUNDLES: dict[str, dict[str, Any]] = {
+    "no lists": {"graphs": [], "weights": [{"file": "src"}]},
+    "no version": {"graphs": {}, "weights": []},
+    "another program's": {"schema_version": 1, "files": [{"file": "src"}]},
+}
+
+
+@pytest.mark.parametrize("name", NO_BUNDLES)
+def test_a_folder_with_somebodys_manifest_is_no_bundle(name: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "src").mkdir(parents=True)
+    (work / "src" / "thesis.tex").write_text("mine")
+    (work / "manifest.json").write_text(json.dumps(NO_BUNDLES[name]))
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), work, funnel="1:3:2")
+    assert (work / "src" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["version 1", "version 2"])
+def test_a_folder_in_place_of_a_file_is_kept(first: bool, bundle: Bundle) -> None:
+    if first:
+        rewrite_json(bundle.path / "manifest.json", first_version)
+    (bundle.path / "model.safetensors").unlink()
+    (bundle.path / "model.safetensors").mkdir()
+    (bundle.path / "model.safetensors" / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert (bundle.path / "model.safetensors" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("manifest", [{"target": "x", "files": [{"file": "data"}]}, {"schema_version": 1}])
+def test_a_folder_among_engines_with_somebodys_manifest_is_no_engine(manifest: object, bundle: Bundle) -> None:
+    folder = bundle.path / "engines" / "mine"
+    (folder / "data").mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="holds something else"):
+        compile_bundle(bundle, "onnxruntime", name="mine")
+    assert (folder / "data").is_dir()
+
+
+def test_a_report_of_no_graph_is_of_no_bundle(bundle: Bundle) -> None:
+    check(bundle, targets=["onnxruntime"], max_length=2)
+    rewrite_json(bundle.path / "reports" / "parity.json", lambda report: report.update(graph_digests={}))
+    with pytest.raises(BundleError, match="graph_digests"):
+        write_reports(bundle)

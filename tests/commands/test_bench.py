@@ -75,7 +75,7 @@ def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
     others = [target.model_copy(update={"passed": target.name == "onnxruntime"}) for target in parity.targets]
     parity = parity.model_copy(update={"targets": others, "engines": {"gone": "0" * 64}, "passed": False})
     report = bench(bundle, targets=["onnxruntime"] * 2, parity=parity, **options)
-    assert report.passed, "what is not timed has no say"
+    assert report.passed, "what is not timed is not judged"
     assert report.parity == parity.only(["onnxruntime"])
     assert [row.runtime for row in report.rows] == ["onnxruntime"] * 2, "one for each length"
     alone = bench(bundle, targets=["onnxruntime"], max_length=3, **options).parity

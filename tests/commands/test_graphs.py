@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from funnel_export.cli import app
 from funnel_export.commands import graphs as contracts
-from funnel_export.commands.graphs import CASES, CHANGES, TOOLS, Case, accept_graphs, check_graphs, contract_of
+from funnel_export.commands.graphs import CHANGES, CONTRACTS, TOOLS, Contract, accept_graphs, check_graphs, contract_of
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.exporter.ops import describe_ops
 
@@ -31,8 +31,8 @@ def skip_with_other_tools() -> None:
         pytest.skip(f"graphs/ was accepted with the versions of constraints.txt, and here are {others}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_fresh_export_is_as_accepted(case: Case) -> None:
+@pytest.mark.parametrize("case", CONTRACTS, ids=lambda case: case.name)
+def test_a_fresh_export_is_as_accepted(case: Contract) -> None:
     skip_with_other_tools()
     assert contract_of(case) == (GRAPHS / "contracts" / f"{case.name}.txt").read_text()
 
@@ -44,16 +44,16 @@ def test_the_operations_are_as_accepted() -> None:
 
 
 def test_every_contract_has_a_case() -> None:
-    assert {file.stem for file in (GRAPHS / "contracts").iterdir()} == {case.name for case in CASES}
-    assert len({case.name for case in CASES}) == len(CASES)
+    assert {file.stem for file in (GRAPHS / "contracts").iterdir()} == {case.name for case in CONTRACTS}
+    assert len({case.name for case in CONTRACTS}) == len(CONTRACTS)
 
 
 def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(contracts, "CASES", CASES[:1])
+    monkeypatch.setattr(contracts, "CONTRACTS", CONTRACTS[:1])
     fresh = list(contracts.fresh_graphs())  # what it is made of is compared above; here it is made once
     monkeypatch.setattr(contracts, "fresh_graphs", lambda _: iter(fresh))
-    name = f"contracts/{CASES[0].name}.txt"
+    name = f"contracts/{CONTRACTS[0].name}.txt"
     changed = accept_graphs(tmp_path, "the first")
     assert name in changed
     assert check_graphs(tmp_path) == ""

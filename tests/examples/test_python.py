@@ -114,7 +114,7 @@ def engine(folder: Path, plan: bytes) -> Path:
     folder.mkdir()
     (folder / "model.plan").write_bytes(plan)
     record = {"file": "model.plan", "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"profiles": PROFILES, "files": [record]}))
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": 2, "profiles": PROFILES, "files": [record]}))
     return folder
 
 

@@ -10,7 +10,6 @@ from exported import Recipe
 
 from funnel_export.errors import ExportError
 from funnel_export.spec.choices import Task
-from funnel_export.spec.funnel import POOLED
 
 
 def no_cap(model: ir.Model) -> None:
@@ -41,7 +40,7 @@ def foreign_op(model: ir.Model) -> None:
 
 
 def no_pooling(model: ir.Model) -> None:
-    next(v for n in model.graph for v in n.outputs if v.name == POOLED).name = "something"
+    next(v for n in model.graph for v in n.outputs if v.name == "funnel.pooled").name = "something"
 
 
 def weight_in_the_graph(model: ir.Model) -> None:

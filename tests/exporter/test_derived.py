@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 
 from funnel_export import Bundle, BundleError, ExportError, check, compile_bundle, export, load_bundle, package
 from funnel_export.bundle.engine import load_engine
-from funnel_export.bundle.ports import Kind, feed
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.bundle.weights import Derived, DerivedFile
 from funnel_export.bundle.weights import Recipe as WeightRecipe
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.commands.inspect import inspect
 from funnel_export.exporter.audit import audit
 from funnel_export.exporter.build import BuiltGraph, build_graphs
-from funnel_export.exporter.weights import derive_weights, reference
+from funnel_export.exporter.derive import derive_weights
+from funnel_export.exporter.weights import reference
 from funnel_export.exporter.write import write_bundle
 from funnel_export.report.pages import write_reports
 from funnel_export.system.place import Placing
@@ -51,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint, spec = Checkpoint.open(Recipe().checkpoint()), Recipe().bundle().spec
     folder = tmp_path_factory.mktemp("bundle")
     built = with_transposed_head(build_graphs(checkpoint, spec)["model"], checkpoint, folder)
-    audit(built, checkpoint.family, checkpoint.architecture, spec)
+    audit({"model": built}, checkpoint.family, checkpoint.architecture, spec)
     write_bundle(folder, {"model": built}, checkpoint, spec, source="a derived head", placing=Placing.LINK)
     return folder
 
@@ -113,7 +114,7 @@ def test_a_package_has_it(bundle: Bundle, tmp_path: Path) -> None:
     made = package(bundle, tmp_path / "models", name="derived")
     assert f"1/{FILE}" in made.files()
     ids = np.array([[5, 6, 7]])
-    inputs = feed(bundle.model.inputs, {Kind.TOKENS: ids, Kind.MASK: np.ones_like(ids)})
+    inputs = feed(bundle.model.inputs, {PortKind.TOKENS: ids, PortKind.MASK: np.ones_like(ids)})
     import onnxruntime
 
     served = onnxruntime.InferenceSession(made.path / "1" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -139,7 +140,10 @@ def test_the_checkpoint_in_a_bundle_is_exported_without_it(bundle: Bundle, tmp_p
 
 def test_the_audit_refuses_a_weight_without_a_source(bundle: Bundle) -> None:
     model, checkpoint = ir.load(bundle.model.path), Checkpoint.open(bundle.path)
-    sources = build_graphs(checkpoint, bundle.spec)["model"].sources
+    sources = dict(build_graphs(checkpoint, bundle.spec)["model"].sources)
     assert not any(isinstance(source, Derived) for source in sources.values())
-    with pytest.raises(ExportError, match=rf"(?s){NAME} lies in {FILE}, which is no weight file.*not at its source"):
-        audit(BuiltGraph(model, sources, {}), bundle.family, bundle.architecture, bundle.spec)
+    sources["gone"] = next(iter(sources.values()))
+    with pytest.raises(
+        ExportError, match=rf"(?s){NAME} lies in {FILE}, which is no weight file.*not at its source.*gone: a source"
+    ):
+        audit({"model": BuiltGraph(model, sources, {})}, bundle.family, bundle.architecture, bundle.spec)

@@ -67,9 +67,9 @@ def test_the_audit_knows_which_were_meant() -> None:
     for logits, other in (("all", Logits.LAST), ("last", Logits.ALL)):
         bundle = Recipe(logits=logits).bundle()
         model, files = ir.load(bundle.model.path), {weight.file for weight in bundle.manifest.weights}
-        assert find_faults(model, bundle.family, bundle.architecture, bundle.spec, files) == []
+        assert find_faults("model", model, bundle.family, bundle.architecture, bundle.spec, files) == []
         meant = replace(bundle.spec, logits=other)
-        (fault,) = find_faults(model, bundle.family, bundle.architecture, meant, files)
+        (fault,) = find_faults("model", model, bundle.family, bundle.architecture, meant, files)
         assert fault.startswith("output logits is logits")
 
 

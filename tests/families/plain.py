@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2Model
 
-from funnel_export.families.base import Architecture, LayerFacts
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import LayerFacts
 from funnel_export.families.gemma2 import Gemma2, Gemma2Architecture
 from funnel_export.spec.choices import Task
 

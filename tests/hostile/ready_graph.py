@@ -5,11 +5,11 @@ import sys
 import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MODEL
+from funnel_export.bundle.signature import kinds_of
 from funnel_export.bundle.weights import Stored
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.cli import main
 from funnel_export.exporter import build
-from funnel_export.exporter.signature import kinds_of
 from funnel_export.spec.export import ExportSpec
 
 

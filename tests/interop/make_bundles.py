@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from funnel_export import Bundle, FunnelSpec, apply_funnel, export
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.commands.demo import make_tokenizer
 from funnel_export.spec.choices import Task
 from funnel_export.targets.registry import get_target
@@ -70,13 +71,15 @@ def reference(bundle: Bundle) -> dict[str, Any]:
     found: dict[str, Any] = {"texts": np.array(TEXTS), "task": str(bundle.spec.task)}
     tokenizer = AutoTokenizer.from_pretrained(bundle.path)
     session = get_target("onnxruntime").load(bundle.model)
-    output = bundle.model.record.outputs[0].name
+    output = bundle.model.output.name
     for side in ("left", "right"):
         batch = tokenizer(list(TEXTS), padding=True, padding_side=side, return_tensors="np")
-        inputs = {name: batch[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        ids, mask = (batch[name].astype(np.int64) for name in ("input_ids", "attention_mask"))
+        values = {PortKind.TOKENS: ids, PortKind.MASK: mask}
+        inputs = feed(bundle.model.inputs, values)
         found |= {f"{name}-{side}": value for name, value in inputs.items()}
         found[f"onnxruntime-{side}"] = session.run(inputs)[output]
-    found["expected"] = Eager(bundle, torch.float64).run(inputs)[output]
+    found["expected"] = Eager(bundle, torch.float64).run(values)[output]
     if bundle.spec.task is Task.TEXT_GENERATION:
         found["written"] = np.array([generate(bundle, np.array(tokenizer(text)["input_ids"])) for text in TEXTS])
     return found

@@ -61,7 +61,7 @@ def run(runners: list[Runner], **options: Any) -> list[RunnerRecord]:
     return run_trials(runners, BATCHES, **{"rounds": 2, "warmup": 1, "progress": lambda *_: None, **options})
 
 
-def test_runners_take_turns(tmp_path: Path) -> None:
+def test_runners_are_interleaved(tmp_path: Path) -> None:
     log = tmp_path / "log"
     one, other = run([toy("a", log), toy("b", log)])
     ready = ["a run", "a call 1x5", "b run", "b call 1x5"]

@@ -26,7 +26,7 @@ from funnel_export.packaging.triton_config import (
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.profile import Profile
 
-KINDS = {"input": ports.Kind.TOKENS, "output": ports.Kind.LOGITS}
+KINDS = {"input": ports.PortKind.TOKENS, "output": ports.PortKind.LOGITS}
 
 
 def contracts() -> Iterator[tuple[str, GraphRecord]]:

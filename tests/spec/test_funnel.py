@@ -12,7 +12,11 @@ from properties import specs
 
 from funnel_export import FunnelSpec
 from funnel_export.errors import SpecError
+from funnel_export.report.drawing import draw_text
+from funnel_export.report.funnel_panel import draw_funnel
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions, Task
+from funnel_export.spec.funnel import Segment, boundary_names, segments_of
+from funnel_export.targets.location import describe_place
 
 any_spec = specs(40)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -169,3 +173,31 @@ def test_a_funnel_is_a_frozen_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec.stride = 3  # type: ignore[misc]
     assert len({spec, dataclasses.replace(spec)}) == 1
+
+
+def test_segments_say_which_layers_run_at_which_length() -> None:
+    entry, middle, exit_ = FunnelSpec.parse("2:5:3").segments(7)
+    assert [(s.name, [*s.layers], s.stride, s.pooled) for s in (entry, middle, exit_)] == [
+        ("entry", [0, 1], 1, False),
+        ("middle", [2, 3, 4], 3, True),
+        ("exit", [5, 6], 1, False),
+    ]
+    assert [segment.length(8) for segment in (entry, middle, exit_)] == [8, 3, 8]
+    assert [segment.name for segment in FunnelSpec.parse("0:7:2").segments(7)] == ["middle"]
+    assert [segment.name for segment in segments_of(None, 7)] == ["dense"]
+    with pytest.raises(SpecError, match="beyond the model's layers"):
+        FunnelSpec.parse("2:8:2").segments(7)
+
+
+def test_funnels_in_a_row_have_boundaries_and_places_of_their_own() -> None:
+    """Segments that no funnel makes yet: whatever reads segments tells the two apart."""
+    first, second = FunnelSpec.parse("0:2:2"), FunnelSpec.parse("2:3:4")
+    segments = [Segment("a", range(2), first), Segment("b", range(2, 3), second, label="second")]
+    assert boundary_names(segments) == [
+        *("funnel.pooled", "layers.0", "layers.1", "funnel.recovered"),
+        *("second.pooled", "layers.2", "second.recovered"),
+    ]
+    assert describe_place("second/pool/Gather.x", segments) == "the pooling before layer 2"
+    assert describe_place("layers.2/MatMul.x", segments) == "layer 2, b, on 1/4 of the length"
+    assert draw_text(segments).count("▼ pool") == 2
+    assert draw_funnel(segments).png()

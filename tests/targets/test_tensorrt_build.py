@@ -20,7 +20,8 @@ from funnel_export import Bundle, FunnelSpec, compile_bundle, load_bundle
 from funnel_export.bundle.engine import engine_names, load_engine
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.spec.choices import Task
-from funnel_export.targets.registry import check_fits, get_target
+from funnel_export.targets.base import check_fits
+from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt import process
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_type=ImportError)

@@ -19,7 +19,8 @@ from funnel_export.bundle.engine import BuiltFor, Engine, EngineManifest, Gpus, 
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.spec.profile import Profile
 from funnel_export.system.machine import this_platform
-from funnel_export.targets.registry import check_fits, get_target
+from funnel_export.targets.base import check_fits
+from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt.gpu import Gpu
 
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed", exc_type=ImportError)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from funnel_export import FunnelSpec
-from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.ports import PortKind
 from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.spec.profile import Profile
 from funnel_export.verify.cases import Case, plan_cases, with_profiles
@@ -14,7 +14,7 @@ TINY = Gemma2Architecture(vocab_size=61, sliding_window=16)
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 def test_around_the_stride_and_the_window(stride: int) -> None:
-    plan = plan_cases(FunnelSpec.parse(f"1:3:{stride}"), TINY)
+    plan = plan_cases(FunnelSpec.parse(f"1:3:{stride}"), {16})
     lengths = {case.lengths[0] for case in plan.cases if len(case.lengths) == 1}
     assert lengths >= {1, max(1, stride - 1), stride, stride + 1, 16, 17}
     ragged = [case for case in plan.cases if len(set(case.lengths)) > 1]
@@ -23,12 +23,12 @@ def test_around_the_stride_and_the_window(stride: int) -> None:
 
 
 def test_compact_positions_are_checked_where_the_window_counts_slots() -> None:
-    plan = plan_cases(FunnelSpec.parse("1:3:4", slot_positions="compact"), TINY)
+    plan = plan_cases(FunnelSpec.parse("1:3:4", slot_positions="compact"), {16})
     assert max(max(case.lengths) for case in plan.cases) > 4 * 16
 
 
 def test_further_and_longest_lengths() -> None:
-    plan = plan_cases(None, TINY, lengths=[9, 100], max_length=20)
+    plan = plan_cases(None, {16}, lengths=[9, 100], max_length=20)
     assert (9,) in [case.lengths for case in plan.cases]
     assert plan.left_out == (100,)
 
@@ -45,7 +45,7 @@ def test_further_and_longest_lengths() -> None:
     ids=["it takes some", "many rows", "short batches", "tuned for more", "longer ones only"],
 )
 def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, added: list[tuple[int, ...]]) -> None:
-    plan = plan_cases(None, TINY, max_length=20)
+    plan = plan_cases(None, {16}, max_length=20)
     assert with_profiles(plan, [Profile.parse(profile)], 20).cases == (*plan.cases, *map(Case, added))
 
 
@@ -53,15 +53,15 @@ def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, adde
 def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
     case = Case((1, 3, 5), padding)
     tokens = case.tokens(TINY, seed=0)
-    assert tokens[Kind.MASK].sum(1).tolist() == [1, 3, 5]
-    assert ((tokens[Kind.TOKENS] == 0) == (tokens[Kind.MASK] == 0)).all()
+    assert tokens[PortKind.MASK].sum(1).tolist() == [1, 3, 5]
+    assert ((tokens[PortKind.TOKENS] == 0) == (tokens[PortKind.MASK] == 0)).all()
     column = 0 if padding == "right" else -1
-    assert tokens[Kind.MASK][:, column].all()
+    assert tokens[PortKind.MASK][:, column].all()
 
 
 def test_tokens_follow_from_the_seed() -> None:
     case = Case((7, 7))
-    one, two, other = (case.tokens(TINY, seed)[Kind.TOKENS] for seed in (3, 3, 4))
+    one, two, other = (case.tokens(TINY, seed)[PortKind.TOKENS] for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
     assert one.max() <= 60

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from funnel_export.bundle.manifest import Funnel
 from funnel_export.bundle.ports import Port
+from funnel_export.bundle.record import Funnel
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
 from funnel_export.targets.tensorrt.options import TensorRtOptions

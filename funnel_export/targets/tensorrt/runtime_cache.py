@@ -7,7 +7,7 @@ from contextlib import suppress
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from funnel_export.bundle.engine import CACHES, Engine
-from funnel_export.bundle.weights import Digest
+from funnel_export.bundle.record import Digest
 from funnel_export.errors import FunnelExportWarning, printable
 from funnel_export.system.atomic import write_bytes, write_text
 from funnel_export.system.files import LARGEST_JSON, read_bytes

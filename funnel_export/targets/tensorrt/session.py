@@ -41,7 +41,7 @@ class TensorRtSession:
         if not keep_kernels:
             self._cache = None
         own_graphs = flavour is not TENSORRT_RTX  # which captures them itself
-        self._runner = Runner(self._trt, self._plan, self._context, graph, engine, self._logger, own_graphs)
+        self._runner = PlanRunner(self._trt, self._plan, self._context, graph, engine, self._logger, own_graphs)
 
     def _deserialize(self, graph: Graph) -> Any:
         options = self._engine.manifest.options
@@ -100,7 +100,7 @@ class TensorRtSession:
             self._runner.close()
 
 
-class Runner:
+class PlanRunner:
     """Moves inputs in and outputs out, and chooses the optimization profile."""
 
     def __init__(
@@ -136,7 +136,7 @@ class Runner:
     def _launch(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
         """Move inputs in and run on them once; the function that is returned does so again with what lies there."""
         shapes = {name: inputs[name].shape for name in self._inputs}
-        self._choose_profile(sizes_of(self._ports, shapes))
+        self._choose_profile(shapes)
         addresses = {
             name: self._device.put(name, np.ascontiguousarray(inputs[name], dtype=self._dtypes[name]))
             for name in self._inputs
@@ -165,16 +165,15 @@ class Runner:
         """Give the device's memory back."""
         self._device.close()
 
-    def _must(self, done: bool, sizes: Mapping[str, object]) -> None:
-        """Raise `TargetRefusedError` unless a call was done; `sizes` are of the axes or the inputs of this run."""
+    def _must(self, done: bool, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise `TargetRefusedError` unless a call was done; `shapes` are of the inputs of this run."""
         if not done:
-            asked = ", ".join(
-                f"{name} {list(size) if isinstance(size, tuple) else size}" for name, size in sizes.items()
-            )
+            asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             said = "\n".join([f"inputs {asked}", *self._logger.errors[-5:]])
             raise TargetRefusedError(f"the engine {self._name} failed while running", got=said)
 
-    def _choose_profile(self, sizes: Mapping[str, int]) -> None:
+    def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        sizes = sizes_of(self._ports, shapes)
         fitting = fitting_profiles(self._profiles, sizes)
         if not fitting:
             raise SpecError(
@@ -184,7 +183,7 @@ class Runner:
                 hint="compile with a --profile that covers it",
             )
         if fitting[0] != self._active:
-            self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), sizes)
+            self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), shapes)
             self._device.wait()
             self._active = fitting[0]
 

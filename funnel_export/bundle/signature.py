@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from funnel_export.bundle.ports import Kind
+from funnel_export.bundle.ports import PortKind
 from funnel_export.spec.choices import Logits, Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.profile import BATCH, SEQUENCE
@@ -13,14 +13,14 @@ class Declared:
     """A port as it is declared before a graph is traced."""
 
     name: str
-    kind: Kind
+    kind: PortKind
     axes: tuple[int | str, ...]
     """Sizes, dynamic ones by name; of an output, all but the last."""
 
 
 INPUTS = (
-    Declared("input_ids", Kind.TOKENS, (BATCH, SEQUENCE)),
-    Declared("attention_mask", Kind.MASK, (BATCH, SEQUENCE)),
+    Declared("input_ids", PortKind.TOKENS, (BATCH, SEQUENCE)),
+    Declared("attention_mask", PortKind.MASK, (BATCH, SEQUENCE)),
 )
 """What a single pass takes, as Optimum names it; both are int64."""
 
@@ -33,10 +33,10 @@ def output_of(spec: ExportSpec) -> Declared:
     elif spec.logits is Logits.LAST:
         tokens = (1,)
     if spec.task is Task.FEATURE_EXTRACTION:
-        return Declared("last_hidden_state", Kind.HIDDEN, (BATCH, *tokens))
-    return Declared("logits", Kind.LOGITS, (BATCH, *tokens))
+        return Declared("last_hidden_state", PortKind.HIDDEN, (BATCH, *tokens))
+    return Declared("logits", PortKind.LOGITS, (BATCH, *tokens))
 
 
-def kinds_of(spec: ExportSpec) -> dict[str, Kind]:
+def kinds_of(spec: ExportSpec) -> dict[str, PortKind]:
     """The kinds of the ports of a single pass, by name."""
     return {port.name: port.kind for port in (*INPUTS, output_of(spec))}

@@ -1,0 +1,110 @@
+"""What a `config.json` says, checked without transformers: the fields that all families have."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from funnel_export.errors import CheckpointError, describe_invalid
+from funnel_export.families.rope import Length
+
+Width = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
+Count = Annotated[int, Field(gt=0, le=1 << 12, strict=True)]
+Layers = Annotated[int, Field(gt=0, le=1 << 8, strict=True)]
+Vocabulary = Annotated[int, Field(gt=0, le=1 << 24, strict=True)]
+Window = Annotated[int, Field(gt=0, le=1 << 24, strict=True)]
+HeadDim = Annotated[int, Field(gt=0, le=1 << 12, multiple_of=2, strict=True)]
+Epsilon = Annotated[float, Field(gt=0, le=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, le=1e6, strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+LayerType = Literal["sliding_attention", "full_attention"]
+Activation = Literal["gelu_pytorch_tanh", "gelu", "gelu_new", "silu", "relu"]
+
+SLIDING: LayerType = "sliding_attention"
+FULL: LayerType = "full_attention"
+
+
+class Architecture(BaseModel):
+    """What a `config.json` says, checked without transformers: every value that anything computes with.
+
+    A family's schema gives the fields the defaults that its Hugging Face config has, and adds its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    title: ClassVar[str]
+    """What such a model is called in messages."""
+
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: HeadDim
+    hidden_activation: Activation
+    rms_norm_eps: Epsilon
+    attention_bias: Bool
+    max_position_embeddings: Length
+    sliding_window: Window | None
+    tie_word_embeddings: Bool
+    pad_token_id: TokenId | None
+    layer_types: list[LayerType] = []
+    """The attention of each layer; what a config leaves out, the family fills in."""
+    architectures: list[str] | None = None
+    """Names of the Hugging Face classes that the checkpoint was made for."""
+    id2label: Annotated[dict[str | int, str], Field(min_length=1, max_length=1 << 20)] | None = None
+    labels: Annotated[Width | None, Field(alias="num_labels")] = None
+    """Classes of a classification head, where they have no names."""
+    per_layer_config: None = None
+    """Layers of different shapes; no family here has them."""
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classification head; two unless they are named or counted."""
+        return len(self.id2label) if self.id2label else self.labels or 2
+
+    @classmethod
+    def default_layer_types(cls, num_layers: int) -> list[LayerType]:
+        """The attention of each layer where `config.json` does not say it."""
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_layer_types(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("layer_types") is None:
+            layers = values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default)
+            if isinstance(layers, int):
+                return values | {"layer_types": cls.default_layer_types(min(layers, 1 << 8))}
+        return values
+
+    @model_validator(mode="after")
+    def _values_fit_each_other(self) -> Self:
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"{len(self.layer_types)} layer_types for {self.num_hidden_layers} layers")
+        if self.sliding_window is None and SLIDING in self.layer_types:
+            raise ValueError("layers slide, and sliding_window is null")
+        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size}, num_attention_heads {self.num_attention_heads} and "
+                f"num_key_value_heads {self.num_key_value_heads} should be multiples, each of the next"
+            )
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} among {self.vocab_size} tokens")
+        return self
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """Read a `config.json`; `CheckpointError` names every invalid value."""
+        try:
+            return cls.model_validate(config)
+        except ValidationError as err:
+            found = describe_invalid(err)
+            raise CheckpointError(
+                f"config.json does not describe a {cls.title}", got="; ".join(found[:5]), wanted=f"a {cls.title}Config"
+            ) from err
+
+    @classmethod
+    def checked_keys(cls) -> frozenset[str]:
+        """The keys of a `config.json` that Hugging Face is given: it would set any other as an attribute, unchecked."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items()) - {"architectures"}
