@@ -20,7 +20,15 @@ from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import Segment, boundary_names, layer_name, node_prefix, segment_of, segments_of
+from funnel_export.spec.funnel import (
+    Segment,
+    boundary_names,
+    boundary_of,
+    layer_name,
+    node_prefix,
+    segment_of,
+    segments_of,
+)
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
@@ -208,13 +216,13 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
 def _funnel(model: ir.Model, segments: Sequence[Segment]) -> Iterator[str]:
     values = {value.name for node in model.graph for value in node.outputs}
     prefixes = {_prefix(node) for node in model.graph}
-    wanted = {name: node_prefix(name) for name in boundary_names(segments) if node_prefix(name) != name}
-    found = {prefix for prefix in prefixes if re.fullmatch(r"\w+/(pool|recover)", prefix)}
-    for boundary, prefix in wanted.items():
-        if boundary not in values or prefix not in found:
-            yield f"{boundary} is not in the graph, or no node under {prefix}/"
-    if strange := found - set(wanted.values()):
-        yield f"nodes under {', '.join(sorted(strange))}, and the funnel has no such step"
+    wanted = [name for name in boundary_names(segments) if node_prefix(name) != name]
+    found = [boundary_of(prefix) for prefix in sorted(prefixes) if boundary_of(prefix) != prefix]
+    for boundary in dict.fromkeys([*wanted, *found]):
+        present = (boundary in values, boundary in found)
+        if present != (boundary in wanted,) * 2:
+            funnel = ", ".join(str(segment.funnel) for segment in segments if segment.pooled) or None
+            yield f"{boundary} and nodes under {node_prefix(boundary)}/: {present}, and the funnel is {funnel}"
     missing = [index for segment in segments for index in segment.layers if layer_name(index) not in values]
     if missing:
         yield f"layers {missing} are not in the graph"

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from funnel_export.exporter.audit import sliding_window_of
+from funnel_export.spec.funnel import boundary_of
 
 PRINTED = 16
 """Elements up to which a constant is printed whole; of a longer one ends and sum are."""
@@ -67,7 +68,7 @@ class Scope:
     @property
     def boundary(self) -> str:
         """Name of the block's result."""
-        return re.sub(r"/pool$", ".pooled", re.sub(r"/recover$", ".recovered", self.name))
+        return boundary_of(self.name)
 
     def text(self) -> str:
         """The lines of a block."""

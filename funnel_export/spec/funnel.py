@@ -209,9 +209,20 @@ def is_recovered_name(name: str) -> bool:
     return name.endswith(".recovered")
 
 
+_STEPS = {".pooled": "/pool", ".recovered": "/recover"}
+
+
 def node_prefix(boundary: str) -> str:
     """What the names of the nodes that compute a boundary begin with: `layers.3`, `funnel/pool` or `funnel/recover`."""
-    for ending, step in ((".pooled", "/pool"), (".recovered", "/recover")):
+    for ending, step in _STEPS.items():
         if boundary.endswith(ending):
             return boundary.removesuffix(ending) + step
     return boundary
+
+
+def boundary_of(prefix: str) -> str:
+    """The boundary that nodes under a prefix compute."""
+    for ending, step in _STEPS.items():
+        if prefix.endswith(step):
+            return prefix.removesuffix(step) + ending
+    return prefix

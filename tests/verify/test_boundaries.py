@@ -80,7 +80,7 @@ def test_no_engine_is_built_for_what_passes(monkeypatch: pytest.MonkeyPatch) -> 
     report = parity.check_parity(
         bundle,
         [parity.Candidate(OnnxRuntimeTarget())],
-        parity.Plan((Case((3,)),), ()),
+        parity.CasePlan((Case((3,)),), ()),
         progress=lambda *_: None,
     )
     assert report.passed
