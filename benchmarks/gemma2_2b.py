@@ -59,7 +59,7 @@ from measure import peak_gb
 from funnel_export import load_bundle
 from funnel_export.targets.registry import get_target
 start = time.perf_counter()
-session = get_target("openvino").load(load_bundle(sys.argv[1]))
+session = get_target("openvino").load(load_bundle(sys.argv[1]).model)
 load = time.perf_counter() - start
 rows = []
 for length in map(int, sys.argv[2].split(",")):
