@@ -7,6 +7,7 @@ import typer
 
 from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
 from funnel_export.errors import SpecError
+from funnel_export.system.worker import SILENCE
 
 
 @app.command("compile")
@@ -28,6 +29,7 @@ def compile_(
     name: Annotated[
         str | None, typer.Option(help="Folder in `engines/` (default: the target and what it is built for).")
     ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds without progress after which a build is ended.")] = SILENCE,
     list_options: Annotated[
         bool, typer.Option("--list-options", help="Show the target's options, and compile nothing.")
     ] = False,
@@ -51,6 +53,7 @@ def compile_(
             profiles=profile or (),
             options={key: value for key, _, value in pairs},
             name=name,
+            timeout=timeout,
             progress=progress,
         )
     say(engine.manifest.model_dump_json() if json_ else describe_engine(engine))

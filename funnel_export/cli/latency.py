@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
+from funnel_export.system.worker import SILENCE
 
 
 @app.command()
@@ -30,6 +31,7 @@ def bench(
         int | None,
         typer.Option(min=1, help="Longest rows of the parity check before it (default: the longest that are timed)."),
     ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one call of a runner may take.")] = SILENCE,
     device: Annotated[str, typer.Option(help="PyTorch's device: auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
     json_: Json = False,
@@ -50,6 +52,7 @@ def bench(
             rounds=rounds,
             min_speedup=min_speedup,
             max_length=max_length,
+            timeout=timeout,
             device=device,
             seed=seed,
             progress=progress,

@@ -12,9 +12,10 @@ def doctor(json_: Json = False) -> None:
     """Show which targets work here, and what is missing for the others."""
     from tabulate import tabulate
 
+    from funnel_export.targets.base import availability_of
     from funnel_export.targets.registry import get_target, target_names
 
-    targets = {name: get_target(name).availability() for name in target_names()}
+    targets = {name: availability_of(get_target(name)) for name in target_names()}
     packages = {name: _version(name) for name in ("funnel-export", "torch", "transformers", "onnx", "onnxscript")}
     packages = {"python": platform.python_version(), **packages}
     if json_:

@@ -17,12 +17,14 @@ from funnel_export.bundle.ports import PortKind
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
-from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
+from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import PYTORCH
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.atomic import folder_beside
 from funnel_export.system.machine import processor
+from funnel_export.system.worker import SILENCE
+from funnel_export.targets.base import validate_timeout
 from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def bench(
     device: str = "auto",
     seed: int = 0,
     max_length: int | None = None,
+    timeout: float = SILENCE,
     parity: "ParityReport | None" = None,
     progress: Progress = no_progress,
 ) -> "LatencyReport":
@@ -68,10 +71,12 @@ def bench(
         rounds: counted calls of each, at least 6: fewer have no 95 % interval.
         min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
             interval.
-        device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
+        device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one and all targets
+            that are timed run on one.
         seed: seed of the tokens.
         max_length: the longest rows of the `check` before it; by default the longest that are timed, and for an engine
             that takes longer ones only, these.
+        timeout: seconds that one call of a runner may take; one that takes longer is ended, and has no numbers.
         parity: what `check` said of this bundle and all that is timed; without, it is asked.
         progress: called with the name of each step.
 
@@ -84,19 +89,22 @@ def bench(
     validate_funnelled(opened)
     shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
     _validate_pytorch(pytorch)
-    chosen = _chosen_device(device)
+    validate_timeout(timeout)
     found = list(candidates(opened, targets))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
     from funnel_export.latency.trials import run_trials
     from funnel_export.latency.verdict import evaluate
+
+    chosen = _chosen_device(device, found)
     from funnel_export.report.pages import LATENCY, check_no_link, keep_report
     from funnel_export.verify.cases import Case
 
     check_no_link(opened.path / REPORTS)
     if parity is None:
         longest = _longest(lengths, found) if max_length is None else max_length
-        parity = compare(opened, targets=targets, max_length=longest, seed=seed, progress=progress)
+        unseen = [] if "eager" in pytorch else [min(max(lengths), longest)]  # else each timed shape is compared with it
+        parity = compare(opened, targets=targets, lengths=unseen, max_length=longest, seed=seed, progress=progress)
     parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
     sound = [candidate for candidate in found if candidate.name in passed]
@@ -107,7 +115,7 @@ def bench(
         runners += _in_targets(opened, dense, built, shapes)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape][PortKind.TOKENS].tolist() for shape in shapes}
-        records = run_trials(runners, ids, rounds=rounds, progress=progress)
+        records = run_trials(runners, ids, rounds=rounds, timeout=timeout, progress=progress)
     report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
     progress("report")
     keep_report(opened, LATENCY, report)
@@ -217,8 +225,8 @@ def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: 
             yield Runner.of(runtime, model, bundle.spec.dtype, setup)
 
 
-def _chosen_device(device: str) -> str:
-    """PyTorch's device by its name; `auto` is a GPU if PyTorch has one."""
+def _chosen_device(device: str, found: Sequence["Candidate"]) -> str:
+    """PyTorch's device by its name; `auto` is a GPU if PyTorch has one, and everything that is timed runs on one."""
     import torch
 
     if device not in DEVICES:
@@ -226,7 +234,16 @@ def _chosen_device(device: str) -> str:
     here = torch.cuda.is_available()
     if device == "cuda" and not here:
         raise TargetUnavailableError("PyTorch has no GPU here", got=f"torch {torch.__version__}", hint="--device cpu")
-    return ("cuda" if here else "cpu") if device == "auto" else device
+    on_gpu = {each.name: each.on_gpu for each in found}
+    chosen = ("cuda" if here and all(on_gpu.values()) else "cpu") if device == "auto" else device
+    elsewhere = [name for name, gpu in on_gpu.items() if gpu != (chosen == "cuda")]
+    if elsewhere:
+        warnings.warn(
+            f"PyTorch runs on {chosen}, and {', '.join(elsewhere)} on another device: their times do not compare",
+            FunnelExportWarning,
+            stacklevel=3,
+        )
+    return chosen
 
 
 def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:

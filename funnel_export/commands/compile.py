@@ -24,7 +24,8 @@ from funnel_export.errors import BundleError, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.profile import BATCH, Profile, Range
 from funnel_export.system.atomic import replace_folder
-from funnel_export.targets.base import Compiled, CompileRequest, Target
+from funnel_export.system.worker import SILENCE
+from funnel_export.targets.base import Compiled, CompileRequest, Target, validate_timeout
 from funnel_export.targets.options import parse_options
 from funnel_export.targets.registry import get_target, validate_engine_name, validate_path
 
@@ -40,6 +41,7 @@ def compile_bundle(
     profiles: Sequence[Profile | str] = (),
     options: Mapping[str, Any] | None = None,
     name: str | None = None,
+    timeout: float = SILENCE,
     progress: Progress = no_progress,
 ) -> Engine:
     """Compile a graph of a bundle for a target; the engine goes into the bundle's `engines/`.
@@ -53,6 +55,7 @@ def compile_bundle(
         options: what the target is asked for, by the runtime's own names.
         name: the engine's folder in `engines/`, by default the target and what it is built for; an engine that is
             there already is replaced once the new one is whole.
+        timeout: seconds without a step after which a build in a process of its own is ended; TensorRT's are.
         progress: called with the name of each step.
 
     Raises:
@@ -75,7 +78,8 @@ def compile_bundle(
     folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
         raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
-    request = replace(request, earlier=_earlier(chosen, opened, folder))
+    validate_timeout(timeout)
+    request = replace(request, timeout=timeout, earlier=_earlier(chosen, opened, folder))
     with replace_folder(folder, is_engine) as fresh:
         compiled = chosen.compile(request, fresh, progress)
         manifest = _manifest(chosen, request, opened.manifest.weights, built_for, compiled, fresh)

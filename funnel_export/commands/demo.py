@@ -22,6 +22,7 @@ from funnel_export.report.text import describe_latency, describe_parity
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import write_text
+from funnel_export.targets.base import availability_of
 from funnel_export.targets.registry import get_target, target_names
 from funnel_export.verify.reference import without_progress_bars
 
@@ -49,7 +50,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         for name, spec in (("dense", None), ("funnel", FUNNEL))
     )
     for target in map(get_target, target_names()):
-        if target.availability().compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
+        if availability_of(target).compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
             compile_bundle(funnel, target.name, progress=partial(_prefixed, progress, target.name))
     parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
     report = bench(

@@ -16,7 +16,7 @@ from funnel_export.latency.latency_report import Memory, Model, RunnerResult
 from funnel_export.latency.runner import RunnerSetup
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
-from funnel_export.system.worker import Worker
+from funnel_export.system.worker import SILENCE, Worker, WorkerSilentError
 
 REST = 0.1
 """Seconds before each call, in which the thread pool of the call before stops looking for work.
@@ -69,13 +69,12 @@ class RunnerRecord:
     times: dict[tuple[int, int], Times] = field(default_factory=dict)
     worker: Worker | None = None
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Send a request and wait for the answer; None, and an error in the result, if there is none to be had."""
+    def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Send a request and wait for the answer; None, and an error in the result, if there is none in time."""
         if self.worker is None:
             return None
         self.worker.send(json.dumps(request))
-        line = self.worker.receive()
-        answer: dict[str, Any] = {"error": _death(self.worker)} if line is None else json.loads(line)
+        answer = _answer(self.worker, timeout)
         if "error" not in answer:
             return answer
         self.result = self.result.model_copy(update={"error": answer["error"]})
@@ -83,6 +82,21 @@ class RunnerRecord:
         self.worker.close()
         self.worker = None
         return None
+
+
+def _answer(worker: Worker, timeout: float) -> dict[str, Any]:
+    """A worker's answer, or what became of it under `error`."""
+    try:
+        line = worker.receive(timeout)
+    except WorkerSilentError as err:
+        return {"error": f"its process was ended: {err}"}
+    if line is None:
+        return {"error": _death(worker)}
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    return answer if isinstance(answer, dict) else {"error": f"its process answered with {line[:200]!r}"}
 
 
 def _death(worker: Worker) -> str:
@@ -96,6 +110,7 @@ def run_trials(
     *,
     rounds: int | Mapping[tuple[int, int], int],
     warmup: int = 2,
+    timeout: float = SILENCE,
     progress: Progress,
 ) -> list[RunnerRecord]:
     """Time every runner on every batch.
@@ -108,6 +123,7 @@ def run_trials(
         batches: token ids [batch][length] by shape, without padding.
         rounds: counted calls of each runner, of all shapes alike or by shape.
         warmup: calls before them, besides the first run and the one that gets ready.
+        timeout: seconds that one request to a runner may take; one that takes longer is ended, and has an error.
         progress: called with the name of each step.
     """
     records = [
@@ -117,13 +133,14 @@ def run_trials(
         for record in records:
             progress(f"loading {record.result.name}")
             record.worker = stack.enter_context(Worker(record.runner.program, python=record.runner.python))
-            loaded = record.ask(record.runner.request)
+            loaded = record.ask(record.runner.request, timeout)
             if loaded is not None:
                 record.result = record.result.model_copy(update=loaded)
         for shape, ids in batches.items():
-            _run_trial(records, shape, ids, rounds if isinstance(rounds, int) else rounds[shape], warmup, progress)
+            counted = rounds if isinstance(rounds, int) else rounds[shape]
+            _run_trial(records, shape, ids, counted, warmup, timeout, progress)
         for record in records:
-            memory = record.ask({})
+            memory = record.ask({}, timeout)
             if memory is not None:
                 record.result = record.result.model_copy(update={"memory": Memory(**memory)})
     return records
@@ -135,6 +152,7 @@ def _run_trial(
     ids: list[list[int]],
     rounds: int,
     warmup: int,
+    timeout: float,
     progress: Progress,
 ) -> None:
     """One trial: all runners on one shape."""
@@ -143,7 +161,7 @@ def _run_trial(
         if record.runner.shapes is not None and shape not in record.runner.shapes:
             continue
         progress(f"{name}: first run of {record.result.name}")
-        ready = record.ask({"ids": ids})
+        ready = record.ask({"ids": ids}, timeout)
         if ready is not None:
             record.times[shape] = Times(ready["first_seconds"], ready["sample"])
     for number in range(warmup + rounds):
@@ -152,6 +170,6 @@ def _run_trial(
             if shape not in record.times:
                 continue
             time.sleep(REST)
-            answer = record.ask({"ids": None})
+            answer = record.ask({"ids": None}, timeout)
             if answer is not None and number >= warmup:
                 record.times[shape].seconds.append(answer["seconds"])

@@ -101,13 +101,27 @@ def _judged(
         return result.model_copy(update={"error": f"no parity, no number: {_NO_LIMITS}"})
     eager = by_name.get(("eager", result.model))
     if eager is None:
-        return result
+        error = _uncompared(record, parity)
+        return result if error is None else result.model_copy(update={"error": error})
     for shape, times in record.times.items():
         found = _difference(times, eager.times.get(shape), parity)
         if found is not None:
             where = f"at batch {shape[0]}, length {shape[1]}"
             return result.model_copy(update={"error": f"no parity, no number: {where} {found}"})
     return result
+
+
+def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
+    """Where nothing was compared: no eager run beside it, and a shape that `check` did not see."""
+    checked = {target.name: target.longest for target in parity.targets}.get(record.runner.runtime)
+    unseen = [] if checked is None else [shape for shape in record.times if shape[1] > checked]
+    if not unseen:
+        return None
+    lengths = ", ".join(str(length) for length in sorted({shape[1] for shape in unseen}))
+    return (
+        f"no parity, no number: nothing was compared at length {lengths}; check went up to {checked}. "
+        "Use a larger --max-length, or --pytorch eager"
+    )
 
 
 def _difference(times: Times, eager: Times | None, parity: ParityReport) -> str | None:

@@ -123,6 +123,8 @@ def describe_latency(report: LatencyReport) -> str:
     lines += [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
     if not report.parity.passed:
         lines.append("parity: FAILED")
+    if report.parity.lengths_left_out:
+        lines.append(f"parity left out as too long: {', '.join(map(str, report.parity.lengths_left_out))}")
     if report.gate is not None:
         wanted = f"at least {report.gate.min_speedup:g} times as fast as dense in every target"
         lines += [f"FAILED: {failure}" for failure in report.gate.failures] or [f"gate: {wanted}: passed"]

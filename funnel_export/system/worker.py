@@ -1,15 +1,23 @@
-"""Processes of our own that are spoken to in lines: they end with the caller, and how one died is told."""
+"""Child processes that exchange one line per message; killed with the caller, with exit status and last stderr."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Self, TextIO
 
 LAST_WORDS = 1500
-"""Characters of what a process that died had written."""
+"""Characters of stderr that are shown of a process that has ended."""
+SILENCE = 3600.0
+"""Seconds that a worker may be silent by default: a build or a first run may take many minutes."""
+
+
+class WorkerSilentError(Exception):
+    """A worker has not answered in time; it has been killed."""
 
 
 class Worker:
@@ -30,8 +38,13 @@ class Worker:
             stderr=self._said,
             text=True,
             encoding="utf-8",
+            errors="replace",
             env={**os.environ, **(environment or {})},
         )
+        self._killed_here = False
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -48,33 +61,64 @@ class Worker:
         except BrokenPipeError:
             return
 
-    def receive(self) -> str | None:
-        """The next line, None if the process has ended."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().rstrip("\n") or None
+    def receive(self, seconds: float = SILENCE) -> str | None:
+        """The next line, None if the process has closed its end.
+
+        Raises:
+            WorkerSilentError: if there is none in time; the process is killed, and the error has its last words.
+        """
+        try:
+            return self._lines.get(timeout=seconds)
+        except queue.Empty:
+            self._kill()
+            raise WorkerSilentError(f"no answer in {seconds:g} s; {self.death()}") from None
 
     def death(self) -> str:
-        """How the process ended, and the last that it wrote to stderr."""
-        code = self._process.wait()
+        """How the process ended, and the last that it wrote to stderr; one that lives on is killed."""
+        code = self._end()
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         self._said.seek(0)
         return f"{how}\n{self._said.read()[-LAST_WORDS:]}".rstrip()
 
     @property
     def was_killed(self) -> bool:
-        """Whether somebody killed it, as the system does for want of memory."""
-        return self._process.wait() == -signal.SIGKILL
+        """Whether the system has killed it, as it does when memory runs out."""
+        return self._end() == -signal.SIGKILL and not self._killed_here
+
+    def _end(self) -> int:
+        """The exit code of a process that has closed its end; one that lives on is killed."""
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return self._kill()
+
+    def _kill(self) -> int:
+        self._killed_here = True
+        self._process.kill()
+        return self._process.wait()
 
     def close(self) -> None:
         """Kill the process, whatever it does; what is closed already stays so."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdout, self._process.stdin, self._said):
+        self._reader.join(timeout=5)
+        read = [] if self._reader.is_alive() else [self._process.stdout]  # a child of the process may hold its end
+        for stream in (*read, self._process.stdin, self._said):
             assert stream is not None
             try:
                 stream.close()
             except BrokenPipeError:
                 continue
+
+    def _read(self) -> None:
+        """Hand on what the process writes, and None at its end."""
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                self._lines.put(line.rstrip("\n"))
+        except ValueError:  # closed while it was read
+            pass
+        self._lines.put(None)
 
 
 def take_stdout() -> TextIO:

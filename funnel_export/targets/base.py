@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from funnel_export.bundle.engine import BuiltFor, Engine
 from funnel_export.bundle.load import Graph
-from funnel_export.errors import BundleError, TargetUnavailableError
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
+from funnel_export.system.worker import SILENCE
 from funnel_export.targets.options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+MOST_SECONDS = 30 * 24 * 3600
+"""Of a time limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,8 @@ class CompileRequest:
     options: Options = field(default_factory=Options)
     outputs: tuple[str, ...] = ()
     """Names of inner values to give out besides the graph's outputs."""
+    timeout: float = SILENCE
+    """Seconds without a step after which a build in a process of its own is ended."""
     earlier: Mapping[str, Path] = field(default_factory=dict)
     """Those files of the engine that is to be replaced that the target reuses, and that proved to be whole."""
 
@@ -134,6 +139,10 @@ class Target(Protocol):
         """
         ...
 
+    def on_gpu(self, engine: Engine | None) -> bool:
+        """Whether it runs a graph, or an engine, on a GPU here."""
+        ...
+
     def misfit(self, engine: Engine) -> str | None:
         """Why an engine does not run here, told without reading it; None if it does.
 
@@ -164,7 +173,7 @@ def as_float(array: NDArray[Any]) -> NDArray[Any]:
 
 def require(target: Target, dtype: Dtype) -> None:
     """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
-    here = target.availability()
+    here = availability_of(target)
     if not here.available:
         raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
     reason = target.supports(dtype)
@@ -186,3 +195,17 @@ def check_fits(target: Target, engine: Engine) -> None:
             wanted="an engine for this version and this device",
             hint="compile the bundle again, here",
         )
+
+
+def validate_timeout(timeout: float) -> None:
+    """Raise `SpecError` for a time limit that no process could keep."""
+    if not 0 < timeout <= MOST_SECONDS:
+        raise SpecError("invalid time limit", got=f"{timeout} s", wanted=f"more than 0 and at most {MOST_SECONDS:,} s")
+
+
+def availability_of(target: Target) -> Availability:
+    """Whether a target works here; one whose runtime fails while it is asked does not."""
+    try:
+        return target.availability()
+    except Exception as err:  # noqa: BLE001 - whatever a runtime raises costs this target alone
+        return Availability(available=False, detail=f"it failed: {type(err).__name__}: {err}")

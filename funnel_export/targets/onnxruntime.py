@@ -181,6 +181,10 @@ class OnnxRuntimeTarget:
         files = [name for name in (OPTIMIZED, WEIGHTS) if (folder / name).exists()]
         return Compiled(files=files, facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
+    def on_gpu(self, engine: Engine | None) -> bool:
+        """See `Target.on_gpu`."""
+        return self._provider(OnnxRuntimeOptions() if engine is None else _options_of(engine)) == CUDA
+
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
         here, built = self.availability(), engine.manifest

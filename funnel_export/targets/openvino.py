@@ -111,6 +111,10 @@ class OpenVinoTarget:
             raise BundleError("the blob could not be written", got=err, wanted=folder) from err
         return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
+    def on_gpu(self, engine: Engine | None) -> bool:  # noqa: ARG002 - a Target's signature
+        """See `Target.on_gpu`: the CPU plugin does not."""
+        return False
+
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
         import openvino

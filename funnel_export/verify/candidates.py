@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from funnel_export.bundle.engine import Engine, engine_names, load_engine, read_engine_manifest
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.manifest import ENGINES
-from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError
+from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.spec.profile import SINGLE_PASS, Profile, fitting_profiles
-from funnel_export.targets.base import Session, Target, check_fits, require
+from funnel_export.targets.base import Session, Target, availability_of, check_fits, require
 from funnel_export.targets.registry import get_target, target_names, validate_engine_name, validate_path
 
 
@@ -30,6 +30,11 @@ class Candidate:
         """The engine's optimization profiles; none if it takes every shape."""
         return () if self.engine is None else self.engine.manifest.profiles
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU here."""
+        return self.target.on_gpu(self.engine)
+
     def takes(self, shape: tuple[int, int]) -> bool:
         """Whether the engine's optimization profiles have room for a batch [batch, sequence]."""
         return not self.profiles or bool(fitting_profiles(self.profiles, dict(zip(SINGLE_PASS, shape, strict=True))))
@@ -47,7 +52,7 @@ def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator[Candid
     for target in map(get_target, dict.fromkeys(targets or target_names())):
         if targets is not None:
             require(target, dtype)
-        elif not target.availability().available or target.supports(dtype) is not None:
+        elif not availability_of(target).available or target.supports(dtype) is not None:
             continue
         if target.runs_graphs:
             yield Candidate(target)
@@ -88,6 +93,10 @@ def _open_engine(bundle: Bundle, target: Target, name: str, *, strict: bool) -> 
         check_fits(target, engine)
     except FunnelExportError as err:
         _raise_or_warn(err, strict=strict)
+        return None
+    except Exception as err:  # noqa: BLE001 - whatever a runtime raises costs this engine alone
+        what = f"{target.name} failed as it judged the engine {name}"
+        _raise_or_warn(TargetUnavailableError(what, got=f"{type(err).__name__}: {err}"), strict=strict)
         return None
     return engine
 

@@ -91,6 +91,8 @@ def check_parity(
         except FunnelExportError as err:  # the other targets are compared all the same
             refused = isinstance(err, TargetRefusedError)
             results.append(_result(candidate, passed=False, error=str(err), refused=refused))
+        except Exception as err:  # noqa: BLE001 - whatever a runtime raises is this target's failure alone
+            results.append(_result(candidate, passed=False, error=f"{type(err).__name__}: {err}"))
     return report.with_targets(results)
 
 

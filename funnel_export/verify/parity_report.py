@@ -1,6 +1,7 @@
 """What `check` found, as data: `reports/parity.json`. No torch is imported here."""
 
 import math
+import re
 from collections.abc import Collection
 from typing import Annotated, Self
 
@@ -42,6 +43,12 @@ class CaseResult(_Report):
     metrics: Metrics
     passed: bool
 
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        found = re.match(r"\d+x(\d{1,9})", self.case)
+        return int(found[1]) if found else 0
+
 
 class TargetResult(_Report):
     """One target on all batches, with the bundle's graph or with an engine."""
@@ -65,6 +72,11 @@ class TargetResult(_Report):
     """Why the target could not run, or could not be judged."""
     refused: bool = False
     """Whether it could not run because the target refused the graph."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that was compared."""
+        return max((case.length for case in self.cases), default=0)
 
     @property
     def name(self) -> str:

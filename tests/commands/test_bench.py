@@ -9,16 +9,21 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import another_dtype, another_softcap, changed, own, shifted_read_out, slower, unknown_op
+from breaks import another_dtype, another_softcap, changed, own, set_constants, shifted_read_out, slower, unknown_op
 from command_line import run
 from exported import Recipe
+from latencies import make_latency
 
 from funnel_export import Bundle, bench, check, compile_bundle
 from funnel_export.commands import bench as benching
-from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
-from funnel_export.latency.latency_report import LatencyReport, Model
+from funnel_export.errors import BundleError, FunnelExportWarning, SpecError, TargetRefusedError, TargetUnavailableError
+from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
 from funnel_export.progress import no_progress
+from funnel_export.report.text import describe_latency
 from funnel_export.system import atomic
+from funnel_export.targets.openvino import OpenVinoTarget
+from funnel_export.targets.registry import get_target
+from funnel_export.verify.candidates import Candidate
 
 QUICK: dict[str, Any] = {"pytorch": ("eager",), "lengths": (7, 20), "rounds": 6}
 
@@ -212,3 +217,44 @@ def test_a_gpu_that_is_not_there() -> None:
 def test_a_target_that_does_not_run_here() -> None:
     with pytest.raises(TargetUnavailableError):
         bench(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
+
+
+def wide_window(model: ir.Model) -> None:
+    """A sliding window of 500 in place of 5: right up to 5 tokens, and wrong beyond."""
+    set_constants(model, "Sub", "model/", 5, 500)
+
+
+def test_a_shape_that_nothing_was_compared_on_has_no_number(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, wide_window)
+    options: dict[str, Any] = {"targets": ["onnxruntime"], "lengths": (64,), "rounds": 6, "min_speedup": 0.01}
+    report = bench(bundle, max_length=4, pytorch=(), **options)
+    assert report.parity.passed, "within the window it is right"
+    assert not report.rows
+    assert not report.passed
+    (error,) = {runner.error for runner in report.runners}
+    assert error is not None
+    assert error.startswith("no parity, no number: nothing was compared at length 64; check went up to 4")
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers"]
+    text = describe_latency(report)
+    assert "parity left out as too long: 5, 6, 8" in text
+    sound = bench(own(tmp_path / "sound"), max_length=64, pytorch=(), **options)
+    assert sound.passed
+
+
+def test_pytorch_decides_nothing_but_what_is_compared_with_it() -> None:
+    report = make_latency(Recipe().bundle())
+    assert report.passed
+    for runtime, passed in (("torch.compile", True), ("eager", True), ("openvino", False)):
+        failed = RunnerResult(runtime=runtime, model=Model.FUNNEL, dtype="float32", error="no compiler")
+        assert report.model_copy(update={"runners": [*report.runners, failed]}).passed is passed
+
+
+def test_pytorch_runs_where_the_targets_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    on_cpu = [Candidate(get_target("openvino"))]
+    assert benching._chosen_device("auto", on_cpu) == "cpu"
+    with pytest.warns(FunnelExportWarning, match="PyTorch runs on cuda, and openvino on another device"):
+        assert benching._chosen_device("cuda", on_cpu) == "cuda"
+    monkeypatch.setattr(OpenVinoTarget, "on_gpu", lambda *_: True)
+    assert benching._chosen_device("auto", on_cpu) == "cuda"

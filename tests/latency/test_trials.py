@@ -72,6 +72,23 @@ def test_runners_are_interleaved(tmp_path: Path) -> None:
     assert other.result.error is None
 
 
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import time; time.sleep(600)", r"(?s)its process was ended: no answer in 5 s; signal SIGKILL"),
+        ("print()\nimport time; time.sleep(600)", "its process answered with ''"),
+        ("print('[1]')\nimport time; time.sleep(600)", r"its process answered with '\[1\]'"),
+    ],
+    ids=["silent", "an empty line", "no object"],
+)
+def test_one_that_hangs_or_talks_nonsense_is_ended(program: str, message: str, tmp_path: Path) -> None:
+    odd = Runner(runtime="odd", model=Model.DENSE, dtype=Dtype.FLOAT32, request={}, program=("-c", program))
+    first, second = run([odd, toy("a", tmp_path / "log")], timeout=5.0)
+    assert re.match(message, str(first.result.error))
+    assert second.result.error is None
+    assert second.times
+
+
 def test_only_what_a_runner_adds_to_the_device_is_its_own(tmp_path: Path) -> None:
     (record,) = run([toy("a", tmp_path / "log")])
     assert record.result.memory is not None

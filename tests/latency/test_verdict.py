@@ -131,3 +131,15 @@ def test_where_eager_overflows_nothing_has_a_number(bundle: Bundle) -> None:
     assert all("eager PyTorch itself is not finite" in str(each.error) for each in report.runners)
     assert report.gate is not None
     assert report.gate.failures == ["onnxruntime has no numbers", "openvino has no numbers"]
+
+
+def test_without_eager_a_shape_beyond_the_check_has_no_number(bundle: Bundle) -> None:
+    """`check` compared rows of 64 tokens; nobody has seen what comes of longer ones."""
+    parity = make_parity(bundle)
+    seen = [target.model_copy(update={"cases": parity.targets[0].cases}) for target in parity.targets]
+    short = [case.model_copy(update={"case": "2x7 left 1,7"}) for case in parity.targets[0].cases]
+    seen[0] = seen[0].model_copy(update={"cases": short})
+    report = outcome(bundle, dict.fromkeys(RUNTIMES[1:], SHAPES), parity=parity.with_targets(seen))
+    errors = {runner.runtime: runner.error for runner in report.runners}
+    assert errors["openvino"] is None
+    assert "nothing was compared at length 20; check went up to 7" in str(errors["onnxruntime"])

@@ -292,3 +292,28 @@ def test_a_plan_that_cannot_be_written_is_told(bundle: Bundle, tmp_path: Path) -
 
     with pytest.raises(BundleError, match="the plan could not be written, or"):
         process.build_in_process(BuildRequest.model_validate(request), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import time; time.sleep(600)", r"(?s)did not go on.*no answer in 3 s.*--timeout"),
+        ("print('hello')", "answered with something else"),
+        ("print()", "answered with something else"),
+        ("import sys; sys.exit(5)", r"(?s)died.*exit code 5"),
+    ],
+    ids=["silent", "no answer", "an empty line", "at an end"],
+)
+def test_a_builder_that_hangs_or_talks_nonsense_is_ended(
+    program: str, message: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PROGRAM", ("-c", program))
+    with pytest.raises(TargetRefusedError, match=message):
+        compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL], timeout=3)
+    assert not list((bundle.path / "engines").glob("*"))
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_time_limit_is_a_number_of_seconds(timeout: float, bundle: Bundle) -> None:
+    with pytest.raises(SpecError, match="invalid time limit"):
+        compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL], timeout=timeout)

@@ -16,6 +16,7 @@ from breaks import (
     first_token_only,
     no_final_softcap,
     not_a_number,
+    own,
     shifted_read_out,
     shifted_window,
     sine_for_tanh,
@@ -27,7 +28,9 @@ from exported import Recipe
 from safetensors.torch import load_file, save_file
 
 from funnel_export import Bundle, FunnelSpec, check, export
+from funnel_export.commands.compile import compile_bundle
 from funnel_export.errors import FunnelExportWarning, SpecError, TargetUnavailableError
+from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.verify.parity_report import ParityReport
 
 BREAKS: dict[Callable[[ir.Model], None], str | None] = {
@@ -188,3 +191,44 @@ def test_a_check_that_would_not_fit_into_memory_is_refused() -> None:
 
 def test_a_softcap_of_one() -> None:
     assert check(Recipe(overrides=(("attn_logit_softcapping", 1.0),)).bundle(), targets=["onnxruntime"]).passed
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("the plugin is broken")
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Bundle:
+    """A bundle with an engine of OpenVINO."""
+    bundle = own(tmp_path)
+    compile_bundle(bundle, "openvino")
+    return bundle
+
+
+def test_a_runtime_that_breaks_as_it_loads_costs_its_own_results(
+    compiled: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVinoTarget, "load", fail)
+    report = check(compiled, max_length=3)
+    errors = {target.name: target.error for target in report.targets}
+    broken_error = "RuntimeError: the plugin is broken"
+    assert errors == {"onnxruntime": None, "openvino": broken_error, "openvino-cpu": broken_error}
+    assert not report.passed
+
+
+def test_a_runtime_that_breaks_as_it_judges_an_engine_costs_the_engine(
+    compiled: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVinoTarget, "misfit", fail)
+    with pytest.warns(FunnelExportWarning, match=r"(?s)left out: openvino failed as it judged.*the plugin is broken"):
+        report = check(compiled, max_length=3)
+    assert [target.name for target in report.targets if target.passed] == ["onnxruntime", "openvino"]
+
+
+def test_a_runtime_that_breaks_as_it_is_asked_is_not_available(
+    compiled: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVinoTarget, "availability", fail)
+    assert [target.name for target in check(compiled, max_length=3).targets] == ["onnxruntime"]
+    with pytest.raises(TargetUnavailableError, match="the plugin is broken"):
+        check(compiled, targets=["openvino"], max_length=3)

@@ -2,25 +2,36 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from funnel_export import errors
 from funnel_export.errors import TargetRefusedError
 from funnel_export.progress import Progress
-from funnel_export.system.worker import Worker
+from funnel_export.system.worker import SILENCE, Worker, WorkerSilentError
 from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, Refusal, Step
 
 PROGRAM = ("-m", "funnel_export.targets.tensorrt.worker")
 
 
-def build_in_process(request: BuildRequest, progress: Progress) -> dict[str, Any]:
+def build_in_process(request: BuildRequest, progress: Progress, timeout: float = SILENCE) -> dict[str, Any]:
     """Build a plan in another process, which ends with this call whatever happens.
 
+    Args:
+        request: what to build.
+        progress: called with every step that the build reports.
+        timeout: seconds without a step after which the build is ended.
+
     Raises:
-        FunnelExportError: what the build raised, or `TargetRefusedError` if its process died.
+        FunnelExportError: what the build raised, or `TargetRefusedError` if its process died or fell silent.
     """
     with Worker(PROGRAM) as worker:
         worker.send(request.model_dump_json())
-        while (line := worker.receive()) is not None:
-            message = Answer.model_validate_json(line).message
+        while (line := _next_line(worker, request.target, timeout)) is not None:
+            try:
+                message = Answer.model_validate_json(line).message
+            except ValidationError as err:
+                what = f"the process that built with {request.target} answered with something else"
+                raise TargetRefusedError(what, got=repr(line[:200])) from err
             if isinstance(message, Step):
                 progress(message.step, message.done)
             elif isinstance(message, Built):
@@ -29,6 +40,18 @@ def build_in_process(request: BuildRequest, progress: Progress) -> dict[str, Any
                 raise _as_error(message)
         hint = "a machine with more memory, or a smaller --profile" if worker.was_killed else None
         raise TargetRefusedError(f"the process that built with {request.target} died", got=worker.death(), hint=hint)
+
+
+def _next_line(worker: Worker, target: str, timeout: float) -> str | None:
+    try:
+        return worker.receive(timeout)
+    except WorkerSilentError as err:
+        raise TargetRefusedError(
+            f"the process that built with {target} did not go on",
+            got=err,
+            wanted=f"a step within {timeout:g} s",
+            hint="a longer --timeout, or a smaller --profile",
+        ) from err
 
 
 def _as_error(refusal: Refusal) -> errors.FunnelExportError:

@@ -119,10 +119,15 @@ class _Base:
                 new_timing_cache=folder / TIMINGS if keeps_timings else None,
             ),
             progress,
+            request.timeout,
         )
         if options.timing_cache is not None:
             write_bytes(options.timing_cache, (folder / TIMINGS).read_bytes())
         return Compiled(files=[PLAN, *([TIMINGS] if keeps_timings else [])], facts=facts)
+
+    def on_gpu(self, engine: Engine | None) -> bool:  # noqa: ARG002 - a Target's signature
+        """See `Target.on_gpu`."""
+        return True
 
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
