@@ -80,7 +80,9 @@ def package(
     instances: Annotated[int, typer.Option(help="Copies of the model, on every GPU if it runs there.")] = 1,
     kind: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted (default: all).")] = None,
-    weights: Annotated[str, typer.Option(help="`link` hard-links weights and plans, `copy` copies them.")] = "link",
+    weights: Annotated[
+        str, typer.Option(help="`link` or `copy` weights and plans; `auto` links what has several names already.")
+    ] = "auto",
     json_: Json = False,
 ) -> None:
     """Add a bundle, or an engine compiled from it, to a Triton model repository."""

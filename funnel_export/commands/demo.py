@@ -1,14 +1,15 @@
 """The main job on a small model that is made here: no download, no GPU."""
 
 import re
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 
 from funnel_export.bundle.manifest import REPORTS
+from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, SINGLE
 from funnel_export.commands.bench import bench
 from funnel_export.commands.check import check
 from funnel_export.commands.compile import compile_bundle
@@ -21,12 +22,15 @@ from funnel_export.progress import Progress
 from funnel_export.report.text import describe_latency, describe_parity
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import FunnelSpec
-from funnel_export.system.atomic import write_text
+from funnel_export.system.atomic import replace_folder, write_text
+from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.targets.base import availability_of
 from funnel_export.targets.registry import get_target, target_names
 from funnel_export.verify.reference import without_progress_bars
 
 MARK = "demo.json"
+STARTED = '{"funnel-export demo": "not finished"}\n'
+"""What the mark holds until there is a result."""
 FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
 LENGTHS = (256, 512, 1024)
 
@@ -39,12 +43,12 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     Raises:
         BundleError: if `out` holds something else than an earlier demo.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).is_file())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
         raise BundleError("the output folder holds something else", got=out, wanted="a new folder", hint="another name")
-    write_text(out / MARK, "{}\n")
+    write_text(out / MARK, STARTED)
     progress("making a small Gemma2")
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # new files: the bundles' hard links keep the old ones
-    make_checkpoint(out / "checkpoint")
+    with replace_folder(out / "checkpoint", _is_checkpoint) as folder:  # new files: bundles' hard links keep the old
+        make_checkpoint(folder)
     _, funnel = (
         export(out / "checkpoint", out / name, funnel=spec, progress=partial(_prefixed, progress, name))
         for name, spec in (("dense", None), ("funnel", FUNNEL))
@@ -63,6 +67,30 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     )
     write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
     return report
+
+
+def _is_demo(out: Path) -> bool:
+    """Whether a folder holds what an earlier demo made, finished or not."""
+    try:
+        content = read_bytes(out / MARK, LARGEST_JSON)
+        return content == STARTED.encode() or bool(_Mark.model_validate_json(content))
+    except (OSError, ValidationError):
+        return False
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a demo's checkpoint and nothing else."""
+    known = {CONFIG, SINGLE, *COMPANIONS}
+    return all(entry.name in known and entry.is_file() for entry in folder.iterdir())
+
+
+class _Mark(BaseModel):
+    """What a demo's result has, whatever version wrote it."""
+
+    schema_version: int
+    conditions: dict[str, str]
+    parity: dict[str, Any]
+    rows: list[Any]
 
 
 def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = None, /) -> None:

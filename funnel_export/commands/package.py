@@ -32,7 +32,7 @@ def package(
     *,
     name: str | None = None,
     options: TritonOptions | None = None,
-    weights: str = "link",
+    weights: str = "auto",
     progress: Progress = no_progress,
 ) -> Package:
     """Add a bundle to a Triton model repository, as the graph that it is or an engine that was compiled from it.
@@ -45,7 +45,8 @@ def package(
         out: the repository's folder; what else is in it stays as it is.
         name: of the model, as clients ask for it; by default the name of the bundle's folder.
         options: how Triton is to run it.
-        weights: `link` hard-links weight files and plans where it can, `copy` copies them.
+        weights: `link` hard-links weight files and plans where it can, `copy` copies them; `auto` links files that have
+            several names already, so that a bundle whose weights were copied stays without links.
         progress: called with the name of each step.
 
     Raises:

@@ -1,8 +1,7 @@
 """Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
 
-import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,9 +59,12 @@ def write_reports(bundle: Bundle) -> list[Path]:
             wanted=f"at most {MOST_ROWS}",
             hint="funnel-export bench again, or remove the file",
         )
-    contents = collect(bundle, parity, latency)
-    texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
-    pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
+    try:
+        contents = collect(bundle, parity, latency)
+        texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
+        pictures = {folder / f"{name}.png": picture.png() for name, picture in contents.pictures.items()}
+    except Exception as err:  # matplotlib raises what it likes of numbers that no run has
+        raise BundleError("the reports cannot be drawn", got=f"{type(err).__name__}: {err}") from err
     try:
         _replace(folder, texts, pictures)
     except OSError as err:
@@ -83,16 +85,31 @@ def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, by
 
 def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
     """Write what a command found into the bundle, for programs and for people; the caller has it even if that fails."""
-    folder, failed = bundle.path / REPORTS, "the report could not be kept in the bundle"
+    folder = bundle.path / REPORTS
     try:
         write_text(folder / file, report.model_dump_json(indent=2) + "\n")
-        failed = f"{file} is written, but no page of it"
+    except OSError as err:
+        kept = _remove(folder, (file, *PAGES))
+        earlier = f"; {', '.join(kept)} there is of an earlier run" if kept else ""
+        message = f"the report could not be kept in the bundle: {err}{earlier}"
+        warnings.warn(message, FunnelExportWarning, stacklevel=3)
+        return
+    try:
         write_reports(bundle)
-    except Exception as err:  # noqa: BLE001 - a read-only bundle, an earlier report that is damaged or cannot be drawn
-        with contextlib.suppress(OSError):  # a page of what was found before would be taken for this
-            for name in PAGES:
-                (folder / name).unlink(missing_ok=True)
-        warnings.warn(f"{failed}: {err}", FunnelExportWarning, stacklevel=3)
+    except BundleError as err:  # a report of the other command that is damaged, or cannot be drawn
+        _remove(folder, PAGES)
+        warnings.warn(f"{file} is written, but no page of it: {err}", FunnelExportWarning, stacklevel=3)
+
+
+def _remove(folder: Path, names: Iterable[str]) -> list[str]:
+    """Remove what would be taken for the result of this run; the names of what could not be removed."""
+    left = []
+    for name in names:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError:
+            left.append(name)
+    return [name for name in left if (folder / name).exists()]
 
 
 def check_no_link(folder: Path) -> None:

@@ -6,7 +6,8 @@ from typing import TypeVar
 from funnel_export.errors import SpecError
 
 E = TypeVar("E", bound=StrEnum)
-PYTORCH = ("eager", "torch.compile")
+EAGER, TORCH_COMPILE = "eager", "torch.compile"
+PYTORCH = (EAGER, TORCH_COMPILE)
 """The ways to run PyTorch itself; targets and engines stand beside them in reports, and have other names."""
 
 

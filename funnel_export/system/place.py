@@ -12,6 +12,8 @@ class Placing(StrEnum):
 
     LINK = "link"
     COPY = "copy"
+    AUTO = "auto"
+    """Link a file that has several names already, and copy others: onnx refuses weights with several names."""
 
 
 def place(source: Path, target: Path, placing: Placing) -> None:
@@ -21,7 +23,7 @@ def place(source: Path, target: Path, placing: Placing) -> None:
         OSError: if the source cannot be read, or the target not be written.
     """
     real = source.resolve()  # a Hub cache holds links; what we write must hold files
-    if placing is Placing.LINK:
+    if placing is Placing.LINK or (placing is Placing.AUTO and real.stat().st_nlink > 1):
         try:
             os.link(real, target)
         except OSError as err:

@@ -65,3 +65,22 @@ def test_what_the_demo_found_is_its_exit_code(tmp_path: Path, monkeypatch: pytes
         done = CliRunner().invoke(app, ["demo", str(tmp_path), "--json"])
         assert done.exit_code == code
         assert LatencyReport.model_validate_json(done.stdout) == report
+
+
+@pytest.mark.parametrize("mark", ["{}", '{"name": "my demo"}', "not JSON"])
+def test_a_folder_with_somebodys_demo_json_is_left_alone(mark: str, tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text(mark)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "weights.bin").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        run_demo(tmp_path, progress=lambda step: None)
+    assert (tmp_path / "checkpoint" / "weights.bin").read_text() == "mine"
+
+
+def test_files_that_were_added_to_a_demos_checkpoint_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text(make_latency(Recipe().bundle()).model_dump_json())
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        run_demo(tmp_path, progress=lambda step: None)
+    assert (tmp_path / "checkpoint" / "notes.txt").read_text() == "mine"

@@ -17,7 +17,7 @@ from exported import Recipe
 from serving import BF16, FP32, INT64, PLAN, add_engine, config, listing, read, tensor
 from tamper import rewrite_json
 
-from funnel_export import Bundle, load_bundle
+from funnel_export import Bundle, export, load_bundle
 from funnel_export.commands.package import package
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.packaging.triton_config import Backend, TritonOptions
@@ -60,6 +60,18 @@ def batch() -> dict[str, Any]:
 
 def outputs_of(graph: Path) -> Any:
     return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, batch())[0]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_package_links_what_is_linked_already(linked: bool, tmp_path: Path) -> None:
+    """A bundle whose weights were copied keeps them without a second name, which onnx.load refuses."""
+    checkpoint, kind = Recipe().checkpoint(), "link" if linked else "copy"
+    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", weights=kind)
+    made = package(bundle, tmp_path / "models", name="m")
+    assert (made.path / "1/model.safetensors").samefile(bundle.path / "model.safetensors") == linked
+    if not linked:
+        onnx.load(bundle.model.path)
+        onnx.load(made.path / "1" / "model.onnx")
 
 
 @pytest.mark.parametrize("weights", ["link", "copy"])
