@@ -21,6 +21,7 @@ from funnel_export.bundle.weights import WeightRecords
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
+from funnel_export.system.atomic import is_partial
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
 
 CACHES = ("runtime.cache", "runtime.cache.json")
@@ -226,6 +227,4 @@ def is_engine(path: Path) -> bool:
     except (BundleError, OSError, ValidationError):
         return False
     named = {record.file for record in files} | {MANIFEST, *CACHES}
-    left = tuple(f".{name}.partial-" for name in CACHES)  # by a process that was killed
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(left)]
-    return all(entry.name in named and entry.is_file() for entry in entries)
+    return all((entry.name in named and entry.is_file()) or is_partial(entry) for entry in path.iterdir())

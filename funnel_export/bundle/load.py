@@ -9,10 +9,8 @@ from typing import Protocol
 
 from funnel_export.bundle.external import describe_values, read_graph
 from funnel_export.bundle.manifest import (
-    ENGINES,
     MANIFEST,
     MODEL,
-    REPORTS,
     GraphRecord,
     Manifest,
     NamedFiles,
@@ -22,7 +20,7 @@ from funnel_export.bundle.manifest import (
 from funnel_export.bundle.ports import Port
 from funnel_export.bundle.signature import INPUTS, output_of
 from funnel_export.bundle.weights import DerivedFile, StoredFile, WeightRecord
-from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, Checkpoint
+from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.errors import BundleError, CheckpointError, SpecError
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
@@ -190,23 +188,8 @@ def _graph(role: str) -> str:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether this folder is a bundle of any version, whole or not, and nothing else: an export may replace it."""
-    named = NamedFiles.read(path / MANIFEST)
-    if named is None:
-        return False
-    files = named.names | {MANIFEST, CONFIG, INDEX, *COMPANIONS}
-    entries = [entry for entry in path.iterdir() if entry.name not in (REPORTS, ENGINES)]
-    return all(entry.name in files and entry.is_file() for entry in entries) and _holds_engines_only(path / ENGINES)
-
-
-def _holds_engines_only(folder: Path) -> bool:
-    """Whether a folder is missing, or holds nothing but engines and what a build that was killed has left."""
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(
-        (entry / MANIFEST).is_file() or (entry.name.startswith(".") and ".partial-" in entry.name)
-        for entry in folder.iterdir()
-    )
+    """Whether a folder has the manifest of a bundle, of any version."""
+    return NamedFiles.read(path / MANIFEST) is not None
 
 
 def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:

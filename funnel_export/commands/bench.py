@@ -19,6 +19,7 @@ from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
+from funnel_export.report.files import LATENCY
 from funnel_export.spec.choices import PYTORCH
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.atomic import folder_beside
@@ -97,7 +98,7 @@ def bench(
     from funnel_export.latency.verdict import evaluate
 
     chosen = _chosen_device(device, found)
-    from funnel_export.report.pages import LATENCY, check_no_link, keep_report
+    from funnel_export.report.pages import check_no_link, keep_report
     from funnel_export.verify.cases import Case
 
     check_no_link(opened.path / REPORTS)

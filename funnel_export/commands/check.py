@@ -12,6 +12,7 @@ from funnel_export.errors import (
     TargetUnavailableError,
 )
 from funnel_export.progress import Progress, no_progress
+from funnel_export.report.files import PARITY
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.verify.candidates import candidates
 
@@ -50,7 +51,7 @@ def check(
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    from funnel_export.report.pages import PARITY, check_no_link, keep_report
+    from funnel_export.report.pages import check_no_link, keep_report
 
     check_no_link(opened.path / REPORTS)
     report = compare(

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from funnel_export.bundle.load import Bundle, is_bundle, load_bundle
+from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.bundle.replace import foreign_entry, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
+from funnel_export.report.files import REPORT_FILES
 from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
 from funnel_export.spec.export import DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
@@ -37,7 +39,8 @@ def export(
 
     Args:
         checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
-        out: the bundle's folder; a bundle that is there already is replaced once the new one is whole.
+        out: the bundle's folder; a bundle that is there already is replaced once the new one is whole. Its engines stay
+            if they were compiled from the same graph and weights; its reports go.
         funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel that the
             checkpoint's config carries.
         task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
@@ -67,7 +70,7 @@ def export(
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
     if not Path(checkpoint).exists():
         progress("looking for the model on the Hub")
-        check_replaceable(target, is_bundle)  # not after a download only
+        check_replaceable(target, _may_replace)  # not after a download only
     found = find_checkpoint(checkpoint, revision)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
@@ -93,7 +96,7 @@ def _build_and_write(
 ) -> Bundle:
     from funnel_export.exporter import audit, build, write
 
-    with replace_folder(target, is_bundle) as folder:
+    with replace_folder(target, _may_replace) as folder:
         progress("tracing")
         graphs = build.build_graphs(source, spec)
         progress("auditing the graph")
@@ -101,7 +104,25 @@ def _build_and_write(
         progress("writing the bundle")
         write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
         bundle = load_bundle(folder)
+        gone = take_engines(target, bundle)
+    if gone:
+        message = (
+            f"engines of the bundle that was replaced are removed, since graph or weights changed: {', '.join(gone)}"
+        )
+        warnings.warn(f"{message}; compile again", FunnelExportWarning, stacklevel=3)
     return replace(bundle, path=target)
+
+
+def _may_replace(folder: Path) -> bool:
+    foreign = foreign_entry(folder, REPORT_FILES)
+    if foreign not in (None, folder):
+        raise BundleError(
+            "the bundle's folder holds something else, which is left as it is",
+            got=foreign,
+            wanted="nothing but what was exported, compiled and reported",
+            hint="move it, or export to another name",
+        )
+    return foreign is None
 
 
 @contextlib.contextmanager

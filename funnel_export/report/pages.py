@@ -12,8 +12,8 @@ from funnel_export.bundle.manifest import REPORTS, parse_record
 from funnel_export.errors import BundleError, FunnelExportWarning, printable
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.contents import Contents, collect
+from funnel_export.report.files import HTML, LATENCY, MARKDOWN, PAGES, PARITY
 from funnel_export.report.palette import DARK, LIGHT
-from funnel_export.report.pictures import NAMES
 from funnel_export.system.atomic import write_bytes, write_text
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.verify.parity_report import ParityReport
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 ReportT = TypeVar("ReportT", bound=BaseModel)
 
-PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "report.html"
-PAGES = (MARKDOWN, HTML, *(f"{name}.png" for name in NAMES))
-"""What is made of the two JSON files."""
 MOST_ROWS = 1000
 """Rows of latency that are shown; a page of more is of no use to anybody."""
 SPECIAL = str.maketrans(

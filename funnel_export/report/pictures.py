@@ -8,8 +8,6 @@ from funnel_export.report.latency_panels import draw_latency, draw_ratio
 from funnel_export.report.parity_panels import draw_boundaries
 from funnel_export.verify.parity_report import ParityReport
 
-NAMES = ("funnel", "latency", "ratio", "boundaries")
-
 
 def draw_all(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> dict[str, Picture]:
     """The pictures that can be drawn of what was run, by name."""

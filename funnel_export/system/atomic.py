@@ -23,6 +23,7 @@ PATIENCE = 5.0
 """Seconds to wait for other writers, who hold the lock for some renames only."""
 ASIDE = ".old"
 """Ends the name of an earlier folder where two names cannot be swapped in one step."""
+PARTIAL, PARTIAL_END = ".partial-", r"[a-z0-9_]{8}(\.old)?"  # as tempfile and `_take_place` name what is written
 
 
 @contextlib.contextmanager
@@ -91,6 +92,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         claim.close()
 
 
+def is_partial(path: Path) -> bool:
+    """Whether this is named as what a writer makes beside its target, and leaves there when it is killed."""
+    return re.fullmatch(rf"\..+{PARTIAL}{PARTIAL_END}", path.name) is not None
+
+
 def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names it
     handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
     os.close(handle)
@@ -99,8 +105,8 @@ def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names 
 
 def _claim(target: Path, make: Callable[..., str]) -> tuple[Path, contextlib.ExitStack]:
     """Make something new beside the target and lock it, after removing what dead writers left."""
-    prefix = f".{target.name}.partial-"
-    ours = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}(\.old)?")  # as tempfile and `_take_place` name them
+    prefix = f".{target.name}{PARTIAL}"
+    ours = re.compile(re.escape(prefix) + PARTIAL_END)
     claim = contextlib.ExitStack()
     with _turn(target.parent) as alone:
         for path in list(target.parent.iterdir()) if alone else []:

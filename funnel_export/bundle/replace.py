@@ -1,0 +1,77 @@
+"""What an export may replace: a bundle's folder with nothing else in it; and what of it stays."""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from funnel_export.bundle.engine import is_engine, read_engine_manifest
+from funnel_export.bundle.load import Bundle, check_made_from
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, REPORTS, NamedFiles
+from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX
+from funnel_export.errors import BundleError
+from funnel_export.system.atomic import is_partial
+from funnel_export.system.place import Placing, place
+
+
+def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
+    """The first entry of a bundle's folder that no command has written; the folder itself if it is no bundle.
+
+    Args:
+        folder: perhaps a bundle, of any version, whole or not.
+        report_files: names of the files that commands write into its `reports`.
+    """
+    named = NamedFiles.read(folder / MANIFEST)
+    if named is None:
+        return folder
+    files = named.names | {MANIFEST, CONFIG, INDEX, *COMPANIONS}
+    for entry in sorted(folder.iterdir()):
+        if entry.name == ENGINES:
+            foreign = _first_foreign(entry, is_engine)
+        elif entry.name == REPORTS:
+            foreign = _first_foreign(entry, lambda file: file.name in report_files and file.is_file())
+        else:
+            foreign = None if entry.name in files and entry.is_file() else entry
+        if foreign is not None:
+            return foreign
+    return None
+
+
+def take_engines(earlier: Path, bundle: Bundle) -> list[str]:
+    """Put the engines of an earlier bundle that were compiled from the same graph and weights into a new bundle.
+
+    Args:
+        earlier: folder of the earlier bundle; its files get a second name where the file system can do so.
+        bundle: the new one, without engines.
+
+    Returns:
+        Names of the engines that were left, in alphabetical order.
+
+    Raises:
+        BundleError: if an engine cannot be put there.
+    """
+    left = []
+    for folder in sorted(_engine_folders(earlier)):
+        try:
+            check_made_from(read_engine_manifest(folder), bundle, f"the engine {folder}", "compile the bundle again")
+        except BundleError:
+            left.append(folder.name)
+            continue
+        kept = bundle.path / ENGINES / folder.name
+        try:
+            kept.mkdir(parents=True)
+            for file in folder.iterdir():
+                if not is_partial(file):
+                    place(file, kept / file.name, Placing.LINK)
+        except OSError as err:
+            raise BundleError("an engine could not be kept", got=err, wanted=f"{folder} in the new bundle") from err
+    return left
+
+
+def _engine_folders(bundle: Path) -> Iterator[Path]:
+    return (file.parent for file in (bundle / ENGINES).glob(f"*/{MANIFEST}") if not is_partial(file.parent))
+
+
+def _first_foreign(folder: Path, is_known: Callable[[Path], bool]) -> Path | None:
+    """The first entry that is neither known nor left by a command that was killed; a link in the folder's place."""
+    if folder.is_symlink() or not folder.is_dir():
+        return folder
+    return next((entry for entry in sorted(folder.iterdir()) if not (is_partial(entry) or is_known(entry))), None)

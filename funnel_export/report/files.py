@@ -1,0 +1,8 @@
+"""Names of the files in a bundle's `reports`."""
+
+PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "report.html"
+PICTURES = ("funnel", "latency", "ratio", "boundaries")
+"""Names of the pictures, which are written as PNG."""
+PAGES = (MARKDOWN, HTML, *(f"{name}.png" for name in PICTURES))
+"""What is made of the two JSON files."""
+REPORT_FILES = frozenset({PARITY, LATENCY, *PAGES})
