@@ -81,7 +81,7 @@ def package(
     kind: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted (default: all).")] = None,
     weights: Annotated[
-        str, typer.Option(help="`link` or `copy` weights and plans; `auto` links what has several names already.")
+        str, typer.Option(help="`link` or `copy` weights and plans; `auto` links plans and weights with several names.")
     ] = "auto",
     json_: Json = False,
 ) -> None:

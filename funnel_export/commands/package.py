@@ -45,8 +45,8 @@ def package(
         out: the repository's folder; what else is in it stays as it is.
         name: of the model, as clients ask for it; by default the name of the bundle's folder.
         options: how Triton is to run it.
-        weights: `link` hard-links weight files and plans where it can, `copy` copies them; `auto` links files that have
-            several names already, so that a bundle whose weights were copied stays without links.
+        weights: `link` hard-links weight files and plans where it can, `copy` copies them; `auto` links plans, and
+            weight files that have several names already, so that a bundle of copies stays without links.
         progress: called with the name of each step.
 
     Raises:

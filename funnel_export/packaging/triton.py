@@ -77,7 +77,8 @@ def write_model(
             progress("verifying the engine")
             plan = load_engine(bundle, engine)
             progress("writing the engine")
-            place(plan.file, folder / VERSION / PLAN, placing)
+            linked = Placing.LINK if placing is Placing.AUTO else placing  # nothing refuses plans with several names
+            place(plan.file, folder / VERSION / PLAN, linked)
             shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
     except OSError as err:
         raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err

@@ -293,7 +293,7 @@ def test_inner_values_come_from_a_plan_that_leaves_nothing(
     engine = Engine(engine.path, engine.manifest.model_copy(update={"options": {"tf32": True}}))
     asked: list[Any] = []
 
-    def build(request: Any, progress: Any) -> dict[str, Any]:
+    def build(request: Any, progress: Any, timeout: float = 0.0) -> dict[str, Any]:
         asked.append(request)
         request.plan.write_bytes(engine.file.read_bytes())
         return {}
