@@ -60,7 +60,7 @@ class FunnelExportError(Exception):
 
 
 class SpecError(FunnelExportError, ValueError):
-    """A funnel or an option that cannot be."""
+    """An invalid funnel or an invalid option."""
 
 
 class CheckpointError(FunnelExportError):

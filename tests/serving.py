@@ -30,10 +30,6 @@ def tensor(found: Any) -> tuple[str, int, list[int]]:
     return found.name, found.data_type, list(found.dims)
 
 
-def listing(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def add_engine(bundle: Bundle, *profiles: str, target: str = "tensorrt", name: str = "here") -> Path:
     """Write an engine into a bundle; nobody deserializes its plan."""
     folder = bundle.path / "engines" / name

@@ -1,4 +1,4 @@
-"""Changing bundles behind their manifests' backs, or together with them."""
+"""Changing bundles behind their manifests' backs, or together with them; and seeing whether anything changed."""
 
 import hashlib
 import json
@@ -27,3 +27,8 @@ def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> 
 def agree_with_graph(folder: Path) -> None:
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     rewrite_json(folder / "manifest.json", lambda m: m["graphs"]["model"].update(sha256=digest))
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """What is in the files of a folder, by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -39,14 +39,21 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
 
 
 def describe_values(values: Iterable["ValueInfoProto"]) -> list[tuple[str, str, list[int | str]]]:
-    """Name, dtype and shape of inputs or outputs, dynamic axes by name, as ports have them."""
+    """Name, dtype and shape of inputs or outputs, dynamic axes by name, as ports have them.
+
+    What is no tensor of a known dtype has its type's number for a dtype, which equals no port's.
+    """
     import onnx_ir as ir
 
     described = []
     for value in values:
         kind = value.type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
-        described.append((value.name, ir.DataType(kind.elem_type).numpy().name, shape))
+        try:
+            dtype = ir.DataType(kind.elem_type).numpy().name
+        except (TypeError, ValueError):
+            dtype = f"type {kind.elem_type}"
+        described.append((value.name, dtype, shape))
     return described
 
 

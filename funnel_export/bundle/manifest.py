@@ -1,4 +1,4 @@
-"""Manifests: what a bundle says of itself, as `manifest.json`, and how files of ours are read that carry a version."""
+"""Manifests: what a bundle says of itself, as `manifest.json`, and how files with a schema version are read."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -75,7 +75,7 @@ def read_manifest(folder: Path, kind: type[RecordT], name: str, command: str) ->
 
 
 def parse_record(content: bytes, kind: type[RecordT], path: Path, what: str, hint: str) -> RecordT:
-    """A file of ours, from its JSON.
+    """A manifest or report, from its JSON.
 
     Args:
         content: what the file holds.

@@ -1,4 +1,4 @@
-"""What every file of ours that is JSON has in common: frozen records, digests, a version."""
+"""What all JSON files that the project writes have in common: frozen records, digests, a version."""
 
 from typing import Annotated, Literal
 

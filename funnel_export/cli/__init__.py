@@ -38,7 +38,7 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     except OSError as err:
         print(f"error: {printable(str(err))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except Exception:  # noqa: BLE001 - a mistake of ours; Python's own exit code would say that a gate failed
+    except Exception:  # noqa: BLE001 - an internal error; Python's own exit code, 1, means that a gate failed
         traceback.print_exc()
         sys.exit(os.EX_SOFTWARE)
 

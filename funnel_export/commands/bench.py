@@ -20,7 +20,7 @@ from funnel_export.commands.export import export
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import LATENCY
-from funnel_export.spec.choices import PYTORCH
+from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.atomic import folder_beside
 from funnel_export.system.machine import processor
@@ -82,7 +82,7 @@ def bench(
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for a dense bundle, numbers that cannot be, or a `parity` that lacks something.
+        SpecError: for a dense bundle, invalid numbers, or a `parity` that does not cover all that is timed.
         BundleError: if the bundle is not whole, or `parity` is of another one.
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
     """
@@ -94,17 +94,16 @@ def bench(
     found = list(candidates(opened, targets))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
+    chosen = _chosen_device(device, found)
     from funnel_export.latency.trials import run_trials
     from funnel_export.latency.verdict import evaluate
-
-    chosen = _chosen_device(device, found)
     from funnel_export.report.pages import check_no_link, keep_report
     from funnel_export.verify.cases import Case
 
     check_no_link(opened.path / REPORTS)
     if parity is None:
         longest = _longest(lengths, found) if max_length is None else max_length
-        unseen = [] if "eager" in pytorch else [min(max(lengths), longest)]  # else each timed shape is compared with it
+        unseen = [] if EAGER in pytorch else [min(max(lengths), longest)]  # else each timed shape is compared with it
         parity = compare(opened, targets=targets, lengths=unseen, max_length=longest, seed=seed, progress=progress)
     parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
@@ -133,7 +132,7 @@ def shapes_to_time(
     """Batches and lengths, the small ones first; arguments as those of `bench`.
 
     Raises:
-        SpecError: for numbers that cannot be.
+        SpecError: for invalid numbers.
     """
     for name, values in (("length", lengths), ("batch", batches)):
         if not values or min(values) < 1:
@@ -141,7 +140,7 @@ def shapes_to_time(
     longest = bundle.architecture.max_position_embeddings
     if max(lengths) > longest:
         raise SpecError(
-            "the model has not so many positions", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
+            "length exceeds max_position_embeddings", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
         )
     if min_speedup is not None and not 0 < min_speedup < float("inf"):
         raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
@@ -222,7 +221,7 @@ def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: 
 
     for runtime in runtimes:
         for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
-            setup = RunnerSetup(bundle=source.path, compiled=runtime == "torch.compile", device=device)
+            setup = RunnerSetup(bundle=source.path, compiled=runtime == TORCH_COMPILE, device=device)
             yield Runner.of(runtime, model, bundle.spec.dtype, setup)
 
 

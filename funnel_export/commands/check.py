@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from funnel_export.bundle.engine import engine_names
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.bundle.manifest import REPORTS
-from funnel_export.errors import (
-    SpecError,
-    TargetUnavailableError,
-)
+from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import PARITY
 from funnel_export.spec.profile import SEQUENCE
@@ -98,4 +95,4 @@ def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: flo
         if value < 1:
             raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
     if factor is not None and not 1 <= factor < float("inf"):
-        raise SpecError("a target loses at least what eager PyTorch loses", got=factor, wanted="1 <= factor < inf")
+        raise SpecError("factor must be at least 1", got=factor, wanted="1 <= factor < inf")

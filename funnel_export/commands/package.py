@@ -50,7 +50,7 @@ def package(
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for options or a name that cannot be.
+        SpecError: for invalid options or an invalid name.
         BundleError: if the bundle or the engine is not whole, or `out` cannot be written or holds something else.
         TargetUnavailableError: if `tritonclient`, which has Triton's schema, is not installed.
     """

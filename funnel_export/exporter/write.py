@@ -45,7 +45,7 @@ def write_bundle(
         placing: how weight files get into the bundle.
 
     Raises:
-        BundleError: if the folder cannot be written, for want of space for example.
+        BundleError: if the folder cannot be written, because the disk is full, for example.
     """
     weights = files_of((source for built in graphs.values() for source in built.sources.values()), checkpoint.weights)
     stored = {weight.file for weight in weights if isinstance(weight, StoredFile)}

@@ -1,5 +1,6 @@
 """What a `config.json` says, checked without transformers: the fields that all families have."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,7 +25,7 @@ SLIDING: LayerType = "sliding_attention"
 FULL: LayerType = "full_attention"
 
 
-class Architecture(BaseModel):
+class Architecture(BaseModel, ABC):
     """What a `config.json` says, checked without transformers: every value that anything computes with.
 
     A family's schema gives the fields the defaults that its Hugging Face config has, and adds its own.
@@ -65,9 +66,9 @@ class Architecture(BaseModel):
         return len(self.id2label) if self.id2label else self.labels or 2
 
     @classmethod
+    @abstractmethod
     def default_layer_types(cls, num_layers: int) -> list[LayerType]:
         """The attention of each layer where `config.json` does not say it."""
-        raise NotImplementedError
 
     @model_validator(mode="before")
     @classmethod

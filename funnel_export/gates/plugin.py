@@ -150,7 +150,7 @@ def _timing(config: pytest.Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _working(config: pytest.Config) -> Iterator[None]:
-    """Work of ours in a fixture: its errors, warnings and logs are shown as a reader of test results wants them."""
+    """What a fixture does: its errors, warnings and logs are shown as a reader of test results wants them."""
     with _without_trace_logs(), _errors_without_traceback(), _noted(config):
         yield
 

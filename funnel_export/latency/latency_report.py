@@ -1,6 +1,7 @@
 """What `bench` found, as data: medians and ratios with bootstrap intervals. No torch is imported here."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -25,7 +26,7 @@ class _Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class _Interval(_Report):
+class _Interval(_Report, ABC):
     @model_validator(mode="after")
     def _encloses(self) -> Self:
         low, value, high = self.ends
@@ -34,9 +35,9 @@ class _Interval(_Report):
         return self
 
     @property
+    @abstractmethod
     def ends(self) -> tuple[float, float, float]:
         """Lower end, value, upper end."""
-        raise NotImplementedError
 
 
 class Model(StrEnum):

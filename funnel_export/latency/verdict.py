@@ -17,7 +17,7 @@ from funnel_export.latency.latency_report import (
 )
 from funnel_export.latency.operations import predicted_ratio
 from funnel_export.latency.trials import RunnerRecord, Times
-from funnel_export.spec.choices import PYTORCH
+from funnel_export.spec.choices import EAGER, PYTORCH
 from funnel_export.verify.parity_report import ParityReport
 
 Shape = tuple[int, int]
@@ -99,7 +99,7 @@ def _judged(
         return result
     if not parity.has_limits:
         return result.model_copy(update={"error": f"no parity, no number: {_NO_LIMITS}"})
-    eager = by_name.get(("eager", result.model))
+    eager = by_name.get((EAGER, result.model))
     if eager is None:
         error = _uncompared(record, parity)
         return result if error is None else result.model_copy(update={"error": error})
@@ -145,7 +145,7 @@ def distance(sample: Sequence[float], reference: Sequence[float]) -> float:
 
 def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], RunnerRecord], runtime: str, shape: Shape) -> Row:
     dense, funnel = (by_name[runtime, model].times[shape] for model in Model)
-    eager = by_name.get(("eager", Model.DENSE))
+    eager = by_name.get((EAGER, Model.DENSE))
     baseline = None if eager is None or shape not in eager.times else eager.times[shape].seconds
     return Row(
         runtime=runtime,

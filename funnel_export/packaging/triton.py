@@ -203,7 +203,7 @@ def with_float32_outputs(graph: Path) -> bytes:
 
 
 def is_model(path: Path) -> bool:
-    """Whether this folder is a model of ours, unchanged, and nothing else: one that a new one may replace."""
+    """Whether this folder is a packaged model, unchanged, and nothing else, so that a new one may replace it."""
     try:
         named = NamedFiles.read(path / MANIFEST)
         ours = is_as_written(read_bytes(path / CONFIG, LARGEST_JSON).decode())

@@ -133,7 +133,7 @@ class TritonOptions:
 
 def _bounded(name: str, value: int | None, least: int) -> None:
     if value is not None and not least <= value <= LARGEST:
-        raise SpecError(f"{name} cannot be", got=value, wanted=f"{least} to {LARGEST}")
+        raise SpecError(f"invalid {name}", got=value, wanted=f"{least} to {LARGEST}")
 
 
 def schema() -> Any:
@@ -233,6 +233,6 @@ def parse_config(text: str) -> Any:
 
 
 def is_as_written(text: str) -> bool:
-    """Whether a `config.pbtxt` is one of ours that nobody changed since."""
+    """Whether a `config.pbtxt` was written by `package` and not changed since."""
     first, _, rest = text.partition("\n")
     return first == MADE + hashlib.sha256(rest.encode()).hexdigest()

@@ -86,8 +86,8 @@ def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
     try:
         write_text(folder / file, report.model_dump_json(indent=2) + "\n")
     except OSError as err:
-        kept = _remove(folder, (file, *PAGES))
-        earlier = f"; {', '.join(kept)} there is of an earlier run" if kept else ""
+        left = _remove(folder, (file, *PAGES))
+        earlier = f"; files of an earlier run could not be removed: {', '.join(left)}" if left else ""
         message = f"the report could not be kept in the bundle: {err}{earlier}"
         warnings.warn(message, FunnelExportWarning, stacklevel=3)
         return
@@ -104,9 +104,11 @@ def _remove(folder: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         try:
             (folder / name).unlink(missing_ok=True)
+        except NotADirectoryError:  # a file in the folder's place: there is no earlier report
+            continue
         except OSError:
             left.append(name)
-    return [name for name in left if (folder / name).exists()]
+    return left
 
 
 def check_no_link(folder: Path) -> None:
@@ -116,7 +118,7 @@ def check_no_link(folder: Path) -> None:
 
 
 def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:
-    """A report that a command of ours wrote, None if it was not run."""
+    """A report that `check` or `bench` wrote; None if it was not run."""
     hint = _again(command)
     if path.is_symlink():
         raise BundleError("a report of the bundle is a symbolic link", got=path, wanted="a file", hint=hint)

@@ -40,7 +40,7 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     except ValidationError as err:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'together'}: {_say(e)}" for e in err.errors()]
         raise SpecError(
-            "these options cannot be", got="\n".join(problems), wanted=f"options of {', '.join(kind.model_fields)}"
+            "invalid options", got="\n".join(problems), wanted=f"options of {', '.join(kind.model_fields)}"
         ) from err
 
 

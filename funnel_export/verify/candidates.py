@@ -81,7 +81,7 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
             manifest = read_engine_manifest(bundle.path / ENGINES / name)
             if manifest.graph == bundle.model.role:
                 found.setdefault(manifest.target, []).append(name)
-        except BundleError as err:  # of whatever target it is
+        except BundleError as err:  # of an unknown target: none that was asked for
             _raise_or_warn(err, strict=False)
     return found
 

@@ -11,31 +11,16 @@ import numpy as np
 import onnx
 import pytest
 from exported import Recipe
-from tamper import rewrite_json
+from tamper import listing, rewrite_json
 
-from funnel_export import Bundle, FunnelSpec, check, compile_bundle, export, load_bundle
+from funnel_export import Bundle, FunnelSpec, check, compile_bundle, load_bundle
 from funnel_export.bundle.engine import Engine, EngineManifest, engine_names, load_engine, record_file
-from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError, TargetRefusedError
+from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.targets.base import Target, check_fits
 from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.targets.registry import get_target
 
 TOKENS = {"input_ids": np.arange(1, 15).reshape(2, 7), "attention_mask": np.ones((2, 7), np.int64)}
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with an engine of each target that runs here; do not change its files."""
-    folder = shutil.copytree(Recipe().bundle().path, tmp_path_factory.mktemp("engines") / "bundle")
-    for target in ("onnxruntime", "openvino"):
-        compile_bundle(folder, target)
-    return folder
-
-
-@pytest.fixture
-def bundle(compiled: Path, tmp_path: Path) -> Bundle:
-    """A copy for a test to spoil."""
-    return load_bundle(shutil.copytree(compiled, tmp_path / "bundle"))
 
 
 def open_engine(bundle: Bundle, name: str) -> Engine:
@@ -167,64 +152,8 @@ def test_an_engine_of_an_unknown_make_hinders_no_other(bundle: Bundle) -> None:
         assert check(bundle, targets=["onnxruntime"], max_length=1).passed
 
 
-def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
-    before = snapshot(bundle.path / "engines")
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert snapshot(bundle.path / "engines") == before
-    assert {file.stat().st_nlink for file in (bundle.path / "engines").rglob("*.*")} == {1}
-    assert check(bundle.path, max_length=2).passed
-
-
-def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
-    names = engine_names(bundle)
-    with pytest.warns(FunnelExportWarning, match=f"(?s)are removed.*{', '.join(names)}; compile again"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
-    assert engine_names(load_bundle(bundle.path)) == []
-
-
-@pytest.mark.parametrize("file", ["reports/notes.txt", "engines/openvino-cpu/notes.txt", "reports/runs/notes.txt"])
-def test_an_export_names_the_file_that_it_would_have_removed(file: str, bundle: Bundle) -> None:
-    mine = bundle.path / file
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text("mine")
-    before = snapshot(bundle.path)
-    named = bundle.path.joinpath(*Path(file).parts[:2])
-    with pytest.raises(BundleError, match=f"(?s)holds something else.*{named}.*export to another name"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert snapshot(bundle.path) == before
-
-
-@pytest.mark.parametrize("folder", ["reports", "engines"])
-def test_an_export_does_not_follow_a_link_out_of_the_bundle(folder: str, bundle: Bundle, tmp_path: Path) -> None:
-    place, elsewhere = bundle.path / folder, tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    if place.exists():
-        shutil.rmtree(place)
-    place.symlink_to(elsewhere)
-    with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert place.is_symlink()
-
-
-def test_an_export_may_replace_what_commands_have_written(bundle: Bundle) -> None:
-    check(bundle, max_length=2)
-    (bundle.path / "reports" / ".parity.json.partial-abcdefgh").write_text("{}")  # of a check that was killed
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert not (bundle.path / "reports").exists()
-
-
-def test_an_export_does_not_replace_what_else_lies_among_engines(bundle: Bundle) -> None:
-    (bundle.path / "engines" / ".openvino-cpu.partial-abcdefgh").mkdir()  # what a killed build leaves
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert [path.name for path in (bundle.path / "engines").iterdir() if path.name.startswith(".")] == []
-    (bundle.path / "engines" / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
-    assert (bundle.path / "engines" / "notes.txt").read_text() == "mine"
-
-
 def test_a_build_that_fails_leaves_the_earlier_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = snapshot(bundle.path)
+    before = listing(bundle.path)
 
     def fail(*_: object) -> None:
         raise TargetRefusedError("refused")
@@ -232,11 +161,7 @@ def test_a_build_that_fails_leaves_the_earlier_engine(bundle: Bundle, monkeypatc
     monkeypatch.setattr(OpenVinoTarget, "compile", fail)
     with pytest.raises(TargetRefusedError):
         compile_bundle(bundle, "openvino")
-    assert snapshot(bundle.path) == before
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert listing(bundle.path) == before
 
 
 def test_something_else_in_an_engines_place_is_left_as_it_is(bundle: Bundle) -> None:

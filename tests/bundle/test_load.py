@@ -13,7 +13,7 @@ import torch
 from exported import Recipe
 from models import save_tiny_checkpoint
 from safetensors.torch import load_file, save_file
-from tamper import agree_with_graph, rewrite_graph, rewrite_json
+from tamper import agree_with_graph, listing, rewrite_graph, rewrite_json
 
 from funnel_export import FunnelSpec, check, export, load_bundle
 from funnel_export.errors import BundleError, CheckpointError, ExportError, FunnelExportError, SpecError
@@ -92,6 +92,11 @@ def port(manifest: dict[str, Any], end: str) -> dict[str, Any]:
     return first
 
 
+def retype(model: onnx.ModelProto, elem_type: int) -> None:
+    """Give the first input another dtype."""
+    model.graph.input[0].type.tensor_type.elem_type = elem_type
+
+
 SPOILS: dict[Callable[[Path], object], str] = {
     append_to_graph: "model.onnx is not the one that was exported",
     lambda f: (f / "model.onnx").unlink(): "the bundle's model.onnx is missing",
@@ -117,6 +122,8 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(logits="last")): "does not take and give",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(name="ids")): "different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "outputs").update(shape=[-7])): "different outputs",
+    lambda f: rewrite_graph(f, lambda m: retype(m, 999)): "(?s)name different inputs.*type 999",
+    lambda f: rewrite_graph(f, lambda m: m.graph.input[0].type.sequence_type.elem_type.Clear()): "different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(kind="mask")): "does not take and",
     lambda f: rewrite_json(f / "manifest.json", lambda m: graph_of(m)["inputs"].pop()): "name different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["weights"][0].update(size=-1)): "is not a manifest",
@@ -154,10 +161,6 @@ def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:
     assert not (made.path / "train.py").exists()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -176,10 +179,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_failed_export_leaves_the_earlier_bundle(
     options: dict[str, Any], error: type[FunnelExportError], bundle: Path
 ) -> None:
-    before = contents(bundle)
+    before = listing(bundle)
     with pytest.raises(error):
         export(Recipe().checkpoint(), bundle, **options)
-    assert contents(bundle) == before
+    assert listing(bundle) == before
     assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
 
 
@@ -197,10 +200,10 @@ def test_a_bundle_is_replaced_and_other_folders_are_not(tmp_path: Path) -> None:
         (fresh / "one").write_text("1")
     with replace_folder(target, lambda folder: (folder / "one").exists()) as fresh:
         (fresh / "two").write_text("2")
-    assert contents(target) == {"two": b"2"}
+    assert listing(target) == {"two": b"2"}
     with pytest.raises(BundleError, match="holds something else"), replace_folder(target, lambda _: False):
         pass
-    assert contents(target) == {"two": b"2"}
+    assert listing(target) == {"two": b"2"}
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -216,7 +219,7 @@ def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
         with replace_folder(target, lambda _: True) as second:  # the first still writes
             (second / "two").write_text("2")
             assert fresh.exists()
-    assert contents(target) == {"one": b"1"}  # the last to end
+    assert listing(target) == {"one": b"1"}  # the last to end
     assert sorted(tmp_path.iterdir()) == sorted([*foreign, target])
 
 
@@ -226,7 +229,7 @@ def test_a_bundle_that_was_set_aside_comes_back(tmp_path: Path) -> None:
     (aside / "one").write_text("1")
     with pytest.raises(KeyError), replace_folder(tmp_path / "out", lambda _: True) as fresh:
         half_write(fresh)
-    assert contents(tmp_path / "out") == {"one": b"1"}
+    assert listing(tmp_path / "out") == {"one": b"1"}
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
@@ -238,7 +241,7 @@ def test_a_locked_parent_folder_is_waited_for_and_no_longer(tmp_path: Path, monk
     with replace_folder(tmp_path / "out", lambda _: False) as fresh:
         (fresh / "one").write_text("1")
     os.close(handle)
-    assert contents(tmp_path / "out") == {"one": b"1"}
+    assert listing(tmp_path / "out") == {"one": b"1"}
     assert (tmp_path / ".out.partial-abcdefgh").exists()
 
 
@@ -258,7 +261,7 @@ def test_an_error_inside_leaves_the_target(tmp_path: Path) -> None:
         (fresh / "one").write_text("1")
     with pytest.raises(KeyError), replace_folder(target, lambda _: True) as fresh:
         half_write(fresh)
-    assert contents(target) == {"one": b"1"}
+    assert listing(target) == {"one": b"1"}
     assert list(tmp_path.iterdir()) == [target]
 
 

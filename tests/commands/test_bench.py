@@ -190,7 +190,7 @@ def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
     [
         ({"lengths": ()}, "length of a benchmark is at least 1"),
         ({"batches": (0,)}, "batch of a benchmark is at least 1"),
-        ({"lengths": (8, 10_000)}, r"(?s)not so many positions.*length 10000.*at most 512"),
+        ({"lengths": (8, 10_000)}, r"(?s)exceeds max_position_embeddings.*length 10000.*at most 512"),
         ({"rounds": 0}, "too few rounds for an interval"),
         ({"min_speedup": float("nan")}, "a speedup is a positive number"),
         ({"rounds": 5}, "too few rounds for an interval"),

@@ -14,8 +14,8 @@ import onnxruntime
 import openvino
 import pytest
 from exported import Recipe
-from serving import BF16, FP32, INT64, PLAN, add_engine, config, listing, read, tensor
-from tamper import rewrite_json
+from serving import BF16, FP32, INT64, PLAN, add_engine, config, read, tensor
+from tamper import listing, rewrite_json
 
 from funnel_export import Bundle, export, load_bundle
 from funnel_export.commands.package import package

@@ -245,7 +245,7 @@ def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", diagnostics=int(Diagnostics.UNSUPPORTED_CC))
     with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc.*capability 9\.0"):
         check_fits(get_target("tensorrt-rtx"), engine)
-    with pytest.warns(UserWarning, match="an engine is left out"):  # and the other targets have their say
+    with pytest.warns(UserWarning, match="an engine is left out"):  # and the other targets are checked
         assert check(bundle, max_length=1).passed
 
 

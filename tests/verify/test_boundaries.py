@@ -1,4 +1,4 @@
-"""Boundaries: every target that can says how far it is off inside, passed or not, and none fails for want of it."""
+"""Boundaries: every target that can says how far it is off inside, passed or not, and no check fails without it."""
 
 from pathlib import Path
 from typing import Any

@@ -127,6 +127,15 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
     assert not list((bundle.path / "reports").iterdir()), "an earlier result would be taken for this one"
 
 
+def test_a_file_in_the_reports_place_is_left_as_it_is(tmp_path: Path) -> None:
+    bundle = own(tmp_path)
+    (bundle.path / "reports").write_text("mine")
+    with pytest.warns(UserWarning, match="could not be kept in the bundle") as told:
+        assert check(bundle, targets=["onnxruntime"], max_length=2).passed
+    assert "earlier run" not in str(told[0].message)
+    assert (bundle.path / "reports").read_text() == "mine"
+
+
 def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
     report = check(broken(Recipe().bundle(), tmp_path, first_token_only), max_length=3)
     assert not report.passed

@@ -46,7 +46,7 @@ class Step(_Message):
 
 
 class Refusal(_Message):
-    """The build has ended without a plan: an error of ours, in parts."""
+    """The build has ended without a plan: a `FunnelExportError`, in parts."""
 
     kind: str
     """Name of its class."""

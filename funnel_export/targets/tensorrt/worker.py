@@ -1,7 +1,7 @@
 """The process that builds: reads a request from stdin, writes answers to stdout, a line of JSON each.
 
 A process of its own, because a build is minutes in a library that hears no Ctrl-C, takes gigabytes that it should give
-back, may be ended by the system for want of memory, and because Polygraphy serves one of the two modules in a process.
+back, may be killed by the system when memory runs out, and Polygraphy serves one of the two modules in a process.
 """
 
 import os

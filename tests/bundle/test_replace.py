@@ -1,0 +1,68 @@
+"""What an export to an earlier bundle keeps, removes and refuses to remove."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from exported import Recipe
+from tamper import listing
+
+from funnel_export import Bundle, check, export, load_bundle
+from funnel_export.bundle.engine import engine_names
+from funnel_export.errors import BundleError, FunnelExportWarning
+
+
+def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
+    before = listing(bundle.path / "engines")
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert listing(bundle.path / "engines") == before
+    assert {file.stat().st_nlink for file in (bundle.path / "engines").rglob("*.*")} == {1}
+    assert check(bundle.path, max_length=2).passed
+
+
+def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
+    names = engine_names(bundle)
+    with pytest.warns(FunnelExportWarning, match=f"(?s)are removed.*{', '.join(names)}; compile again"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+    assert engine_names(load_bundle(bundle.path)) == []
+
+
+@pytest.mark.parametrize("file", ["reports/notes.txt", "engines/openvino-cpu/notes.txt", "reports/runs/notes.txt"])
+def test_an_export_names_the_file_that_it_would_have_removed(file: str, bundle: Bundle) -> None:
+    mine = bundle.path / file
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    before = listing(bundle.path)
+    named = bundle.path.joinpath(*Path(file).parts[:2])
+    with pytest.raises(BundleError, match=f"(?s)holds something else.*{named}.*export to another name"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert listing(bundle.path) == before
+
+
+@pytest.mark.parametrize("folder", ["reports", "engines"])
+def test_an_export_does_not_follow_a_link_out_of_the_bundle(folder: str, bundle: Bundle, tmp_path: Path) -> None:
+    place, elsewhere = bundle.path / folder, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if place.exists():
+        shutil.rmtree(place)
+    place.symlink_to(elsewhere)
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert place.is_symlink()
+
+
+def test_an_export_may_replace_what_commands_have_written(bundle: Bundle) -> None:
+    check(bundle, max_length=2)
+    (bundle.path / "reports" / ".parity.json.partial-abcdefgh").write_text("{}")  # of a check that was killed
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert not (bundle.path / "reports").exists()
+
+
+def test_an_export_does_not_replace_what_else_lies_among_engines(bundle: Bundle) -> None:
+    (bundle.path / "engines" / ".openvino-cpu.partial-abcdefgh").mkdir()  # what a killed build leaves
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert [path.name for path in (bundle.path / "engines").iterdir() if path.name.startswith(".")] == []
+    (bundle.path / "engines" / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="holds something else"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert (bundle.path / "engines" / "notes.txt").read_text() == "mine"
