@@ -1,6 +1,7 @@
 """Builds that `compile.py` runs, each part of them in a process of its own."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from funnel_export import FunnelSpec, check, compile_bundle, export
 from funnel_export.bundle.load import Bundle
 from funnel_export.errors import FunnelExportError, SpecError, TargetUnavailableError
 from funnel_export.spec.choices import Dtype, Task
+from funnel_export.targets.base import availability_of
+from funnel_export.targets.registry import get_target
 
 RTX, WORKER = "tensorrt-rtx", "funnel_export.targets.tensorrt.worker"
 TARGETS = (RTX, "onnxruntime", "openvino")
@@ -87,13 +90,12 @@ def build(bundle: Bundle, target: str) -> dict[str, Any]:
     }
 
 
-def build_small(folder: Path, task: Task, kind: str) -> dict[str, Any]:
+def build_small(folder: Path, task: Task, kind: str, targets: Sequence[str] = TARGETS) -> dict[str, Any]:
     """A small Gemma2 in each dtype, compiled for each target."""
-    import onnxruntime  # noqa: F401 - so that the first build does not pay for the imports
-    import openvino  # noqa: F401
     import torch
 
     torch.set_num_threads(1)  # the models are so small that a second thread only waits
+    runs = [name for name in targets if availability_of(get_target(name)).available]  # imports them before any build
     results: dict[str, Any] = {}
     for dtype in Dtype:
         checkpoint = folder / f"{dtype}-checkpoint"
@@ -101,19 +103,21 @@ def build_small(folder: Path, task: Task, kind: str) -> dict[str, Any]:
         try:
             bundle = export(checkpoint, folder / dtype, funnel=KINDS[kind], task=task)
         except FunnelExportError as err:
-            results[dtype] = dict.fromkeys(TARGETS, why_not(err))
+            results[dtype] = dict.fromkeys(targets, why_not(err))
             continue
-        found = {target: build(bundle, target) for target in TARGETS}
+        found = {target: build(bundle, target) for target in targets}
         for result in found.values():
             result.pop("course", None)
-        compare(bundle, found)
+        compare(bundle, found, runs)
         results[dtype] = found
     return results
 
 
-def compare(bundle: Bundle, found: dict[str, dict[str, Any]]) -> None:
-    """Compare the engines that run here with eager PyTorch; adds `parity` to what was found of each."""
-    built = [target for target in found if found[target]["state"] == "built" and target != RTX]
+def compare(bundle: Bundle, found: dict[str, dict[str, Any]], runs: Sequence[str]) -> None:
+    """Compare the engines of `runs` with eager PyTorch; adds `parity` to what was found of each."""
+    built = [target for target in runs if found[target]["state"] == "built"]
+    if not built:
+        return
     try:
         report = check(bundle, targets=built, max_length=LONGEST)
     except FunnelExportError as err:

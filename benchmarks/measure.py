@@ -26,7 +26,12 @@ def peak_gb() -> float:
 
 
 def commit() -> str:
-    """The commit that is measured; says so if the package has changes that are not committed."""
+    """The commit that is measured; says so if the package has changes that are not committed.
+
+    A copy without git names its commit in the variable FUNNEL_EXPORT_COMMIT.
+    """
+    if "FUNNEL_EXPORT_COMMIT" in os.environ:
+        return os.environ["FUNNEL_EXPORT_COMMIT"]
 
     def git(*arguments: str) -> str:
         return subprocess.run(

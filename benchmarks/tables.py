@@ -263,6 +263,46 @@ def compile_large() -> str:
     )
 
 
+def gpu_parity() -> str:
+    """Small engines that ran on a GPU, compared with eager PyTorch."""
+    found = json.loads((RESULTS / "gpu.json").read_text())["parity"]
+    rows = []
+    for case in (name for name in found if name not in ("conditions", "seconds")):
+        parities = {dtype: found[case][dtype]["onnxruntime"]["parity"] for dtype in ("float32", "float16", "bfloat16")}
+        rows.append((case, *map(_share_of_limit, parities.values())))
+    headers = ("ONNX Runtime, CUDA", "float32", "float16", "bfloat16")
+    return f"{tabulate(rows, headers, tablefmt='github')}\n\n({listed(found['conditions'])})"
+
+
+def _share_of_limit(parity: dict[str, Any]) -> str:
+    verdict = "passes" if parity["passed"] else "FAILS"
+    return f"{verdict}, {parity['rms_rel'] / parity['limit_rms_rel']:.2f} of the limit"
+
+
+def gpu_latency() -> str:
+    """Gemma2-2B's shapes on a GPU: dense and funnel by runtime and length, a table for each stride."""
+    found = json.loads((RESULTS / "gpu.json").read_text())
+    parts = []
+    for name in ("S=2", "S=4"):
+        report = LatencyReport.model_validate(found[name]["report"])
+        assert report.passed
+        rows = [
+            (
+                f"{row.runtime} {row.batch}x{row.length}",
+                f"{row.dense.median_ms:.1f} ms",
+                f"{row.funnel.median_ms:.1f} ms",
+                f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})",
+                f"{row.predicted:.2f}",
+            )
+            for row in report.rows
+        ]
+        label = "funnel {pool_layer}:{recover_layer}:{stride}".format_map(report.funnel)
+        headers = ("", "dense", label, "funnel / dense", "predicted")
+        parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    parts.append(f"({listed(found['S=2']['conditions'] | {'rounds': report.rounds})})")
+    return "\n\n".join(parts)
+
+
 TABLES = {
     "README.md": {"demo": demo},
     "benchmarks/README.md": {
@@ -275,6 +315,8 @@ TABLES = {
         "compile_rtx": compile_rtx,
         "compile_targets": compile_targets,
         "compile_large": compile_large,
+        "gpu_parity": gpu_parity,
+        "gpu_latency": gpu_latency,
     },
 }
 

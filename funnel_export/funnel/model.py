@@ -44,7 +44,7 @@ def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  
     return part(*tensors)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # torch.compile of PyTorch 2.11 hashes one before its fields are set
 class LayerPart:
     """A decoder layer as a part: (hidden states, attention bias, cos, sin) to hidden states."""
 

@@ -1,6 +1,8 @@
 """ONNX Runtime: on the CPU, or on CUDA where its provider works. The reference among the targets."""
 
+import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -313,6 +315,9 @@ def cuda_works() -> bool:
 
     if CUDA not in ort.get_available_providers():
         return False
+    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installs them lie where the provider does not look
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

@@ -29,6 +29,7 @@ from transformers.models.gemma2 import modeling_gemma2
 from funnel_export import FunnelSpec
 from funnel_export.errors import CheckpointError, FunnelExportError, SpecError
 from funnel_export.funnel import apply_funnel, remove_funnel
+from funnel_export.funnel.model import LayerPart
 from funnel_export.spec.choices import Recovery
 
 SPEC = FunnelSpec(pool_layer=1, recover_layer=3, stride=2)
@@ -308,3 +309,7 @@ def test_another_attention_after_the_patch_is_refused() -> None:
     model.model.layers[0].self_attn.config._attn_implementation = "flex_attention"
     with pytest.raises(SpecError, match="eager attention"):
         model(torch.ones(1, 5, dtype=torch.long))
+
+
+def test_a_part_has_a_hash_before_it_has_fields() -> None:
+    assert isinstance(hash(LayerPart.__new__(LayerPart)), int)  # as torch.compile of PyTorch 2.11 asks for it

@@ -106,6 +106,7 @@ class Diagnostics(IntFlag):
     OLD_CUDA_DRIVER = 4
 
 
+ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80 SM86 SM89 SM120 SM121")
 DataType = Enum("DataType", "FLOAT HALF BF16 INT64")
 Mode = Enum("Mode", "INPUT OUTPUT")
 Validity = Enum("Validity", "VALID INVALID")
@@ -131,16 +132,14 @@ def make_module(cuda: Cuda, version: str, dtype: str = "FLOAT", diagnostics: int
                 return None
             return Engine(cuda, content.split(b"\n")[1].decode(), DataType[dtype])
 
-    return SimpleNamespace(
-        __name__="tensorrt",
-        __version__=version,
-        ILogger=Logger,
-        Runtime=Runtime,
-        TensorIOMode=Mode,
-        EngineValidity=Validity,
-        EngineInvalidityDiagnostics=Diagnostics,
-        CudaGraphStrategy=Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE"),
+    module = SimpleNamespace(
+        __name__="tensorrt", __version__=version, ILogger=Logger, Runtime=Runtime, TensorIOMode=Mode
     )
+    if version.startswith("1."):  # what TensorRT-RTX has and TensorRT has not
+        module.EngineValidity, module.EngineInvalidityDiagnostics = Validity, Diagnostics
+        module.CudaGraphStrategy = Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+        module.ComputeCapability = ComputeCapability
+    return module
 
 
 class Engine:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from exported import Recipe
+from fakes import ComputeCapability
 
 from funnel_export.errors import TargetUnavailableError
 from funnel_export.targets.base import CompileRequest
+from funnel_export.targets.onnxruntime import CUDA, cuda_works
 from funnel_export.targets.registry import get_target, target_names
 from funnel_export.targets.tensorrt import flavour, gpu
 from funnel_export.targets.tensorrt.gpu import Gpu
@@ -86,6 +88,15 @@ def test_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+L40S = Gpu("NVIDIA L40S", "8.9", "13.0")
+
+
+def with_gpu(target: str, found: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a target find its module and a GPU."""
+    module = ModuleType(MODULES[target])
+    module.ComputeCapability = ComputeCapability  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, MODULES[target], module)
+    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: found)
 
 
 @pytest.mark.parametrize(("target", "compiles"), [("tensorrt", False), ("tensorrt-rtx", True)])
@@ -105,17 +116,30 @@ def test_with_the_package_and_no_gpu_only_rtx_compiles(
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_with_package_and_gpu_both_compile_and_run(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, MODULES[target], ModuleType(MODULES[target]))
-    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: H200)
+    with_gpu(target, L40S, monkeypatch)
     here = get_target(target).availability()
     assert (here.available, here.compiles) == (True, True)
-    assert here.detail == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+    assert here.detail == "NVIDIA L40S, compute capability 8.9, driver for CUDA 13.0"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"), [("7.5", True), ("8.7", False), ("9.0", False), ("10.0", False), ("13.0", True)]
+)
+def test_tensorrt_rtx_runs_on_gpus_that_it_names_and_on_later_ones(
+    capability: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu("tensorrt-rtx", Gpu("a GPU", capability, "13.0"), monkeypatch)
+    here = get_target("tensorrt-rtx").availability()
+    assert (here.available, here.compiles) == (runs, True)
+    refusal = f"compiles here for other GPUs: it does not run on a GPU, compute capability {capability}"
+    assert (here.detail == refusal) is not runs
+    with_gpu("tensorrt", Gpu("a GPU", capability, "13.0"), monkeypatch)
+    assert get_target("tensorrt").availability().available
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_without_polygraphy_engines_run_and_none_is_built(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, MODULES[target], ModuleType(MODULES[target]))
-    monkeypatch.setattr("funnel_export.targets.tensorrt.target.find_gpu", lambda: H200)
+    with_gpu(target, L40S, monkeypatch)
     monkeypatch.setattr(flavour, "find_spec", lambda _: None)
     monkeypatch.setattr("funnel_export.targets.tensorrt.target.has_polygraphy", lambda: False)
     here = get_target(target).availability()
@@ -123,6 +147,24 @@ def test_without_polygraphy_engines_run_and_none_is_built(target: str, monkeypat
     assert here.detail.endswith("does not compile without Polygraphy")
     with pytest.raises(TargetUnavailableError, match="builds with Polygraphy"):
         get_target(target).built_for(CompileRequest(graph=Recipe().bundle().model))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_what_the_runtime_prints_about_missing_libraries_stays_off_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so.13"))
+    cuda_works.cache_clear()
+    try:
+        here = get_target("onnxruntime").availability()
+    finally:
+        cuda_works.cache_clear()
+    assert here.detail == "CPUExecutionProvider; this build has CUDA, and it does not work here"
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "libcublas" in shown.err
 
 
 def test_doctor_shows_every_target_as_text_and_as_json() -> None:

@@ -25,7 +25,7 @@ from funnel_export.targets.tensorrt.gpu import Gpu
 
 pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed", exc_type=ImportError)
 
-H200 = Gpu("NVIDIA H200", "9.0", "13.0")
+L40S = Gpu("NVIDIA L40S", "8.9", "13.0")
 PROFILES = ["step:batch=1:2:4,sequence=1", "prompt:batch=1:1:4,sequence=1:8:32"]
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
 
@@ -36,7 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     made = Cuda()
     monkeypatch.setattr("funnel_export.targets.tensorrt.device.call", made)
     for module in ("target", "session", "runtime_cache"):
-        monkeypatch.setattr(f"funnel_export.targets.tensorrt.{module}.find_gpu", lambda: H200)
+        monkeypatch.setattr(f"funnel_export.targets.tensorrt.{module}.find_gpu", lambda: L40S)
     return made
 
 
@@ -58,9 +58,9 @@ def install(cuda: Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inst
             target=target,
             version=VERSIONS[target],
             built_for=BuiltFor(
-                device=H200.name,
+                device=L40S.name,
                 platform=this_platform(),
-                gpus=Gpus(compute_capabilities=["9.0"], driver=H200.driver),
+                gpus=Gpus(compute_capabilities=["8.9"], driver=L40S.driver),
             ),
             dtype=bundle.spec.dtype,
             graph="model",
@@ -92,7 +92,7 @@ def test_check_runs_an_engine_as_it_runs_any_target(target: str, install: Instal
     report = check(bundle, targets=[target])
     assert report.passed
     (result,) = report.targets
-    assert (result.target, result.engine, result.device) == (target, "built", "NVIDIA H200")
+    assert (result.target, result.engine, result.device) == (target, "built", "NVIDIA L40S")
     assert len(result.cases) > 8
     assert result.left_out == []
 
@@ -243,30 +243,30 @@ def test_version_compatible_plans_may_bring_host_code(install: Install) -> None:
 
 def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", diagnostics=int(Diagnostics.UNSUPPORTED_CC))
-    with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc.*capability 9\.0"):
+    with pytest.raises(BundleError, match=r"(?s)does not run in tensorrt-rtx here.*unsupported_cc.*capability 8\.9"):
         check_fits(get_target("tensorrt-rtx"), engine)
     with pytest.warns(UserWarning, match="an engine is left out"):  # and the other targets are checked
         assert check(bundle, max_length=1).passed
 
 
 MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Gpu, str | None]] = {
-    "the same": ({}, {}, H200, None),
-    "another version": ({"version": "11.3.0.99"}, {}, H200, r"11\.3\.0\.99, and 11\.4"),
-    "an earlier one, compatible": ({"version": "11.3.0.99"}, {"version_compatible": True}, H200, None),
-    "a later one, compatible": ({"version": "11.5.0.1"}, {"version_compatible": True}, H200, r"built with"),
-    "another major, compatible": ({"version": "10.9.0.1"}, {"version_compatible": True}, H200, r"built with"),
-    "another GPU": ({}, {}, Gpu("NVIDIA H100", "9.0", "13.0"), "and this is NVIDIA H100"),
+    "the same": ({}, {}, L40S, None),
+    "another version": ({"version": "11.3.0.99"}, {}, L40S, r"11\.3\.0\.99, and 11\.4"),
+    "an earlier one, compatible": ({"version": "11.3.0.99"}, {"version_compatible": True}, L40S, None),
+    "a later one, compatible": ({"version": "11.5.0.1"}, {"version_compatible": True}, L40S, r"built with"),
+    "another major, compatible": ({"version": "10.9.0.1"}, {"version_compatible": True}, L40S, r"built with"),
+    "another GPU": ({}, {}, Gpu("NVIDIA L40", "8.9", "13.0"), "and this is NVIDIA L40"),
     "another GPU of its kind": (
         {},
         {"hardware_compatibility_level": "same_compute_capability"},
-        Gpu("NVIDIA H100", "9.0", "13.0"),
+        Gpu("NVIDIA L40", "8.9", "13.0"),
         None,
     ),
     "of another kind": (
         {},
         {"hardware_compatibility_level": "same_compute_capability"},
         Gpu("NVIDIA B200", "10.0", "13.0"),
-        r"capability 9\.0",
+        r"capability 8\.9",
     ),
     "Ampere and later": ({}, {"hardware_compatibility_level": "ampere_plus"}, Gpu("RTX", "12.0", "13.0"), None),
     "before Ampere": ({}, {"hardware_compatibility_level": "ampere_plus"}, Gpu("T4", "7.5", "13.0"), "T4"),
@@ -330,7 +330,7 @@ SPOILT_CACHES: dict[str, Callable[[Path], object]] = {
         (folder / "runtime.cache.json").read_text().replace('"plan_sha256":"', '"plan_sha256":"' + "0" * 64 + '","x":"')
     ),
     "of another GPU": lambda folder: (folder / "runtime.cache.json").write_text(
-        (folder / "runtime.cache.json").read_text().replace("H200", "H100")
+        (folder / "runtime.cache.json").read_text().replace("L40S", "L40")
     ),
     "with a forged digest of nothing": lambda folder: (folder / "runtime.cache.json").write_text(
         (folder / "runtime.cache.json")

@@ -65,6 +65,10 @@ class _Base:
             able = "compiles here; engines do not run here" if compiles else "neither compiles nor runs here"
             detail = f"{able}: {err.what}{lacking}"
             return Availability(available=False, compiles=compiles, version=version, detail=detail)
+        if self.flavour is TENSORRT_RTX and not _runs_on(self.flavour.load(), gpu):
+            what = f"it does not run on {gpu.name}, compute capability {gpu.compute_capability}"
+            detail = f"compiles here for other GPUs: {what}" if builder else what + lacking
+            return Availability(available=False, compiles=builder, version=version, detail=detail)
         detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}{lacking}"
         return Availability(available=True, compiles=builder, version=version, detail=detail)
 
@@ -180,6 +184,16 @@ def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
         return find_gpu(), None
     except TargetUnavailableError as err:
         return None, err.what
+
+
+def _runs_on(trt: Any, gpu: Gpu) -> bool:
+    """Whether TensorRT-RTX runs on this GPU: on those that it names, and on later ones.
+
+    It names none of the data centres' Hopper GPUs, whose plans it builds and then refuses (version 1.7.1 on an H200).
+    """
+    named = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    here = int(gpu.compute_capability.replace(".", ""))
+    return here in named or here > max(named)
 
 
 def _other_gpu(built_for: BuiltFor, level: str, gpu: Gpu) -> str | None:

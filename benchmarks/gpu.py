@@ -1,0 +1,163 @@
+"""What a machine with an NVIDIA GPU shows: parity on CUDA, and latency at Gemma2-2B's shapes in bfloat16.
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+Steps, in order of worth. `parity`: small models in three dtypes, dense and with funnels, compiled for every target that
+is installed and compared with eager PyTorch. `S=2`, `S=4`: Gemma2-2B's shapes with random weights and a funnel over
+more than half of the layers, beside the dense model: eager PyTorch, torch.compile, and every target on the GPU.
+
+The result file is written after each step; a second run goes on with the steps that are missing or failed. Needs 20 GB
+of disk and 48 GB of the GPU's memory, no network. Without a GPU, `--shape tiny --device cpu` runs the same code.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from building import make_checkpoint
+from gemma2_2b import make_checkpoint as make_gemma2_2b
+from measure import conditions, failure, measured
+
+from funnel_export import bench, compile_bundle, export
+from funnel_export.bundle.load import Bundle
+from funnel_export.errors import FunnelExportError
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.targets.base import availability_of
+from funnel_export.targets.registry import get_target
+from funnel_export.targets.tensorrt.gpu import find_gpu
+
+GPU_TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+CASES = (
+    (Task.TEXT_GENERATION, "dense"),
+    (Task.TEXT_GENERATION, "S=2"),
+    (Task.TEXT_GENERATION, "S=4"),
+    (Task.TOKEN_CLASSIFICATION, "lookahead, S=2"),
+)
+FUNNELS = {"2B": "6:20", "tiny": "2:5"}
+PACKAGES = ("torch", "transformers", "onnx", "funnel-export")
+
+PARITY = """
+import json, sys
+from pathlib import Path
+from building import build_small
+from funnel_export.spec.choices import Task
+print(json.dumps(build_small(Path(sys.argv[1]), Task(sys.argv[2]), sys.argv[3], sys.argv[4].split(","))))
+"""
+
+
+def parity(folder: Path) -> dict[str, Any]:
+    """Compile and compare small models, side by side, since nothing is timed."""
+
+    def run(case: tuple[Task, str]) -> tuple[str, Any]:
+        task, kind = case
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            try:
+                found = measured(PARITY, name, task, kind, ",".join(GPU_TARGETS), stderr=subprocess.PIPE)
+            except subprocess.CalledProcessError as err:
+                found = {"error": failure(err)}
+        return f"{task}, {kind}", found
+
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        return dict(pool.map(run, CASES))
+
+
+def latency(folder: Path, options: argparse.Namespace, stride: int) -> dict[str, Any]:
+    """Export a funnel, compile what needs an engine, and time it beside the dense model."""
+    checkpoint = folder / "checkpoint"
+    if not checkpoint.exists():
+        checkpoint.mkdir()
+        if options.shape == "2B":
+            make_gemma2_2b(checkpoint)
+        else:
+            make_checkpoint(checkpoint, Task.TEXT_GENERATION, Dtype.BFLOAT16)
+    funnel = f"{FUNNELS[options.shape]}:{stride}"
+    bundle = export(checkpoint, folder / f"S{stride}", funnel=funnel, logits="last", progress=say)
+    targets, not_built = None, {}
+    if options.device == "cuda":
+        targets = [name for name in GPU_TARGETS if availability_of(get_target(name)).available]
+        not_built = compile_engines(bundle, targets, options.lengths)
+    report = bench(
+        bundle,
+        targets=targets and [name for name in targets if name not in not_built],
+        lengths=options.lengths,
+        rounds=options.rounds,
+        max_length=8,  # the reference runs on the CPU; the timed lengths are compared with eager PyTorch on the GPU
+        device=options.device,
+        progress=say,
+    )
+    return {"not_built": not_built, "passed": report.passed, "report": report.model_dump(mode="json")}
+
+
+def compile_engines(bundle: Bundle, targets: Sequence[str], lengths: Sequence[int]) -> dict[str, str]:
+    """Compile engines for the targets that run nothing else; the reason for each that failed."""
+    profile = f"batch=1,sequence=1:{min(lengths)}:{max(lengths)}"
+    failed = {}
+    for name in targets:
+        if not get_target(name).runs_graphs:
+            try:
+                compile_bundle(bundle, name, profiles=[profile], progress=say)
+            except FunnelExportError as err:
+                failed[name] = str(err)
+    return failed
+
+
+def gpu_facts() -> dict[str, str]:
+    """The GPU that is measured."""
+    gpu = find_gpu()
+    return {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "driver": f"CUDA {gpu.driver}"}
+
+
+def say(step: str, *_: object) -> None:
+    """Show progress on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {step}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the steps that the result file lacks, as long as there is time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="result file, written after each step")
+    parser.add_argument("--folder", type=Path, help="where checkpoint and bundles are written; kept, for a next run")
+    parser.add_argument("--shape", choices=FUNNELS, default="2B")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a prompt")
+    parser.add_argument("--rounds", type=int, default=15, help="counted calls")
+    parser.add_argument("--steps", nargs="+", default=["parity", "S=2", "S=4"], help="what to run, in this order")
+    parser.add_argument("--minutes", type=float, default=20, help="no step begins after this time")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    steps: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "parity": parity,
+        "S=2": lambda folder: latency(folder, options, 2),
+        "S=4": lambda folder: latency(folder, options, 4),
+    }
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    facts = {**conditions(PACKAGES), **(gpu_facts() if options.device == "cuda" else {})}
+    versions = {name: availability_of(get_target(name)).version for name in GPU_TARGETS}
+    facts |= {name: version for name, version in versions.items() if version}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in options.steps:
+            if (name in result and "error" not in result[name]) or time.monotonic() > end:
+                continue
+            say(name)
+            start = time.monotonic()
+            try:
+                found = steps[name](folder)
+            except FunnelExportError as err:  # the next steps run all the same
+                found = {"error": str(err)}
+            result[name] = {"conditions": facts, "seconds": round(time.monotonic() - start), **found}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
