@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 OTHERS := .venv-interop
 BUNDLES := build/interop
 
-.PHONY: demo test check interop fuzz format clean
+.PHONY: demo test check soak interop fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -19,6 +19,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+# More of what `make test` tries a few times: exports that are killed, and exports at once.
+soak: $(INSTALLED)
+	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system
 
 fuzz: $(INSTALLED)
 	FUNNEL_EXPORT_FUZZ=5000 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest tests/fuzz

@@ -104,7 +104,7 @@ def scaled(model: ir.Model, owner: ir.Node, index: int, change: float, *, add: b
     """Multiply an operand by a constant, or add it."""
     value = owner.inputs[index]
     assert value is not None
-    kind = np.int64 if value.dtype == ir.DataType.INT64 else np.float32
+    kind = (ir.DataType.FLOAT if value.dtype is None else value.dtype).numpy()
     constant = ir.Value(name="changed", const_value=ir.tensor(np.array(change, kind)))
     model.graph.register_initializer(constant)
     changed = ir.node("Add" if add else "Mul", [value, constant], name="changed")

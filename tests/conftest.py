@@ -1,7 +1,9 @@
 """Settings for every test: shapes checked by jaxtyping, hypothesis profiles, one thread."""
 
+import gc
 import os
 
+import pytest
 import torch
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
@@ -12,6 +14,10 @@ collect_ignore = ["interop"]
 # Before any test imports the package: the hook sees only modules loaded after it.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
+from tracing import share_traces, trace_anew  # noqa: E402 - after the hook
+
+from funnel_export.latency import trials  # noqa: E402
+
 # Tiny models gain nothing from a second thread, and wait for it whenever something else runs on the machine.
 torch.set_num_threads(1)
 
@@ -21,3 +27,17 @@ PHASES = [phase for phase in Phase if phase is not Phase.explain]
 settings.register_profile("default", derandomize=True, deadline=None, max_examples=25, database=None, phases=PHASES)
 settings.register_profile("thorough", derandomize=False, deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# No test judges latencies, so none waits for the thread pools of the call before.
+trials.REST = 0.0
+
+share_traces()
+
+# What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
+gc.collect()
+gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("traces"):
+        trace_anew(monkeypatch)

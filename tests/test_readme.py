@@ -3,18 +3,21 @@
 import re
 import runpy
 import shlex
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import call
 from models import save_tiny_checkpoint
+from optimum.commands import optimum_cli
 
+from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
 README = Path(__file__).parent.parent / "README.md"
-MODULES = {"funnel-export": "funnel_export", "optimum-cli": "optimum.commands.optimum_cli"}
-"""The programs that the README may run, and the module that each is."""
+PROGRAMS: dict[str, Callable[[], None]] = {"funnel-export": cli.main, "optimum-cli": optimum_cli.main}
+"""The programs that the README may run, and the main function of each."""
 
 
 def blocks(kind: str) -> list[str]:
@@ -33,21 +36,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands(folder: Path) -> None:
+def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     assert len(commands) >= 5
+    monkeypatch.chdir(folder)
     for command in commands:
-        program, *arguments = shlex.split(command)
-        run = [sys.executable, "-m", MODULES[program], *arguments]
-        done = subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        done = call(PROGRAMS[sys.argv[0]])
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-def test_python(folder: Path) -> None:
+def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "\n".join(blocks("python"))
     assert "apply_funnel" in code
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    (folder / "session.py").write_text(code)
+    monkeypatch.chdir(folder)
+    done = call(lambda: runpy.run_path("session.py", run_name="__main__"))
     assert done.stdout.startswith("True ")
 
 

@@ -1,6 +1,6 @@
 """Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -69,6 +69,25 @@ def find_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) 
             findings[0] if len(findings) == 1 else CheckpointError("\n".join([*(str(f) for f in findings[:24]), *more]))
         )
     return stored
+
+
+def check_all_used(parameters: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint with weights that the model has no place for: config.json would describe another model.
+
+    Raises:
+        CheckpointError: with their names.
+    """
+    family = checkpoint.family
+    used = {stored for parameter in parameters for stored in family.stored_names(parameter)}
+    unused = [name for name in checkpoint.tensors if name not in used and not family.may_be_unused(name)]
+    if unused:
+        more = f", and {len(unused) - 3} more" if len(unused) > 3 else ""
+        raise CheckpointError(
+            "the checkpoint has weights that the model does not use",
+            got=", ".join(unused[:3]) + more,
+            wanted=f"the weights of a {family.title} with {checkpoint.architecture.num_hidden_layers} layers",
+            hint="correct config.json (num_hidden_layers, for example), or save the model without them",
+        )
 
 
 def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:

@@ -67,6 +67,8 @@ class Family(ABC):
     """Values of a config whose graph is small enough to be reviewed: its constants are printed."""
     task_heads: ClassVar[tuple[str, ...]] = ("score.",)
     """How the parameters of heads begin that only a fine-tuned checkpoint has."""
+    buffers: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
+    """How the names of stored tensors end that a model computes by itself."""
 
     # Hugging Face
 
@@ -119,6 +121,10 @@ class Family(ABC):
         """What a checkpoint may call a model's parameter, whether it was saved from a bare model or one with a head."""
         bare = parameter.removeprefix("model.")
         return tuple(dict.fromkeys((parameter, bare, f"model.{bare}")))
+
+    def may_be_unused(self, stored: str) -> bool:
+        """Whether a checkpoint may have this tensor for a task without it: a head, or what the model computes."""
+        return stored == self.head or stored.startswith(self.task_heads) or stored.endswith(self.buffers)
 
     # What the forward computes
 

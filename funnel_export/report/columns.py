@@ -155,10 +155,13 @@ class Limit(NamedTuple):
 
 def limits(report: ParityReport) -> list[Limit]:
     """The limits of a report."""
-    return [
+    found = [
         Limit("largest", report.floor.max_rel, report.limit_max_rel),
         Limit("root mean square", report.floor.rms_rel, report.limit_rms_rel),
     ]
+    if report.limit_kl is not None and report.floor.kl is not None:
+        found.append(Limit("KL divergence, nats", report.floor.kl, report.limit_kl))
+    return found
 
 
 def limit_columns(report: ParityReport) -> tuple[Column[Limit], ...]:
@@ -176,6 +179,12 @@ def _verdict(passed: bool) -> Cell:
 
 def _against(value: float, limit: float) -> Cell:
     return Cell(numbers.error(value), "" if value <= limit else "bad")
+
+
+def _divergence(value: float | None, limit: float | None) -> Cell | str:
+    if value is None:
+        return NONE
+    return numbers.error(value) if limit is None else _against(value, limit)
 
 
 def _worst(values: Iterable[float]) -> float:
@@ -234,7 +243,7 @@ def case_columns(report: ParityReport) -> tuple[Column[OnTarget], ...]:
         _both("max error", lambda found: _against(found.case.metrics.max_rel, report.limit_max_rel)),
         _both("rms error", lambda found: _against(found.case.metrics.rms_rel, report.limit_rms_rel)),
         Column("max abs", lambda found: numbers.error(found.case.metrics.max_abs)),
-        Column("KL", lambda found: NONE if found.case.metrics.kl is None else numbers.error(found.case.metrics.kl)),
+        Column("KL", lambda found: _divergence(found.case.metrics.kl, report.limit_kl)),
         _both("top-1", lambda found: numbers.share(found.case.metrics.top1)),
     )
 

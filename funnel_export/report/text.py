@@ -99,6 +99,8 @@ def describe_parity(report: ParityReport) -> str:
         f"limits: max {report.limit_max_rel:.1e}, rms {report.limit_rms_rel:.1e} = {report.factor:g} x what eager "
         f"PyTorch loses in {report.dtype} against {report.reference}"
     )
+    if report.limit_kl is not None and report.limit_top1 is not None:
+        limit += f"; KL {report.limit_kl:.1e}, top-1 at least {report.limit_top1:.1%}"
     lines = [table, "", limit]
     if report.lengths_left_out:
         lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
@@ -109,7 +111,8 @@ def describe_parity(report: ParityReport) -> str:
         if target.error:
             lines.append(f"{target.name}: {target.error}")
         elif place is not None:
-            lines.append(f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} > {place.limit:.1e})")
+            sign = "<" if place.passed else ">"
+            lines.append(f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} {sign} {place.limit:.1e})")
         elif not target.passed:
             lines.append(f"{target.name} differs at the output, and at no boundary before it")
     return "\n".join(lines)

@@ -2,10 +2,12 @@
 
 The reference is eager PyTorch one step more precise than the bundle: float64 for float32, float32 for 16 bits. The
 *noise floor* is what eager PyTorch in the bundle's own dtype loses against it, over all cases of the run. A target
-passes when it loses no more than a small factor of that.
+passes when it loses no more than a small factor of that: in its largest error, in the root mean square, and for logits
+in the divergence of what they predict and in how often the highest one is another.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 FACTOR = 4.0
 """How many times the noise floor a target may lose."""
+SMALLEST_KL = 1e-12
+"""In nats: below, the divergence of float64 logits is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class _Expected:
     outputs: list[NDArray[Any]]
     """Of the reference."""
     floor: Metrics
+    top1: float | None
+    """Share of all positions at which the floor's highest logit is the reference's."""
     shown: int | None
     """The case whose boundaries a target shows that passes."""
     insides: dict[int, Inside]
@@ -80,6 +86,8 @@ def check_parity(
         floor=expected.floor,
         limit_max_rel=factor * expected.floor.max_rel,
         limit_rms_rel=factor * expected.floor.rms_rel,
+        limit_kl=_limit_kl(expected.floor, dtype, factor),
+        limit_top1=_limit_top1(expected, factor),
         lengths_left_out=list(plan.left_out),
         targets=[],
     )
@@ -94,6 +102,30 @@ def check_parity(
         except Exception as err:  # noqa: BLE001 - whatever a runtime raises is this target's failure alone
             results.append(_result(candidate, passed=False, error=f"{type(err).__name__}: {err}"))
     return report.with_targets(results)
+
+
+def _limit_kl(floor: Metrics, dtype: Dtype, factor: float) -> float | None:
+    """The divergence grows with the square of the error, and so does its limit in float32.
+
+    In 16 bits that would let a wrong constant pass, and graphs that are right stay near the floor.
+    """
+    if floor.kl is None:
+        return None
+    return (factor**2 if dtype is Dtype.FLOAT32 else factor) * max(floor.kl, SMALLEST_KL)
+
+
+def _limit_top1(expected: "_Expected", factor: float) -> float | None:
+    """As many positions may change as `factor` times the floor's, and four more, since near ties fall anywhere."""
+    if expected.top1 is None:
+        return None
+    positions = sum(len(output) for output in expected.outputs)
+    return max(0.0, 1 - factor * (1 - expected.top1) - 4 / positions)
+
+
+def _share(shares: Sequence[float | None], positions: Sequence[int]) -> float | None:
+    """The share over all cases; None for what has no logits."""
+    known = [(share, count) for share, count in zip(shares, positions, strict=True) if share is not None]
+    return sum(share * count for share, count in known) / sum(count for _, count in known) if known else None
 
 
 def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
@@ -115,8 +147,10 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     if shown is not None:
         insides[shown] = compare_eager(plan.cases[shown], inputs[shown], reference.pop(), eager.pop(), names)
     output, logits = bundle.model.output.name, bundle.spec.task is not Task.FEATURE_EXTRACTION
-    floor = _worst([measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)])
-    return _Expected(inputs, [row[output] for row in reference], floor, shown, insides)
+    floors = [measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)]
+    outputs = [row[output] for row in reference]
+    top1 = _share([floor.top1 for floor in floors], list(map(len, outputs)))
+    return _Expected(inputs, outputs, _worst(floors), top1, shown, insides)
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:
@@ -164,12 +198,16 @@ def _check_candidate(
     with contextlib.closing(session):
         cases = {index: compare(index) for index in taken}
     failed = [index for index, case in cases.items() if not case.passed]
+    top1 = _share([case.metrics.top1 for case in cases.values()], [len(expected.outputs[index]) for index in cases])
+    if not failed and top1 is not None and report.limit_top1 is not None and not top1 >= report.limit_top1:
+        failed = [min(cases, key=lambda index: cases[index].metrics.top1 or 0.0)]
     result = _result(
         candidate,
         device=session.device,
         precision=session.precision,
         passed=bool(cases) and not failed,
         cases=list(cases.values()),
+        top1=top1,
         left_out=[case.name for index, case in enumerate(plan.cases) if index not in cases],
         error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
@@ -177,7 +215,8 @@ def _check_candidate(
         return result.model_copy(update={"error": _without_limits(report, expected)})
     if not cases:
         return result
-    return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report.factor, failed))
+    metrics = {index: cases[index].metrics for index in failed}
+    return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report, metrics))
 
 
 def _without_limits(report: ParityReport, expected: _Expected) -> str:
@@ -191,24 +230,42 @@ def _without_limits(report: ParityReport, expected: _Expected) -> str:
 
 
 def _look_into(
-    bundle: Bundle, candidate: Candidate, plan: CasePlan, expected: _Expected, factor: float, failed: Sequence[int]
+    bundle: Bundle,
+    candidate: Candidate,
+    plan: CasePlan,
+    expected: _Expected,
+    report: ParityReport,
+    failed: Mapping[int, Metrics],
 ) -> dict[str, Any]:
     """What a result says of the boundaries; that there are none to be had fails no target that passed."""
     if not failed and not candidate.target.runs_graphs:
         return {"boundaries_missing": "an engine gives out no inner values, and another one is built only on failure"}
-    index = failed[0] if failed else expected.shown
+    index = next(iter(failed), expected.shown)
     if index is None:
         return {"boundaries_missing": "no batch of this check is short enough"}
     if index not in expected.insides:  # computed once for all targets
         expected.insides[index] = look_inside(bundle, plan.cases[index], expected.inputs[index])
     try:
-        found = locate(bundle, candidate, expected.insides[index], factor)
+        found = locate(bundle, candidate, expected.insides[index], report.factor)
     except (FunnelExportError, KeyError) as err:  # a graph so broken that it has no such boundaries
         why = f"the graph has no {err}" if isinstance(err, KeyError) else str(err)
         error = {"error": f"differs, and where it begins could not be found: {why}"} if failed else {}
         return {"boundaries_missing": why, **error}
-    first = next((place for place in found if not place.passed), None) if failed else None
+    first = _first_difference(found, failed[index], report) if failed else None
     return {"boundaries": found, "first_difference": first}
+
+
+def _first_difference(found: Sequence[Boundary], output: Metrics, report: ParityReport) -> Boundary | None:
+    """The first boundary beyond its limit, None where it is the output alone that differs.
+
+    A wrong constant in 16 bits may show in the divergence only: then the first boundary beyond half of its limit.
+    """
+    subtle = output.max_rel <= report.limit_max_rel and output.rms_rel <= report.limit_rms_rel
+    for share in (1.0, 0.5) if subtle else (1.0,):
+        for place in found:
+            if not place.rms_rel <= share * place.limit < math.inf:
+                return place
+    return None
 
 
 def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) -> list[Boundary]:

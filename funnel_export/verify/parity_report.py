@@ -60,6 +60,8 @@ class TargetResult(_Report):
     precision: str
     passed: bool
     cases: list[CaseResult]
+    top1: float | None = None
+    """Share of the positions of all batches that have the reference's highest logit; for logits."""
     left_out: list[str] = []
     """Batches for which the engine has no optimization profile."""
     boundaries: list[Boundary] = []
@@ -67,7 +69,7 @@ class TargetResult(_Report):
     boundaries_missing: str | None = None
     """Why there are none, if there are none."""
     first_difference: Boundary | None = None
-    """The first boundary beyond its limit, if the target did not pass."""
+    """The first boundary beyond its limit, or else beyond half of it, if the target did not pass."""
     error: str | None = None
     """Why the target could not run, or could not be judged."""
     refused: bool = False
@@ -103,13 +105,17 @@ class ParityReport(_Report):
     """The worst that eager PyTorch in the bundle's dtype shows in any case."""
     limit_max_rel: float
     limit_rms_rel: float
+    limit_kl: float | None = None
+    """Of the divergence at one position, in nats; for logits."""
+    limit_top1: float | None = None
+    """The least share of all positions that must have the reference's highest logit; for logits."""
     lengths_left_out: list[int]
     targets: list[TargetResult]
 
     @property
     def has_limits(self) -> bool:
         """Whether there is a noise floor to derive limits from: not where eager PyTorch itself overflows."""
-        return math.isfinite(self.limit_max_rel) and math.isfinite(self.limit_rms_rel)
+        return all(map(math.isfinite, (self.limit_max_rel, self.limit_rms_rel, self.limit_kl or 0.0)))
 
     @property
     def refused(self) -> bool:
@@ -129,4 +135,6 @@ class ParityReport(_Report):
 
     def within(self, metrics: Metrics) -> bool:
         """Whether these errors pass; what is not a number does not, and without limits nothing does."""
-        return self.has_limits and metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
+        near = metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
+        alike = self.limit_kl is None or (metrics.kl is not None and metrics.kl <= self.limit_kl)
+        return self.has_limits and near and alike

@@ -15,10 +15,11 @@ from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.skeleton import build_skeleton
-from funnel_export.exporter.weights import find_weights
+from funnel_export.exporter.weights import check_all_used, find_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 from funnel_export.spec.choices import Dtype, Logits
+from funnel_export.verify.float64 import Float64
 
 REFERENCE_DTYPES = {
     Dtype.FLOAT32: torch.float64,
@@ -31,16 +32,23 @@ REFERENCE_DTYPES = {
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     """The bundle's own weights in Hugging Face's model, without its funnel.
 
-    The weights are looked for beforehand: Hugging Face would make those that are missing, of any size.
+    Hugging Face reads config.json itself: what an export reads wrongly is then seen. The weights are looked for
+    beforehand: Hugging Face would make those that are missing, of any size.
     """
     source = Checkpoint.open(bundle.path)
-    find_weights(build_skeleton(bundle.family, source.config, bundle.spec).shapes, source)
-    config = bundle.family.read_config(source.config)
-    with without_progress_bars():
+    shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
+    find_weights(shapes, source)
+    check_all_used(shapes, source)
+    with without_progress_bars(), computing_in(dtype):
         model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
-            bundle.path, config=config, dtype=dtype, attn_implementation="eager", local_files_only=True
+            bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
     return model.eval().requires_grad_(False)
+
+
+def computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Where Hugging Face's models are made and run in float64: without it they compute parts in float32."""
+    return Float64() if dtype is torch.float64 else contextlib.nullcontext()
 
 
 def output_options(bundle: Bundle) -> dict[str, Any]:
@@ -62,6 +70,7 @@ class Eager:
         self.dense = self.spec is None
         self.output = bundle.model.output.name  # the graph's output is named as Hugging Face's
         self.model = load_model(bundle, dtype)
+        self._dtype = dtype
         self._options = output_options(bundle)
         self._seen: dict[str, Tensor | None] = {}
         if not self.dense:
@@ -89,7 +98,7 @@ class Eager:
         try:
             for ids, mask in zip(inputs[PortKind.TOKENS], inputs[PortKind.MASK], strict=True):
                 self._seen = dict.fromkeys(boundaries)
-                with torch.no_grad():
+                with torch.no_grad(), computing_in(self._dtype):
                     row = torch.from_numpy(ids[mask != 0])[None]
                     out = self.model(input_ids=row, use_cache=False, **self._options)
                 rows.append({self.output: getattr(out, self.output), **self._seen})

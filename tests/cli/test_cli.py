@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from breaks import another_softcap, changed
-from command_line import run
+from command_line import run, run_alone
 from exported import Recipe, tiny_checkpoint
 
 from funnel_export import load_bundle
@@ -16,7 +16,7 @@ from funnel_export.spec.choices import Task
 
 def test_export_inspect_check(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    made = run("export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max", "--recovery", "add")
+    made = run_alone("export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max", "--recovery", "add")
     assert (made.returncode, made.stderr) == (0, "")
     assert load_bundle(out).spec.funnel.to_dict() | {"pooling": "max", "recovery": "add"} == (
         load_bundle(out).spec.funnel.to_dict()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from exported import Recipe
 
 from funnel_export import export
@@ -31,3 +32,13 @@ def test_the_collector_is_as_it_was_after_an_error(
     finally:
         gc.enable()
     assert (during, after) == ([False], enabled)
+
+
+@pytest.mark.traces
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(funnel=None, stored=torch.bfloat16, dtype="bfloat16")], ids=str)
+def test_an_export_that_traces_anew_is_the_same_byte_for_byte(recipe: Recipe, tmp_path: Path) -> None:
+    """So tests may share traces."""
+    shared = recipe.bundle()
+    made = export(recipe.checkpoint(), tmp_path / "out", funnel=recipe.funnel, dtype=recipe.dtype)
+    assert made.manifest == shared.manifest
+    assert made.model.path.read_bytes() == shared.model.path.read_bytes()

@@ -56,6 +56,7 @@ def test_pieces_keep_their_names() -> None:
     np.testing.assert_allclose(run(second, x=x)[0], np.tanh(x), rtol=1e-6)
 
 
+@pytest.mark.traces
 def test_an_export_is_not_decomposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def decompose(*_: object, **__: object) -> None:
         raise AssertionError("this takes twice as long")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import torch
 from exported import Recipe, forward_of_bundle
 from models import main_output, make_batch, random_rows
 from safetensors.torch import load_file, save_file
+from tamper import rewrite_json
 
 from funnel_export import FunnelSpec, apply_funnel, export
 from funnel_export.errors import CheckpointError
@@ -133,3 +135,39 @@ def test_a_causal_lm_checkpoint_has_features_but_no_classes(tmp_path: Path) -> N
     assert bundle.model.record.outputs[0].name == "last_hidden_state"
     with pytest.raises(CheckpointError, match=r"score\.weight"):
         export(checkpoint, tmp_path / "classes", funnel="1:3:2", task="text-classification")
+
+
+def with_tensors(folder: Path, *names: str) -> Path:
+    """A copy of the checkpoint with more tensors."""
+    checkpoint = shutil.copytree(Recipe().checkpoint(), folder / "checkpoint")
+    tensors = load_file(checkpoint / "model.safetensors") | {name: torch.zeros(2, 2) for name in names}
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return checkpoint
+
+
+def test_a_trained_layer_is_not_left_out(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+
+    def drop_a_layer(config: dict[str, Any]) -> None:
+        config.update(num_hidden_layers=3, layer_types=config["layer_types"][:3])
+
+    rewrite_json(checkpoint / "config.json", drop_a_layer)
+    with pytest.raises(
+        CheckpointError, match=r"(?s)does not use.*layers\.3\..*, and \d+ more.*3 layers.*num_hidden_lay"
+    ):
+        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_without_a_place_is_refused(tmp_path: Path) -> None:
+    stray = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    checkpoint = with_tensors(tmp_path, stray)
+    with pytest.raises(CheckpointError, match=rf"does not use\n  got: {stray}\n"):
+        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+
+
+def test_heads_of_other_tasks_and_buffers_are_no_strays(tmp_path: Path) -> None:
+    checkpoint = with_tensors(
+        tmp_path, "score.weight", "model.layers.1.self_attn.rotary_emb.inv_freq", "lm_head.weight"
+    )
+    assert export(checkpoint, tmp_path / "out", funnel="1:3:2", task="feature-extraction").spec.funnel

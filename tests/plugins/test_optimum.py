@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from command_line import Done, call
 from exported import Recipe
 from optimum.commands import optimum_cli
 
@@ -20,15 +22,26 @@ OURS = "import sys; from funnel_export.cli import main; sys.argv[0] = 'funnel-ex
 OPTIMUM = "import sys; from optimum.commands.optimum_cli import main; sys.argv[0] = 'optimum-cli'; main()"
 
 
-def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a program by its entry point, as the script of its name does."""
+def run(code: str, *arguments: object) -> Done:
+    """Run a program by its entry point, as the script of its name does, in a process of its own."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def both(*arguments: object) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
-    """Run optimum-cli and funnel-export with the same arguments."""
-    return run(OPTIMUM, "export", "funnel", *arguments), run(OURS, "export", *arguments)
+Both = Callable[..., tuple[Done, Done]]
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> Both:
+    """Runs optimum-cli and funnel-export with the same arguments, in this process."""
+
+    def calls(*arguments: object) -> tuple[Done, Done]:
+        given = [*map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "funnel", *given])
+        theirs = call(optimum_cli.main)
+        return theirs, call(lambda: cli.run(["export", *given], program="funnel-export"))
+
+    return calls
 
 
 def renamed(text: str) -> str:
@@ -98,7 +111,7 @@ def test_arguments_arrive_as_they_are(arguments: list[str], monkeypatch: pytest.
     assert runs == [(arguments, {"command": "export", "program": "optimum-cli export funnel"})]
 
 
-def test_help_is_the_same() -> None:
+def test_help_is_the_same(both: Both) -> None:
     theirs, ours = both("--help")
     assert (theirs.returncode, theirs.stderr) == (0, "")
     assert "Usage: optimum-cli export funnel [OPTIONS]" in theirs.stdout
@@ -128,7 +141,7 @@ def test_optimum_lists_it_with_its_first_sentence() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_errors_are_the_same(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+def test_errors_are_the_same(arguments: tuple[str, ...], code: int, message: str, both: Both, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": tmp_path / "out", "FILE/out": tmp_path / "file" / "out"}
     theirs, ours = both(*(places.get(each, each) for each in arguments))

@@ -1,6 +1,7 @@
 """A killed export leaves the earlier bundle whole, and the next one tidies up; of two at once one wins."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import pytest
 
+POINTS, ROUNDS = (50, 20) if os.environ.get("FUNNEL_EXPORT_SOAK") else (16, 6)
+
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     """What `crash.py` found: it forks, which a process with as many threads as this one should not."""
     command = [sys.executable, str(Path(__file__).parents[1] / "crash.py")]
+    command += ["--points", str(POINTS), "--rounds", str(ROUNDS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -21,10 +25,10 @@ def result() -> dict[str, Any]:
 
 def test_a_killed_export_harms_nothing(result: dict[str, Any]) -> None:
     killed = result["killed"]
-    assert killed["killed"] == 50
+    assert killed["killed"] == POINTS
     assert killed["lost"] == 0
-    assert killed["old"] + killed["new"] == 50
-    assert killed["old"] > 25  # most of the way nothing has its name yet
+    assert killed["old"] + killed["new"] == POINTS
+    assert killed["old"] > POINTS // 2  # most of the way nothing has its name yet
     assert killed["new"] > 0  # and the last points come after it has
     assert killed["left"] > 0
     assert killed["uncleaned"] == 0
@@ -32,5 +36,5 @@ def test_a_killed_export_harms_nothing(result: dict[str, Any]) -> None:
 
 def test_of_two_exports_at_once_one_wins(result: dict[str, Any]) -> None:
     at_once = result["at_once"]
-    assert at_once["old"] + at_once["new"] == at_once["rounds"] == 20
+    assert at_once["old"] + at_once["new"] == at_once["rounds"] == ROUNDS
     assert (at_once["mixed"], at_once["left"], at_once["failed"]) == (0, 0, 0)

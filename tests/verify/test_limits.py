@@ -1,0 +1,62 @@
+"""Each limit refuses by itself, and a report passes only if every target does."""
+
+from typing import Any
+
+import pytest
+from exported import Recipe
+from latencies import make_parity
+
+from funnel_export.spec.choices import Dtype
+from funnel_export.verify.metrics import Metrics
+from funnel_export.verify.parity import _limit_kl, _share
+from funnel_export.verify.parity_report import ParityReport
+
+SOUND = {"max_abs": 1.0, "mean_abs": 1.0, "p999_abs": 1.0, "cosine": 0.9, "max_rel": 3e-4, "rms_rel": 3e-5, "kl": 3e-6}
+
+
+def report(**changes: Any) -> ParityReport:
+    limits = {"limit_max_rel": 4e-4, "limit_rms_rel": 4e-5, "limit_kl": 4e-6, "limit_top1": 0.9}
+    return make_parity(Recipe().bundle(), **limits | changes)
+
+
+@pytest.mark.parametrize("name", ["max_rel", "rms_rel", "kl"])
+@pytest.mark.parametrize(("factor", "passed"), [(4 / 3, True), (1.4, False), (float("nan"), False)])
+def test_each_error_has_a_limit_of_its_own(name: str, factor: float, passed: bool) -> None:
+    metrics = Metrics.model_validate(SOUND | {name: SOUND[name] * factor * (1 - 1e-12)})
+    assert report().within(metrics) is passed
+
+
+def test_logits_need_a_divergence_and_other_outputs_have_none() -> None:
+    features = Metrics.model_validate(SOUND | {"kl": None})
+    assert not report().within(features)
+    assert report(limit_kl=None).within(features)
+
+
+@pytest.mark.parametrize("name", ["limit_max_rel", "limit_rms_rel", "limit_kl"])
+@pytest.mark.parametrize("limit", [float("inf"), float("nan")])
+def test_without_a_limit_nothing_passes(name: str, limit: float) -> None:
+    broken = report(**{name: limit})
+    assert not broken.has_limits
+    assert not broken.within(Metrics.model_validate(SOUND))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_target_that_fails_fails_the_report(failing: int) -> None:
+    good = report()
+    targets = [each.model_copy(update={"passed": index != failing}) for index, each in enumerate(good.targets)]
+    assert good.with_targets(good.targets).passed
+    assert not good.with_targets(targets).passed
+    assert not good.with_targets([]).passed
+
+
+def test_the_limit_of_the_divergence_follows_the_dtype() -> None:
+    floor = Metrics.model_validate(SOUND)
+    assert _limit_kl(floor, Dtype.FLOAT32, 4.0) == pytest.approx(16 * 3e-6)
+    assert _limit_kl(floor, Dtype.BFLOAT16, 4.0) == pytest.approx(4 * 3e-6)
+    assert _limit_kl(floor.model_copy(update={"kl": 0.0}), Dtype.FLOAT32, 4.0) == pytest.approx(16e-12)
+    assert _limit_kl(floor.model_copy(update={"kl": None}), Dtype.FLOAT32, 4.0) is None
+
+
+def test_the_share_counts_positions() -> None:
+    assert _share([1.0, 0.5], [3, 1]) == pytest.approx(0.875)
+    assert _share([None, None], [3, 1]) is None

@@ -1,0 +1,73 @@
+"""The reference: float64 throughout, and config.json as Hugging Face reads it, whatever the exporter made of it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exported import Recipe
+from models import true_float64
+from numpy.typing import NDArray
+
+from funnel_export import check, export
+from funnel_export.bundle.ports import PortKind
+from funnel_export.families.gemma2 import Gemma2
+from funnel_export.verify import reference
+from funnel_export.verify.cases import Case
+from funnel_export.verify.reference import Eager
+
+
+def logits(recipe: Recipe) -> NDArray[Any]:
+    """What a reference in float64 computes of a text beyond the sliding window."""
+    bundle = recipe.bundle()
+    model = Eager(bundle, torch.float64)
+    return model.run(Case((29,)).tokens(bundle.architecture, seed=0))["logits"]
+
+
+def test_it_is_hugging_faces_model() -> None:
+    recipe = Recipe(funnel=None)
+    architecture = recipe.bundle().architecture
+    with true_float64(), torch.no_grad():
+        ids = torch.from_numpy(Case((29,)).tokens(architecture, seed=0)[PortKind.TOKENS])
+        wanted = recipe.model(torch.float64)(input_ids=ids, use_cache=False).logits[0].numpy()
+    assert np.abs(wanted).max() > 1
+    np.testing.assert_allclose(logits(recipe), wanted, rtol=0, atol=1e-12)
+
+
+@contextlib.contextmanager
+def without_float64() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "computing_in", lambda _: contextlib.nullcontext())
+        yield
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(funnel=None)], ids=["funnel", "dense"])
+def test_nothing_of_it_is_computed_in_float32(recipe: Recipe) -> None:
+    found = logits(recipe)
+    with without_float64():
+        rounded = logits(recipe)
+        with true_float64():
+            exact = logits(recipe)
+    scale = np.abs(exact).max()
+    assert np.abs(found - exact).max() < 1e-13 * scale
+    assert np.abs(rounded - exact).max() > 1e-8 * scale, "what it would be without"
+
+
+def test_a_key_that_the_exporter_drops_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(funnel=None, overrides=(("rms_norm_eps", 0.1),))
+    read = Gemma2.read_config
+
+    def forgetful(self: Gemma2, config: Mapping[str, Any]) -> Any:
+        return read(self, {key: value for key, value in config.items() if key != "rms_norm_eps"})
+
+    monkeypatch.setattr(Gemma2, "read_config", forgetful)
+    bundle = export(recipe.checkpoint(), tmp_path / "bundle", funnel=None)
+    report = check(bundle, targets=["onnxruntime"], max_length=3)
+    assert not report.passed
+    assert report.targets[0].first_difference is not None
+    assert report.targets[0].first_difference.name == "layers.0"
+    monkeypatch.undo()
+    assert check(recipe.bundle(), targets=["onnxruntime"], max_length=3).passed
