@@ -111,29 +111,34 @@ def describe_demo(out: Path, report: LatencyReport) -> str:
     )
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, **changes: int) -> None:
     """A Gemma2 with 12 layers and random weights, and a tokenizer trained on Python's own documentation.
 
     Weights are wide and caps small, so that softcaps and sliding windows matter; the text it would write does not.
+
+    Args:
+        folder: where it is written.
+        changes: other values of its config, for a smaller one.
     """
     tokenizer = make_tokenizer()
-    config = GEMMA2.make_config(
-        vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        query_pre_attn_scalar=64,
-        sliding_window=128,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=3.0,
-        initializer_range=0.06,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 128,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "initializer_range": 0.06,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    config = GEMMA2.make_config(**values | changes)
     torch.manual_seed(0)
     with without_progress_bars():
         GEMMA2.model_class(Task.TEXT_GENERATION)(config).save_pretrained(folder)

@@ -1,5 +1,6 @@
 """The demo does what the README shows of it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ from typer.testing import CliRunner
 from funnel_export import load_bundle
 from funnel_export.bundle.engine import engine_names
 from funnel_export.cli import app
-from funnel_export.commands.demo import FUNNEL, describe_demo, run_demo
+from funnel_export.commands.demo import FUNNEL, describe_demo, make_checkpoint, run_demo
 from funnel_export.errors import BundleError
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.targets.registry import get_target
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = partial(make_checkpoint, hidden_size=64, intermediate_size=96, head_dim=16, query_pre_attn_scalar=16)
+    monkeypatch.setattr("funnel_export.commands.demo.make_checkpoint", small)
     out, steps = tmp_path / "out", []
     report = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
     assert report.parity.passed

@@ -13,7 +13,8 @@ import pytest
 from breaks import another_cap, fixed_axis, loaded, run_audit, swapped_masks
 from exported import Recipe
 
-from funnel_export import FunnelSpec, check
+from funnel_export import FunnelSpec
+from funnel_export.commands.check import compare
 from funnel_export.errors import ExportError
 from funnel_export.exporter.contract import describe_contract
 
@@ -66,7 +67,7 @@ def test_another_stride_is_seen_and_fails_parity(tmp_path: Path) -> None:
     assert len(lines) < 20
     shutil.copytree(Recipe().bundle().path, tmp_path, dirs_exist_ok=True)
     shutil.copyfile(other.bundle().model.path, tmp_path / "model.onnx")
-    report = check(replace(Recipe().bundle(), path=tmp_path), targets=["onnxruntime"], max_length=5)
+    report = compare(replace(Recipe().bundle(), path=tmp_path), targets=["onnxruntime"], max_length=5)
     assert not report.passed
     place = report.targets[0].first_difference
     assert place is not None

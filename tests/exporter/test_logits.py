@@ -11,8 +11,9 @@ from breaks import another_softcap, broken
 from exported import Recipe
 from models import tiny_config
 
-from funnel_export import FunnelSpec, bench, check, export
+from funnel_export import FunnelSpec, bench, export
 from funnel_export.bundle.ports import feed
+from funnel_export.commands.check import compare
 from funnel_export.errors import SpecError
 from funnel_export.exporter.audit import find_faults
 from funnel_export.families.gemma2 import GEMMA2, Gemma2Architecture
@@ -44,10 +45,10 @@ def test_they_are_those_of_the_last_real_token(funnel: FunnelSpec | None, target
 @pytest.mark.parametrize("funnel", [None, FunnelSpec.parse("1:3:2")], ids=str)
 def test_parity_holds_and_can_fail(funnel: FunnelSpec | None, tmp_path: Path) -> None:
     bundle = Recipe(funnel=funnel, logits="last").bundle()
-    report = check(bundle, targets=["onnxruntime"])
+    report = compare(bundle, targets=["onnxruntime"])
     assert report.passed
     assert any("left" in case.case for case in report.targets[0].cases)
-    refused = check(broken(bundle, tmp_path, another_softcap), targets=["onnxruntime"])
+    refused = compare(broken(bundle, tmp_path, another_softcap), targets=["onnxruntime"])
     assert not refused.passed
     assert refused.targets[0].first_difference is not None
     assert refused.targets[0].first_difference.name == "layers.2"

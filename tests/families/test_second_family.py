@@ -10,7 +10,8 @@ from families.plain import PLAIN, Plain, PlainArchitecture
 from models import main_output, make_batch, random_rows, tiny_config
 from torch import nn
 
-from funnel_export import CheckpointError, FunnelSpec, apply_funnel, check, export, remove_funnel
+from funnel_export import CheckpointError, FunnelSpec, apply_funnel, export, remove_funnel
+from funnel_export.commands.check import compare
 from funnel_export.commands.inspect import inspect
 from funnel_export.families import registry
 from funnel_export.families.gemma2 import Gemma2
@@ -52,7 +53,7 @@ def test_it_is_exported_and_agrees(checkpoint: Path, funnel: str | None, tmp_pat
     bundle = export(checkpoint, tmp_path / "bundle", funnel=funnel)
     assert bundle.family is PLAIN
     assert inspect(bundle).audits == {"model": []}
-    report = check(bundle, max_length=9)
+    report = compare(bundle, max_length=9)
     assert report.passed
     assert {target.target for target in report.targets} == {"onnxruntime", "openvino"}
     ops = [node.op_type for node in ir.load(bundle.model.path).graph]

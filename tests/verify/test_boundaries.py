@@ -8,7 +8,7 @@ import pytest
 from breaks import broken
 from exported import Recipe
 
-from funnel_export import check
+from funnel_export.commands.check import compare
 from funnel_export.errors import TargetRefusedError
 from funnel_export.targets.onnxruntime import OnnxRuntimeTarget
 from funnel_export.verify import boundaries, parity
@@ -20,7 +20,7 @@ NAMES = ["layers.0", "funnel.pooled", "layers.1", "layers.2", "funnel.recovered"
 
 @pytest.mark.parametrize("funnel", [Recipe().funnel, None], ids=["funnel", "dense"])
 def test_what_passes_has_boundaries_too(funnel: Any) -> None:
-    report = check(Recipe(funnel=funnel).bundle(), max_length=6)
+    report = compare(Recipe(funnel=funnel).bundle(), max_length=6)
     wanted = NAMES if funnel else [name for name in NAMES if "funnel" not in name]
     assert report.passed
     for target in report.targets:
@@ -41,7 +41,7 @@ def test_eager_runs_with_boundaries_once_for_all_targets(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(parity, "Eager", Counted)
     monkeypatch.setattr(boundaries, "Eager", Counted)
-    assert len(check(Recipe().bundle(), max_length=3).targets) == 2
+    assert len(compare(Recipe().bundle(), max_length=3).targets) == 2
     assert len(made) == 2  # the reference, and the bundle's dtype
 
 
@@ -50,7 +50,7 @@ def test_a_failure_shows_its_own_batch_up_to_the_end(tmp_path: Path) -> None:
         tanh = next(n for n in model.graph if str(n.name).startswith("layers.2/") and n.op_type == "Tanh")
         tanh.op_type = "Sin"
 
-    (result,) = check(broken(Recipe().bundle(), tmp_path, scaled), targets=["onnxruntime"], max_length=6).targets
+    (result,) = compare(broken(Recipe().bundle(), tmp_path, scaled), targets=["onnxruntime"], max_length=6).targets
     failed = next(case.case for case in result.cases if not case.passed)
     assert [place.name for place in result.boundaries] == NAMES
     assert {place.case for place in result.boundaries} == {failed}
@@ -67,7 +67,7 @@ def test_a_target_without_inner_values_passes_all_the_same(monkeypatch: pytest.M
         return load(self, bundle, engine=engine)
 
     monkeypatch.setattr(OnnxRuntimeTarget, "load", refuse)
-    (result,) = check(Recipe().bundle(), targets=["onnxruntime"], max_length=3).targets
+    (result,) = compare(Recipe().bundle(), targets=["onnxruntime"], max_length=3).targets
     assert result.passed
     assert result.error is None
     assert result.boundaries == []

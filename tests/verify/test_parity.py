@@ -28,6 +28,7 @@ from exported import Recipe
 from safetensors.torch import load_file, save_file
 
 from funnel_export import Bundle, FunnelSpec, check, export
+from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.errors import FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.targets.openvino import OpenVinoTarget
@@ -49,7 +50,7 @@ BREAKS: dict[Callable[[ir.Model], None], str | None] = {
 def test_refuses_a_broken_graph_and_names_the_place(
     break_: Callable[[ir.Model], None], target: str, tmp_path: Path
 ) -> None:
-    report = check(broken(Recipe().bundle(), tmp_path, break_), targets=[target])
+    report = compare(broken(Recipe().bundle(), tmp_path, break_), targets=[target])
     assert not report.passed
     (result,) = report.targets
     assert not result.passed
@@ -81,28 +82,28 @@ def test_passes_what_was_exported(recipe: Recipe) -> None:
 
 
 def test_the_limit_is_derived_from_the_dtype() -> None:
-    narrow, wide = check(Recipe().bundle()), check(Recipe(dtype="bfloat16").bundle())
+    narrow, wide = compare(Recipe().bundle()), compare(Recipe(dtype="bfloat16").bundle())
     assert narrow.reference == "float64"
     assert wide.reference == "float32"
     assert narrow.limit_rms_rel < 1e-5 < 1e-3 < wide.limit_rms_rel < 0.2
 
 
 def test_reports_what_was_left_out() -> None:
-    report = check(Recipe().bundle(), targets=["onnxruntime"], max_length=4)
+    report = compare(Recipe().bundle(), targets=["onnxruntime"], max_length=4)
     assert report.lengths_left_out == [5, 6, 8]
     assert {case.case.split("x")[1].split()[0] for case in report.targets[0].cases} == {"1", "2", "3"}
 
 
 def test_the_same_seed_gives_the_same_errors() -> None:
-    one, two, other = (check(Recipe().bundle(), targets=["onnxruntime"], seed=seed).floor for seed in (1, 1, 2))
+    one, two, other = (compare(Recipe().bundle(), targets=["onnxruntime"], seed=seed).floor for seed in (1, 1, 2))
     assert one == two != other
 
 
 def test_unknown_and_unable_targets_are_refused() -> None:
     with pytest.raises(SpecError, match="unknown target"):
-        check(Recipe().bundle(), targets=["nonesuch"])
+        compare(Recipe().bundle(), targets=["nonesuch"])
     with pytest.raises(TargetUnavailableError, match="cannot run a bfloat16 graph here"):
-        check(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
+        compare(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
 
 
 def test_the_reference_is_hugging_face_itself_for_a_dense_bundle() -> None:
@@ -137,14 +138,14 @@ def test_a_file_in_the_reports_place_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
-    report = check(broken(Recipe().bundle(), tmp_path, first_token_only), max_length=3)
+    report = compare(broken(Recipe().bundle(), tmp_path, first_token_only), max_length=3)
     assert not report.passed
     for result in report.targets:
         assert "an output has another shape" in str(result.error)
 
 
 def test_a_target_that_refuses_the_graph_does_not_silence_the_others(tmp_path: Path) -> None:
-    report = check(broken(Recipe().bundle(), tmp_path, unknown_op), max_length=3)
+    report = compare(broken(Recipe().bundle(), tmp_path, unknown_op), max_length=3)
     assert not report.passed
     assert report.refused
     assert [result.target for result in report.targets] == ["onnxruntime", "openvino"]
@@ -168,7 +169,7 @@ def overflowing(folder: Path, change: Callable[[ir.Model], None] | None) -> Bund
 @pytest.mark.parametrize("change", [None, sine_for_tanh])
 def test_where_eager_overflows_nothing_passes(change: Callable[[ir.Model], None] | None, tmp_path: Path) -> None:
     """Times the noise floor is no limit where that is infinite."""
-    report = check(overflowing(tmp_path, change), targets=["onnxruntime"], max_length=4)
+    report = compare(overflowing(tmp_path, change), targets=["onnxruntime"], max_length=4)
     assert np.isinf(report.floor.max_rel)
     assert not report.passed
     (result,) = report.targets
@@ -187,23 +188,23 @@ def test_the_place_where_eager_overflows_is_named(tmp_path: Path) -> None:
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(FunnelExportWarning):
         bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", dtype="float16")
-    (result,) = check(bundle, targets=["onnxruntime"], max_length=4).targets
+    (result,) = compare(bundle, targets=["onnxruntime"], max_length=4).targets
     assert "not finite in float16 from layers.2 on" in str(result.error)
 
 
 @pytest.mark.parametrize("options", [{"lengths": [0]}, {"max_length": 0}, {"factor": 0.5}, {"factor": float("nan")}])
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
-        check(Recipe().bundle(), targets=["onnxruntime"], **options)
+        compare(Recipe().bundle(), targets=["onnxruntime"], **options)
 
 
 def test_a_check_that_would_not_fit_into_memory_is_refused() -> None:
     with pytest.raises(SpecError, match="--max-length"):
-        check(Recipe().bundle(), targets=["onnxruntime"], lengths=[10**8])
+        compare(Recipe().bundle(), targets=["onnxruntime"], lengths=[10**8])
 
 
 def test_a_softcap_of_one() -> None:
-    assert check(Recipe(overrides=(("attn_logit_softcapping", 1.0),)).bundle(), targets=["onnxruntime"]).passed
+    assert compare(Recipe(overrides=(("attn_logit_softcapping", 1.0),)).bundle(), targets=["onnxruntime"]).passed
 
 
 def fail(*_: object, **__: object) -> None:
@@ -222,7 +223,7 @@ def test_a_runtime_that_breaks_as_it_loads_costs_its_own_results(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "load", fail)
-    report = check(compiled, max_length=3)
+    report = compare(compiled, max_length=3)
     errors = {target.name: target.error for target in report.targets}
     broken_error = "RuntimeError: the plugin is broken"
     assert errors == {"onnxruntime": None, "openvino": broken_error, "openvino-cpu": broken_error}
@@ -234,7 +235,7 @@ def test_a_runtime_that_breaks_as_it_judges_an_engine_costs_the_engine(
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "misfit", fail)
     with pytest.warns(FunnelExportWarning, match=r"(?s)left out: openvino failed as it judged.*the plugin is broken"):
-        report = check(compiled, max_length=3)
+        report = compare(compiled, max_length=3)
     assert [target.name for target in report.targets if target.passed] == ["onnxruntime", "openvino"]
 
 
@@ -242,6 +243,6 @@ def test_a_runtime_that_breaks_as_it_is_asked_is_not_available(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "availability", fail)
-    assert [target.name for target in check(compiled, max_length=3).targets] == ["onnxruntime"]
+    assert [target.name for target in compare(compiled, max_length=3).targets] == ["onnxruntime"]
     with pytest.raises(TargetUnavailableError, match="the plugin is broken"):
-        check(compiled, targets=["openvino"], max_length=3)
+        compare(compiled, targets=["openvino"], max_length=3)

@@ -12,8 +12,9 @@ from exported import Recipe
 from models import true_float64
 from numpy.typing import NDArray
 
-from funnel_export import check, export
+from funnel_export import export
 from funnel_export.bundle.ports import PortKind
+from funnel_export.commands.check import compare
 from funnel_export.families.gemma2 import Gemma2
 from funnel_export.verify import reference
 from funnel_export.verify.cases import Case
@@ -65,9 +66,9 @@ def test_a_key_that_the_exporter_drops_is_seen(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Gemma2, "read_config", forgetful)
     bundle = export(recipe.checkpoint(), tmp_path / "bundle", funnel=None)
-    report = check(bundle, targets=["onnxruntime"], max_length=3)
+    report = compare(bundle, targets=["onnxruntime"], max_length=3)
     assert not report.passed
     assert report.targets[0].first_difference is not None
     assert report.targets[0].first_difference.name == "layers.0"
     monkeypatch.undo()
-    assert check(recipe.bundle(), targets=["onnxruntime"], max_length=3).passed
+    assert compare(recipe.bundle(), targets=["onnxruntime"], max_length=3).passed
