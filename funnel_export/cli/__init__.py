@@ -2,17 +2,19 @@
 
 import atexit
 import gc
+import json
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from typer.main import get_group
 
 from funnel_export.cli import bundles, engines, graphs, latency, machine  # noqa: F401 - each registers its commands
-from funnel_export.cli.app import app
+from funnel_export.cli.app import app, say
 from funnel_export.errors import FunnelExportError, printable
 
 
@@ -24,23 +26,37 @@ def main() -> None:
 def run(arguments: Sequence[str] | None = None, *, command: str | None = None, program: str | None = None) -> None:
     """Run the command line, or one command of it as a program of its own; without `arguments`, those of the process.
 
-    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused.
+    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused. Errors go to stderr; with
+    `--json` a JSON object of the exit code and the error's parts goes to stdout too.
     """
     warnings.showwarning = _show_warning
     atexit.register(gc.freeze)  # at exit Python collects garbage in all of torch, for a second and nothing
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         group = get_group(app)
         (group.commands[command] if command else group)(arguments, prog_name=program)
     except FunnelExportError as err:
         print(f"error: {err}", file=sys.stderr)  # noqa: T201
-        sys.exit(err.exit_code)
+        _fail(err.exit_code, {"what": err.what, **err.details}, as_json=as_json)
     except OSError as err:
         print(f"error: {printable(str(err))}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except Exception:  # noqa: BLE001 - an internal error; Python's own exit code, 1, means that a gate failed
+        _fail(2, {"what": str(err)}, as_json=as_json)
+    except SystemExit as end:
+        if end.code == 2:  # a usage error, which is told already
+            _fail(2, {"what": "invalid command line", "hint": "--help"}, as_json=as_json)
+        raise
+    except Exception as err:  # noqa: BLE001 - an internal error; Python's own exit code, 1, means that a gate failed
         traceback.print_exc()
-        sys.exit(os.EX_SOFTWARE)
+        _fail(os.EX_SOFTWARE, {"what": f"internal error: {type(err).__name__}: {err}"}, as_json=as_json)
+
+
+def _fail(code: int, error: Mapping[str, str], *, as_json: bool) -> NoReturn:
+    """End with an exit code; a program that asked for JSON gets what went wrong as JSON."""
+    if as_json:
+        parts = {name: error.get(name) for name in ("what", "got", "wanted", "hint")}
+        say(json.dumps({"exit_code": code, "error": parts}))
+    sys.exit(code)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

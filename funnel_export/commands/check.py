@@ -71,6 +71,13 @@ def compare(
 ) -> "ParityReport":
     """What `check` finds, with its arguments; nothing is written."""
     validate_numbers(lengths, max_length, factor)
+    positions = opened.architecture.max_position_embeddings
+    if max(lengths, default=1) > positions:
+        raise SpecError(
+            "length exceeds max_position_embeddings",
+            got=f"length {max(lengths)}",
+            wanted=f"at most {positions} tokens",
+        )
     chosen = list(candidates(opened, targets))
     if not chosen:
         raise TargetUnavailableError(

@@ -8,7 +8,6 @@ in the divergence of what they predict and in how often the highest one is anoth
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedErro
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.spec.funnel import boundary_names
+from funnel_export.system.machine import memory_bytes
 from funnel_export.verify.boundaries import (
     Inside,
     choose_case,
@@ -154,26 +154,36 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:
-    """Refuse a plan whose outputs would not fit into memory: they are kept while one model after the other runs.
+    """Refuse a plan that would not fit into memory: outputs are kept while one model after the other runs.
 
     Raises:
         SpecError: naming a length that would fit.
     """
-    width = bundle.model.output.shape[-1]
-    last = bundle.spec.logits is Logits.LAST
-    positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
-    if not isinstance(width, int) or bundle.spec.task is Task.TEXT_CLASSIFICATION:
-        return
-    # Reference and eager outputs of all cases, and a handful of float64 arrays while the largest is compared.
-    needed = 8 * width * (2 * sum(positions) + 8 * max(positions))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory / 2:
+    most = memory_bytes() / 2
+    needed = _needed_bytes(bundle, plan)
+    if needed > most:
+        longest = max(max(case.lengths) for case in plan.cases)
+        fits = int(longest * min(most / needed, (most / needed) ** 0.5) / 2)
         raise SpecError(
-            "the outputs of this check would not fit into memory",
-            got=f"{needed / 1e9:.0f} GB for {sum(positions)} positions of {width} numbers",
-            wanted=f"at most {memory / 2e9:.0f} GB, half of this machine's",
-            hint=f"--max-length {max(1, int(max(positions) * memory / 2 / needed / 4))}",
+            "this check would not fit into memory",
+            got=f"{needed / 1e9:.0f} GB for batches of up to {longest} tokens",
+            wanted=f"at most {most / 1e9:.0f} GB, half of what this process may fill",
+            hint=f"--max-length {max(1, fits)}",
         )
+
+
+def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:
+    """What the outputs of all cases and the attention of the largest take.
+
+    Outputs: the reference's and eager's of all cases, and a handful of float64 arrays while the largest is compared.
+    Attention: a runtime gets the padded batch at once, and holds scores, their softcap, mask and softmax.
+    """
+    width, last = bundle.model.output.shape[-1], bundle.spec.logits is Logits.LAST
+    positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
+    known = isinstance(width, int) and bundle.spec.task is not Task.TEXT_CLASSIFICATION
+    outputs = 8 * width * (2 * sum(positions) + 8 * max(positions)) if known and isinstance(width, int) else 0
+    pairs = max(case.shape[0] * case.shape[1] ** 2 for case in plan.cases)
+    return outputs + 4 * 4 * bundle.architecture.num_attention_heads * pairs
 
 
 def _result(candidate: Candidate, **facts: Any) -> TargetResult:

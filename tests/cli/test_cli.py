@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,40 @@ def test_doctor_without_a_runtime() -> None:
     targets = json.loads(done.stdout)["targets"]
     assert not any(target["available"] for target in targets.values())
     assert "pip install 'funnel-export[openvino]'" in targets["openvino"]["hint"]
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"funnel-export {version('funnel-export')}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("inspect", "nowhere"), 2, {"what": "there is no bundle here"}),
+        (("export", "CHECKPOINT", "OUT", "--funnel", "1:3"), 2, {"got": "'1:3'", "hint": "--funnel 6:20:2"}),
+        (("export", "CHECKPOINT"), 2, {"what": "invalid command line", "hint": "--help"}),
+        (("check", "BFLOAT16", "--target", "onnxruntime"), 3, {"what": "onnxruntime cannot run a bfloat16 graph here"}),
+    ],
+    ids=str,
+)
+def test_a_failure_is_json_where_json_is_asked_for(
+    arguments: tuple[str, ...], code: int, error: dict[str, str], tmp_path: Path
+) -> None:
+    places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": tmp_path / "out"}
+    if "BFLOAT16" in arguments:
+        places["BFLOAT16"] = Recipe(dtype="bfloat16").bundle().path
+    done = run(*(places.get(each, each) for each in arguments), "--json")
+    assert done.returncode == code
+    told = json.loads(done.stdout)
+    assert told["exit_code"] == code
+    assert list(told["error"]) == ["what", "got", "wanted", "hint"]
+    assert told["error"] == told["error"] | error
+    assert done.stderr
+
+
+def test_a_mistake_of_ours_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.commands.inspect.inspect", None)
+    done = run("inspect", "B", "--json")
+    assert done.returncode == 70
+    assert json.loads(done.stdout)["error"]["what"].startswith("internal error: TypeError")

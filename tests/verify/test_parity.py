@@ -198,9 +198,20 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
         compare(Recipe().bundle(), targets=["onnxruntime"], **options)
 
 
-def test_a_check_that_would_not_fit_into_memory_is_refused() -> None:
-    with pytest.raises(SpecError, match="--max-length"):
-        compare(Recipe().bundle(), targets=["onnxruntime"], lengths=[10**8])
+def test_a_check_that_would_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.verify.parity.memory_bytes", lambda: 20_000_000)
+    for logits, length in (("all", 500), ("last", 500)):  # outputs, and attention alone
+        bundle = Recipe(logits=logits).bundle()
+        with pytest.raises(SpecError, match="would not fit into memory") as refused:
+            compare(bundle, targets=["onnxruntime"], lengths=[length])
+        fits = int(refused.value.details["hint"].removeprefix("--max-length "))
+        assert 8 <= fits < length
+        assert compare(bundle, targets=["onnxruntime"], lengths=[length], max_length=fits).passed
+
+
+def test_a_length_beyond_the_models_positions_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"(?s)exceeds max_position_embeddings.*length 100000.*at most 512 tokens"):
+        compare(Recipe().bundle(), targets=["onnxruntime"], lengths=[100_000])
 
 
 def test_a_softcap_of_one() -> None:
