@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent.parent))  # at the end: nothing of ours hides what the environment has
+sys.path.append(str(Path(__file__).parent.parent))  # at the end, so that nothing here hides what the environment has
 
 from funnel_export.latency.serve import serve
 

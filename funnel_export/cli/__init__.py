@@ -15,7 +15,7 @@ from typer.main import get_group
 
 from funnel_export.cli import bundles, engines, graphs, latency, machine  # noqa: F401 - each registers its commands
 from funnel_export.cli.app import app, say
-from funnel_export.errors import FunnelExportError, printable
+from funnel_export.errors import FunnelExportError, FunnelExportWarning, printable
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     except FunnelExportError as err:
         print(f"error: {err}", file=sys.stderr)  # noqa: T201
         _fail(err.exit_code, {"what": err.what, **err.details}, as_json=as_json)
-    except OSError as err:
+    except (OSError, FunnelExportWarning) as err:  # a warning where Python was told to make errors of them
         print(f"error: {printable(str(err))}", file=sys.stderr)  # noqa: T201
         _fail(2, {"what": str(err)}, as_json=as_json)
     except SystemExit as end:

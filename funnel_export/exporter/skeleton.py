@@ -48,10 +48,10 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     """
     built = family.read_config(config)
     built._attn_implementation = "eager"
-    if spec.task is Task.TEXT_CLASSIFICATION and built.pad_token_id is None:
+    if spec.task is Task.TEXT_CLASSIFICATION and (built.pad_token_id is None or built.pad_token_id < 0):
         raise CheckpointError(
             "text classification reads the last token that is not padding",
-            got="no pad_token_id in config.json",
+            got=f"pad_token_id {built.pad_token_id} in config.json",
             wanted="a pad_token_id",
         )
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values

@@ -17,7 +17,8 @@ HeadDim = Annotated[int, Field(gt=0, le=1 << 12, multiple_of=2, strict=True)]
 Epsilon = Annotated[float, Field(gt=0, le=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 Bool = Annotated[bool, Field(strict=True)]
-TokenId = Annotated[int, Field(ge=0, strict=True)]
+TokenId = Annotated[int, Field(ge=-1, strict=True)]
+"""-1 is no token: some configs say so where there is no padding."""
 LayerType = Literal["sliding_attention", "full_attention"]
 Activation = Literal["gelu_pytorch_tanh", "gelu", "gelu_new", "silu", "relu"]
 
@@ -54,7 +55,7 @@ class Architecture(BaseModel, ABC):
     """The attention of each layer; what a config leaves out, the family fills in."""
     architectures: list[str] | None = None
     """Names of the Hugging Face classes that the checkpoint was made for."""
-    id2label: Annotated[dict[str | int, str], Field(min_length=1, max_length=1 << 20)] | None = None
+    id2label: Annotated[dict[str | int, str | int | float], Field(min_length=1, max_length=1 << 20)] | None = None
     labels: Annotated[Width | None, Field(alias="num_labels")] = None
     """Classes of a classification head, where they have no names."""
     per_layer_config: None = None

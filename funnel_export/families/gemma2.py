@@ -1,7 +1,9 @@
 """Gemma2: softcaps on scores and logits, four norms a layer, sliding and full attention in turn."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
+
+from pydantic import model_validator
 
 from funnel_export.families.architecture import (
     FULL,
@@ -51,6 +53,12 @@ class Gemma2Architecture(Architecture):
     final_logit_softcapping: Positive | None = 30.0
     tie_word_embeddings: Bool = True
     pad_token_id: TokenId | None = 0
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> Self:
+        if self.sliding_window is None:
+            raise ValueError("sliding_window is null: Hugging Face's Gemma2 needs a number, even where no layer slides")
+        return self
 
     @classmethod
     def default_layer_types(cls, num_layers: int) -> list[LayerType]:

@@ -97,7 +97,7 @@ def patch_forward(
         )
     if getattr(base.config, "use_bidirectional_attention", False):
         raise CheckpointError(
-            "a funnel is defined for causal attention only",
+            "bidirectional attention is not supported",
             got="use_bidirectional_attention=true",
             wanted=f"a causal {family.title}",
         )

@@ -46,7 +46,7 @@ class Case:
 
     def tokens(self, architecture: Architecture, seed: int) -> dict[PortKind, NDArray[np.int64]]:
         """Tokens and mask, [batch, sequence], the same for the same seed; padding is the model's pad token."""
-        padding = architecture.pad_token_id or 0
+        padding = max(0, architecture.pad_token_id or 0)
         generator = np.random.default_rng([seed, *self.lengths])
         ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
         ids = ids + (ids >= padding)  # every token but the padding

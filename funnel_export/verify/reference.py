@@ -14,6 +14,7 @@ from transformers.utils import logging
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.errors import BundleError
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import check_all_used, find_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
@@ -98,14 +99,24 @@ class Eager:
         try:
             for ids, mask in zip(inputs[PortKind.TOKENS], inputs[PortKind.MASK], strict=True):
                 self._seen = dict.fromkeys(boundaries)
-                with torch.no_grad(), computing_in(self._dtype):
-                    row = torch.from_numpy(ids[mask != 0])[None]
-                    out = self.model(input_ids=row, use_cache=False, **self._options)
+                row = torch.from_numpy(ids[mask != 0])[None]
+                out = self._forward(row)
                 rows.append({self.output: getattr(out, self.output), **self._seen})
         finally:
             if self.dense and boundaries:
                 unpatch_forward(self.model)
         return {name: np.concatenate([_array(row[name]) for row in rows]) for name in rows[0]}
+
+    def _forward(self, row: Tensor) -> Any:
+        try:
+            with torch.no_grad(), computing_in(self._dtype):
+                return self.model(input_ids=row, use_cache=False, **self._options)
+        except Exception as err:
+            raise BundleError(
+                "eager PyTorch cannot run this bundle, so there is nothing to compare with",
+                got=f"{type(err).__name__}: {err}",
+                wanted="a checkpoint that Hugging Face runs",
+            ) from err
 
     def close(self) -> None:
         """Give the weights' memory back."""

@@ -48,6 +48,7 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: config(f, model_type="gemma3"): "this kind of model is not supported",
     lambda f: config(f, transformers_weights="other.safetensors"): "weight files of its own",
     lambda f: config(f, sliding_window=None): "sliding_window is null",
+    lambda f: config(f, sliding_window=None, layer_types=["full_attention"] * 4): "sliding_window is null: Hugging",
     lambda f: config(f, quantization_config={"bits": 4}): "quantized",
     lambda f: (f / "model.safetensors").unlink(): "no safetensors",
     pickle_only: "pickle, which can run code",

@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from breaks import another_softcap, changed
-from command_line import run, run_alone
+from command_line import call, run, run_alone
 from exported import Recipe, tiny_checkpoint
 
-from funnel_export import load_bundle
+from funnel_export import cli, load_bundle
+from funnel_export.errors import FunnelExportWarning
 from funnel_export.spec.choices import Task
 
 
@@ -152,3 +154,12 @@ def test_a_mistake_of_ours_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("inspect", "B", "--json")
     assert done.returncode == 70
     assert json.loads(done.stdout)["error"]["what"].startswith("internal error: TypeError")
+
+
+def test_a_warning_that_python_makes_an_error_ends_like_one(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
+    arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--funnel", "none", "--dtype", "float16"]
+    done = call(lambda: (warnings.simplefilter("error", FunnelExportWarning), cli.run(arguments)))
+    assert done.returncode == 2
+    assert done.stderr == "error: Gemma2 is known to overflow in float16; bfloat16 is the safe choice\n"
+    assert not (tmp_path / "out").exists()

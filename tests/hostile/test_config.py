@@ -30,7 +30,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"attn_logit_softcapping": 10**400}, "attn_logit_softcapping: Input should be a valid number"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: Input should be a valid boolean"),
     ({"pad_token_id": 61}, "pad_token_id 61 among 61 tokens"),
-    ({"pad_token_id": -62}, "pad_token_id: Input should be greater than or equal to 0"),
+    ({"pad_token_id": -62}, "pad_token_id: Input should be greater than or equal to -1"),
     ({"num_labels": 10**9, "id2label": None}, "num_labels: Input should be less than"),
     ({"id2label": {}}, "id2label: Dictionary should have at least 1 item"),
     ({"architectures": 5}, "architectures: Input should be a valid list"),

@@ -1,4 +1,4 @@
-"""Where the bundles are, and that nothing of ours can be imported beside them."""
+"""Where the bundles are, and that this package cannot be imported beside them."""
 
 import importlib.util
 from pathlib import Path

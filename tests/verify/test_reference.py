@@ -1,6 +1,7 @@
 """The reference: float64 throughout, and config.json as Hugging Face reads it, whatever the exporter made of it."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from exported import Recipe
 from models import true_float64
 from numpy.typing import NDArray
+from tamper import rewrite_json
 
 from funnel_export import export
 from funnel_export.bundle.ports import PortKind
 from funnel_export.commands.check import compare
+from funnel_export.errors import BundleError, CheckpointError
 from funnel_export.families.gemma2 import Gemma2
+from funnel_export.spec.choices import Task
 from funnel_export.verify import reference
 from funnel_export.verify.cases import Case
 from funnel_export.verify.reference import Eager
@@ -72,3 +76,34 @@ def test_a_key_that_the_exporter_drops_is_seen(tmp_path: Path, monkeypatch: pyte
     assert report.targets[0].first_difference.name == "layers.0"
     monkeypatch.undo()
     assert compare(recipe.bundle(), targets=["onnxruntime"], max_length=3).passed
+
+
+def test_what_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such mask")
+
+    monkeypatch.setattr("transformers.models.gemma2.modeling_gemma2.Gemma2Model.forward", fail)
+    with pytest.raises(BundleError, match=r"(?s)eager PyTorch cannot run this bundle.*ValueError: no such mask"):
+        compare(Recipe(funnel=None).bundle(), targets=["onnxruntime"], max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [
+        (Task.TEXT_GENERATION, (("pad_token_id", -1),)),
+        (Task.TEXT_CLASSIFICATION, (("id2label", {"0": 0, "1": 1.5, "2": "two"}),)),
+    ],
+    ids=["no padding token", "numbers as labels"],
+)
+def test_configs_that_hugging_face_reads(task: Task, overrides: tuple[tuple[str, Any], ...], tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe(task=task).checkpoint(), tmp_path / "checkpoint")
+    rewrite_json(checkpoint / "config.json", lambda config: config.update(overrides))
+    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2")
+    assert compare(bundle, targets=["onnxruntime"], max_length=9).passed
+
+
+def test_a_padding_token_of_none_leaves_classes_without_a_last_token(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe(task=Task.TEXT_CLASSIFICATION).checkpoint(), tmp_path / "checkpoint")
+    rewrite_json(checkpoint / "config.json", lambda config: config.update(pad_token_id=-1))
+    with pytest.raises(CheckpointError, match="pad_token_id -1"):
+        export(checkpoint, tmp_path / "bundle", funnel=None)
