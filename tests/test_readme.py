@@ -1,4 +1,4 @@
-"""The README is true: its commands and its Python run, in a folder in which `make demo` seems to have been run."""
+"""README and docs are true: commands and Python run, in a folder in which `make demo` seems to have been run."""
 
 import re
 import runpy
@@ -15,14 +15,22 @@ from optimum.commands import optimum_cli
 from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "deploy")),
+]
+"""In the order in which they are read: later ones use what earlier ones make."""
+LONGEST = 150
+"""Lines of the README."""
 PROGRAMS: dict[str, Callable[[], None]] = {"funnel-export": cli.main, "optimum-cli": optimum_cli.main}
 """The programs that the README may run, and the main function of each."""
 
 
 def blocks(kind: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"^```{kind}\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    """The pages' code blocks of one language."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +65,24 @@ def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("file", ["README.md", "benchmarks/README.md"])
 def test_tables_are_made_from_the_result_files(file: str) -> None:
-    tables = runpy.run_path(str(README.parent / "benchmarks" / "tables.py"))
-    assert tables["rendered"](file) == (README.parent / file).read_text()
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    assert tables["rendered"](file) == (ROOT / file).read_text()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        linked = page.parent / file
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}

@@ -105,7 +105,10 @@ class Checkpoint:
 
     @property
     def dtype(self) -> Dtype:
-        """The dtype in which the embedding is stored, which is what `dtype="auto"` means to Hugging Face as well."""
+        """The dtype in which the embedding is stored.
+
+        Hugging Face's `dtype="auto"` asks `config.json` first, which may name another one than the files hold.
+        """
         return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
     def companion(self, name: str) -> bytes:

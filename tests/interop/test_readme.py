@@ -1,15 +1,15 @@
-"""The README's Python for other people's runtimes runs, beside a bundle that is named as there."""
+"""The documented Python for other people's runtimes runs, beside a bundle that is named as there."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
 def test_snippet(bundles: Path, tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```py\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "my-bundle").symlink_to(bundles / "text-generation-funnel")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
