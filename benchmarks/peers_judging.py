@@ -68,7 +68,7 @@ def _ratio(one: Row, other: Row) -> dict[str, float]:
 
 
 def over_best_peer(rows: Sequence[Row]) -> dict[str, Any]:
-    """S=2 on OpenVINO in bfloat16 over the fastest dense runner that agrees, ours among them."""
+    """S=2 on OpenVINO in bfloat16 over the fastest dense runner that agrees, those of this package included."""
     dense = [row for row in sound(rows) if row["model"] == "dense"]
     own = [row for row in sound(rows) if (*_kind(row), row["model"]) == ("openvino", "bfloat16", "S=2")]
     if not dense or not own:

@@ -42,7 +42,7 @@ def station(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of ours that a file imports anywhere, in functions too, but for annotations only."""
+    """The modules of this package that a file imports anywhere, in functions too, but for annotations only."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "funnel_export":

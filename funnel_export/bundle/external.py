@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from funnel_export.bundle.form import check_form
 from funnel_export.errors import BundleError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
         content: the graph's file.
         files: sizes of the files beside it that it may read, by name.
         what: what those files are, for messages.
-        check: whether onnx's checker judges it too; it knows standard ops only.
+        check: whether it must be as an export makes it, and onnx's checker judges it too.
 
     Returns:
         The graph, with empty tensors in place of external ones.
@@ -32,6 +33,7 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
         model = onnx.load_model_from_string(content)
         _check_external_data(model, files, what)
         if check:
+            check_form(model)
             onnx.checker.check_model(model)  # order, names and ops
     except (DecodeError, KeyError, ValueError, onnx.checker.ValidationError) as err:
         raise BundleError("a graph of the bundle cannot be read", got=err, wanted="an ONNX model") from err

@@ -18,6 +18,7 @@ from funnel_export.system.files import LARGEST_JSON, read_bytes
 MANIFEST, REPORTS, ENGINES = "manifest.json", "reports", "engines"
 MODEL = "model"
 """Role of the graph that takes whole texts."""
+MOST_GRAPHS, MOST_PORTS = 16, 4096
 
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -28,8 +29,8 @@ class GraphRecord(Record):
 
     file: GraphName
     sha256: Digest
-    inputs: Annotated[list[Port], Field(min_length=1)]
-    outputs: Annotated[list[Port], Field(min_length=1)]
+    inputs: Annotated[list[Port], Field(min_length=1, max_length=MOST_PORTS)]
+    outputs: Annotated[list[Port], Field(min_length=1, max_length=MOST_PORTS)]
 
 
 class Manifest(Record):
@@ -42,7 +43,7 @@ class Manifest(Record):
     logits: Logits = Logits.ALL
     """For which tokens the graph of a language model gives logits."""
     funnel: Funnel | None
-    graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1)]
+    graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1, max_length=MOST_GRAPHS)]
     """By their roles."""
     weights: Annotated[WeightRecords, Field(min_length=1)]
     config_sha256: Digest

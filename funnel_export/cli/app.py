@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,15 +24,13 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from funnel_export import __version__
-
-        say(f"funnel-export {__version__}")
+        say(f"funnel-export {version('funnel-export')}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:

@@ -157,7 +157,7 @@ def _working(config: pytest.Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _noted(config: pytest.Config) -> Iterator[None]:
-    """Keep our own warnings for the summary: where warnings are errors they would take the place of a verdict."""
+    """Keep this package's warnings for the summary: where warnings are errors, they would replace the verdict."""
     from funnel_export.errors import FunnelExportWarning
 
     if hasattr(config, "workerinput"):  # pytest-xdist brings warnings home, and no summary

@@ -169,7 +169,7 @@ def _shown(value: Any) -> Any:
 
 
 def _markdown(value: Any) -> Any:
-    """Text that Markdown shows as it is; of our own templates and macros, what they made."""
+    """Text that Markdown shows as it is; what templates and macros of this package made stays."""
     from markupsafe import Markup
 
     if isinstance(value, Markup):

@@ -128,7 +128,7 @@ def _remove_if_left(path: Path, target: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    except OSError:  # locked, or gone, or not ours to remove: it stays
+    except OSError:  # locked, or gone, or another user's: it stays
         return
 
 

@@ -31,7 +31,7 @@ class Scaled(nn.Module):
 
 
 class Either(nn.Module):
-    """Uses `aten::__or__`, which has no translation of ours or torch's."""
+    """Uses `aten::__or__`, which neither this package nor torch translates."""
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return ((x > 0) | (y > 0)).to(torch.float32), x.sum(0)

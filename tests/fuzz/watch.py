@@ -1,4 +1,4 @@
-"""What a hostile file may lead to: an error of ours or success, in good time, and nothing written."""
+"""What a hostile file may lead to: an error of this package or success, in time, and nothing written."""
 
 import contextlib
 import faulthandler
@@ -47,12 +47,12 @@ class Tally:
 
     @property
     def refused(self) -> int:
-        """Cases that ended in an error of ours."""
+        """Cases that ended in an error of this package."""
         return self.outcomes.total() - self.accepted
 
     @contextlib.contextmanager
     def case(self, root: Path, seconds: int = SECONDS) -> Iterator[None]:
-        """One case: whatever it raises but errors of ours is raised, and so is any change below `root`."""
+        """One case: whatever it raises but this package's errors is raised, and so is any change below `root`."""
         before, begin, said = listing(root), time.monotonic(), ""
         try:
             with limit(seconds):

@@ -66,7 +66,7 @@ def test_an_error_of_ours_speaks_for_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=2",), "FunnelExportWarning: ")])
 def test_a_report_that_cannot_be_kept_is_no_verdict(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    """Warnings are errors in these runs; ours must not take the place of what the gate says."""
+    """Warnings are errors in these runs; this package's must not replace what the gate says."""
     bundle = own(tmp_path)
     (bundle.path / "reports").write_text("no folder")
     done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, *options)

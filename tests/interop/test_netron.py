@@ -46,7 +46,7 @@ def page() -> Iterator[Any]:
 
 def test_serves_the_graph(served: tuple[Path, str]) -> None:
     graph, address = served
-    with urllib.request.urlopen(address + "data/model.onnx") as answer:  # noqa: S310 - our own server
+    with urllib.request.urlopen(address + "data/model.onnx") as answer:  # noqa: S310 - a server that this test started
         assert answer.read() == graph.read_bytes()
 
 
