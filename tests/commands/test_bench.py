@@ -9,7 +9,16 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import another_dtype, another_softcap, changed, own, set_constants, shifted_read_out, slower, unknown_op
+from breaks import (
+    another_dtype,
+    another_softcap,
+    changed,
+    determinant,
+    own,
+    set_constants,
+    shifted_read_out,
+    slower,
+)
 from command_line import run
 from exported import Recipe
 from latencies import make_latency
@@ -145,7 +154,7 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_refused_has_one_exit_code(tmp_path: Path) -> None:
-    bundle = changed(tmp_path, unknown_op)
+    bundle = changed(tmp_path, determinant)
     for command in (["check"], ["bench", "--pytorch", "none", "--length", 8]):
         done = run(command[0], bundle.path, "--target", "openvino", *command[1:])
         assert done.returncode == 4, done.stderr
