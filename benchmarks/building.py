@@ -49,6 +49,16 @@ LONGEST = 16
 """Tokens of the longest row that is compared: beyond the sliding window, and several windows of the funnel."""
 
 
+SMALL = """
+import json, sys
+from pathlib import Path
+from building import build_small
+from funnel_export.spec.choices import Task
+print(json.dumps(build_small(Path(sys.argv[1]), Task(sys.argv[2]), sys.argv[3], sys.argv[4].split(","))))
+"""
+"""A program that prints what `build_small` finds: folder, task, kind of funnel, targets with commas between."""
+
+
 def make_checkpoint(folder: Path, task: Task, dtype: Dtype) -> None:
     """Write a small Gemma2 of a task, always the same, with norm weights and biases away from zero."""
     import torch
@@ -90,7 +100,7 @@ def build(bundle: Bundle, target: str) -> dict[str, Any]:
     }
 
 
-def build_small(folder: Path, task: Task, kind: str, targets: Sequence[str] = TARGETS) -> dict[str, Any]:
+def build_small(folder: Path, task: Task, kind: str, targets: Sequence[str]) -> dict[str, Any]:
     """A small Gemma2 in each dtype, compiled for each target."""
     import torch
 

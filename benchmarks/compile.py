@@ -25,20 +25,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from building import DIMENSIONS, KINDS, LONGEST, TARGETS
+from building import DIMENSIONS, KINDS, LONGEST, SMALL, TARGETS
 from gemma2_2b import FUNNEL, make_checkpoint
-from measure import conditions, failure, measured, record
+from measure import attempt, conditions, record
 from memory import Limit, forget
 
 from funnel_export.spec.choices import Dtype, Task
-
-SMALL = """
-import json, sys
-from pathlib import Path
-from building import build_small
-from funnel_export.spec.choices import Dtype, Task
-print(json.dumps(build_small(Path(sys.argv[1]), Task(sys.argv[2]), sys.argv[3])))
-"""
 
 EXPORT = """
 import json, sys, funnel_export
@@ -57,21 +49,13 @@ print(json.dumps(build(load_bundle(sys.argv[1]), RTX)))
 """
 
 
-def attempt(code: str, *arguments: str) -> dict[str, Any]:
-    """Run code in a process of its own; how it died, if it did."""
-    try:
-        return measured(code, *arguments, stderr=subprocess.PIPE)
-    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
-        return {"state": "failed", "why": f"{failure(err)} ({err})"[:1000]}
-
-
 def build_all_small(folder: Path) -> dict[str, Any]:
     """Every task with every kind of funnel: in each dtype, for each target."""
     results: dict[str, Any] = {}
     for task in Task:
         for kind in KINDS:
             with tempfile.TemporaryDirectory(dir=folder) as name:
-                found = attempt(SMALL, name, task, kind)
+                found = attempt(SMALL, name, task, kind, ",".join(TARGETS))
             found.pop("seconds", None)
             row = {dtype: dict.fromkeys(TARGETS, found) for dtype in Dtype} if "state" in found else found
             results[f"{task}, {kind}"] = row

@@ -83,6 +83,14 @@ def failure(err: Exception) -> str:
     return f"failed: {lines[-1][:300] if lines else repr(err)}"
 
 
+def attempt(code: str, *arguments: str) -> dict[str, Any]:
+    """Run code in a process of its own; how it died, if it did."""
+    try:
+        return measured(code, *arguments, stderr=subprocess.PIPE)
+    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
+        return {"state": "failed", "why": f"{failure(err)} ({err})"[:1000]}
+
+
 def record(result: dict[str, Any], out: Path | None) -> None:
     """Write a result to a file, if one is named, and print it as the last line of stdout."""
     if out:

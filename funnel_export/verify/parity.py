@@ -180,8 +180,8 @@ def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:
     """
     width, last = bundle.model.output.shape[-1], bundle.spec.logits is Logits.LAST
     positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
-    known = isinstance(width, int) and bundle.spec.task is not Task.TEXT_CLASSIFICATION
-    outputs = 8 * width * (2 * sum(positions) + 8 * max(positions)) if known and isinstance(width, int) else 0
+    per_token = isinstance(width, int) and bundle.spec.task is not Task.TEXT_CLASSIFICATION
+    outputs = 8 * int(width) * (2 * sum(positions) + 8 * max(positions)) if per_token else 0
     pairs = max(case.shape[0] * case.shape[1] ** 2 for case in plan.cases)
     return outputs + 4 * 4 * bundle.architecture.num_attention_heads * pairs
 
