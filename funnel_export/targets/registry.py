@@ -1,5 +1,7 @@
 """The targets by name, and what each must be asked before it is used."""
 
+import os
+import sys
 from importlib import import_module
 
 from pydantic import TypeAdapter, ValidationError
@@ -53,11 +55,17 @@ def get_target(name: str) -> Target:
 
 def validate_path(bundle: Bundle) -> None:
     """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
+    path = bundle.path.absolute()
     try:
-        str(bundle.path.absolute()).encode()
-    except UnicodeEncodeError as err:
+        name = os.fsencode(path).decode()
+    except UnicodeDecodeError as err:
         raise BundleError(
-            "runtimes cannot open a folder whose name is not UTF-8",
-            got=bundle.path.absolute(),
-            hint="rename the folder",
+            "runtimes cannot open a folder whose name is not UTF-8", got=path, hint="rename the folder"
         ) from err
+    if name != str(path):
+        raise BundleError(
+            "runtimes cannot open the folder: Python reads the names of files in another encoding than UTF-8",
+            got=f"{name} as {sys.getfilesystemencoding()}",
+            wanted="UTF-8",
+            hint="PYTHONUTF8=1 in the environment",
+        )
