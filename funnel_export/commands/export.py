@@ -81,6 +81,8 @@ def export(
         opset=opset,
         logits=kept,
     )
+    if spec.funnel is not None:
+        spec.funnel.validate(source.architecture.num_hidden_layers)
     if spec.dtype is Dtype.FLOAT16:
         message = f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice"
         warnings.warn(message, FunnelExportWarning, stacklevel=2)

@@ -13,7 +13,7 @@ from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.trace import trace
-from funnel_export.exporter.weights import check_all_used, check_head, find_weights, refer_to_weights
+from funnel_export.exporter.weights import check_head, match_weights, refer_to_weights
 from funnel_export.spec.choices import Task
 from funnel_export.spec.export import ExportSpec
 
@@ -34,15 +34,11 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGra
 
     Raises:
         CheckpointError: if the checkpoint is not whole.
-        SpecError: if the funnel does not fit it.
     """
     if spec.task is Task.TEXT_GENERATION:
         check_head(checkpoint)
     skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
-    if spec.funnel is not None:
-        spec.funnel.validate(checkpoint.architecture.num_hidden_layers)
-    find_weights(skeleton.shapes, checkpoint)  # what is missing is said before the seconds that tracing takes
-    check_all_used(skeleton.shapes, checkpoint)
+    match_weights(skeleton.shapes, checkpoint)  # what does not fit is said before the seconds that tracing takes
     model, parameters = assemble(trace(skeleton, spec))
     sources = refer_to_weights(model, parameters, checkpoint)
     return {MODEL: BuiltGraph(model, sources, kinds_of(spec))}

@@ -1,6 +1,6 @@
 """Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -16,6 +16,8 @@ COMPUTE_DTYPES = {
     Dtype.FLOAT16: ir.DataType.FLOAT16,
     Dtype.BFLOAT16: ir.DataType.BFLOAT16,
 }
+SHOWN = 24
+"""Faults of weights that one message describes."""
 
 
 def refer_to_weights(
@@ -30,10 +32,9 @@ def refer_to_weights(
         Where each weight comes from, by name.
 
     Raises:
-        CheckpointError: as `find_weights` does.
+        CheckpointError: if one is not stored, which `match_weights` says of all.
     """
-    shapes = {str(value.name): tuple(value.shape.numpy()) if value.shape is not None else () for value in parameters}
-    stored = find_weights(shapes, checkpoint)
+    stored = {name: checkpoint.find(name) for name in (str(value.name) for value in parameters)}
     kept = [value for value in model.graph.inputs if value not in parameters]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
@@ -42,49 +43,47 @@ def refer_to_weights(
     return {name: Stored(tensor) for name, tensor in stored.items()}
 
 
-def find_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Where the checkpoint stores these parameters.
+def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that does not hold these parameters in these shapes, and no others.
+
+    A weight that the model has no place for would be dropped: config.json then describes another model.
 
     Raises:
-        CheckpointError: with the weights that are missing or of another shape, some dozens at once.
+        CheckpointError: with what is missing, of another shape or not used, some dozens at once.
     """
-    findings, stored = [], {}
+    findings = [*_unused(shapes, checkpoint), *_missing(shapes, checkpoint)]
+    if len(findings) == 1:
+        raise findings[0]
+    if findings:
+        more = [f"and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
+        raise CheckpointError("\n".join([*(str(finding) for finding in findings[:SHOWN]), *more]))
+
+
+def _missing(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
+    """What is said of each parameter that is not stored, or in another shape."""
     for name, wanted in shapes.items():
         try:
-            stored[name] = checkpoint.find(name)
+            stored = checkpoint.find(name)
         except CheckpointError as err:
-            findings.append(err)
+            yield err
             continue
-        if stored[name].shape != wanted:
-            findings.append(
-                CheckpointError(
-                    "a weight has another shape than config.json says",
-                    got=f"{name}: {list(stored[name].shape)}",
-                    wanted=list(wanted),
-                )
+        if stored.shape != wanted:
+            yield CheckpointError(
+                "a weight has another shape than config.json says",
+                got=f"{name}: {list(stored.shape)}",
+                wanted=list(wanted),
             )
-    if findings:
-        more = [f"and {len(findings) - 24} more"] if len(findings) > 24 else []
-        raise (
-            findings[0] if len(findings) == 1 else CheckpointError("\n".join([*(str(f) for f in findings[:24]), *more]))
-        )
-    return stored
 
 
-def check_all_used(parameters: Iterable[str], checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint with weights that the model has no place for: config.json would describe another model.
-
-    Raises:
-        CheckpointError: with their names.
-    """
+def _unused(parameters: Iterable[str], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
+    """What is said of the stored weights that are no parameters, and are not expected beside them."""
     family = checkpoint.family
     used = {stored for parameter in parameters for stored in family.stored_names(parameter)}
     unused = [name for name in checkpoint.tensors if name not in used and not family.may_be_unused(name)]
     if unused:
-        more = f", and {len(unused) - 3} more" if len(unused) > 3 else ""
-        raise CheckpointError(
+        yield CheckpointError(
             "the checkpoint has weights that the model does not use",
-            got=", ".join(unused[:3]) + more,
+            got=", ".join(unused[:3]) + (f", and {len(unused) - 3} more" if len(unused) > 3 else ""),
             wanted=f"the weights of a {family.title} with {checkpoint.architecture.num_hidden_layers} layers",
             hint="correct config.json (num_hidden_layers, for example), or save the model without them",
         )

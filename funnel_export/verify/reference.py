@@ -16,7 +16,7 @@ from funnel_export.bundle.ports import PortKind
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import BundleError
 from funnel_export.exporter.skeleton import build_skeleton
-from funnel_export.exporter.weights import check_all_used, find_weights
+from funnel_export.exporter.weights import match_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part
 from funnel_export.spec.choices import Dtype, Logits
@@ -38,8 +38,7 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     """
     source = Checkpoint.open(bundle.path)
     shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
-    find_weights(shapes, source)
-    check_all_used(shapes, source)
+    match_weights(shapes, source)
     with without_progress_bars(), computing_in(dtype):
         model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
             bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True

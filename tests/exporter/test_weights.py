@@ -160,10 +160,16 @@ def test_a_trained_layer_is_not_left_out(tmp_path: Path) -> None:
 
 
 def test_a_weight_without_a_place_is_refused(tmp_path: Path) -> None:
-    stray = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    stray = "model.layers.0.self_attn.q_norm.weight"
     checkpoint = with_tensors(tmp_path, stray)
     with pytest.raises(CheckpointError, match=rf"does not use\n  got: {stray}\n"):
         export(checkpoint, tmp_path / "out", funnel="1:3:2")
+
+
+def test_a_head_under_another_name_is_named_beside_the_wanted_one(tmp_path: Path) -> None:
+    checkpoint = with_tensors(tmp_path, "classifier.weight")
+    with pytest.raises(CheckpointError, match=r"(?s)does not use\n  got: classifier\.weight.*no score\.weight"):
+        export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-classification")
 
 
 def test_heads_of_other_tasks_and_buffers_are_no_strays(tmp_path: Path) -> None:
