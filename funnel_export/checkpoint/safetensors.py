@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from funnel_export.errors import CheckpointError
 from funnel_export.spec.choices import Dtype
-from funnel_export.system.files import LARGEST_HEADER, open_regular
+from funnel_export.system.files import LARGEST_HEADER, open_regular, permission_hint
 
 DTYPE_NAMES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -81,7 +81,7 @@ class WeightFile:
                 "a weight file cannot be read",
                 got=f"{path}: {_first(err)}",
                 wanted="a whole safetensors file",
-                hint="download or save the checkpoint again",
+                hint=permission_hint(err) or "download or save the checkpoint again",
             ) from err
         return cls(path.name, size, hashlib.sha256(header).hexdigest(), sample, tensors)
 

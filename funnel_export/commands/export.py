@@ -11,7 +11,7 @@ from pathlib import Path
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.bundle.replace import foreign_entry, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
-from funnel_export.checkpoint.hub import find_checkpoint
+from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import REPORT_FILES
@@ -68,7 +68,7 @@ def export(
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     validate_opset(opset)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
-    if not Path(checkpoint).exists():
+    if not is_here(checkpoint):
         progress("looking for the model on the Hub")
         check_replaceable(target, _may_replace)  # not after a download only
     found = find_checkpoint(checkpoint, revision)

@@ -46,6 +46,11 @@ def read_bytes(path: Path, largest: int) -> bytes:
     return content
 
 
+def permission_hint(err: Exception) -> str | None:
+    """What to do about a file or folder that this user may not read; None where that is not what went wrong."""
+    return f"let this user read it: ls -ld {err.filename}" if isinstance(err, PermissionError) else None
+
+
 def regular_size(path: Path) -> int:
     """Bytes of a regular file, told without reading it.
 

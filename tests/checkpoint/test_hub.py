@@ -69,13 +69,59 @@ def test_a_folder_is_taken_before_an_id(cache: Path, monkeypatch: pytest.MonkeyP
     [
         ("somebody/else", None, "the Hub cannot be reached"),
         (ID, "v2", "at v2, which is no folder and not in the Hub's cache"),
-        ("./missing/folder", None, "there is no such checkpoint"),
-        ("with spaces", None, "there is no such checkpoint"),
+        ("somebody/else", None, "hf download somebody/else"),
     ],
 )
 def test_what_is_not_there_is_refused(name: str, revision: str | None, message: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         find_checkpoint(name, revision)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "close"),
+    [
+        ("./chekpoint", "chekpoint", "checkpoint"),
+        ("chekpoint", "chekpoint", "checkpoint"),
+        ("chekpoint/", "chekpoint", "checkpoint"),
+        ("models/gema", "models/gema", "models/gemma"),
+        ("./modles/gemma", "modles", "models/gemma"),
+        ("modles/gemma/", "modles", "models/gemma"),
+        ("models/llama", "models/llama", None),
+        ("ROOT/models/gema", "ROOT/models/gema", "ROOT/models/gemma"),
+        ("ROOT/modles/gemma", "ROOT/modles", "ROOT/models/gemma"),
+        ("../nowhere/else/at/all", "../nowhere", None),
+        ("checkpoint/file/inside", "checkpoint/file/inside", None),
+        ("~/checkpoint", "~", None),
+        ("with spaces", "with spaces", None),
+    ],
+)
+def test_a_mistyped_path(
+    name: str, missing: str, close: str | None, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "file").touch()
+    (tmp_path / "models" / "gemma").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    name, missing = (each.replace("ROOT", str(tmp_path)) for each in (name, missing))
+    with pytest.raises(CheckpointError, match="there is no such checkpoint") as caught:
+        find_checkpoint(name)
+    assert caught.value.details["got"] == f"{name}: the folder {missing} does not exist"
+    assert caught.value.details.get("hint") == (close and close.replace("ROOT", str(tmp_path)))
+
+
+def test_an_id_is_looked_for_although_a_folder_is_called_like_its_owner(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somebody" / "tiny-gemma").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint(ID).name == f"{ID}@{COMMIT}"
+    with pytest.raises(CheckpointError, match="at v2, which is no folder"):
+        find_checkpoint(ID, "v2")
+
+
+def test_a_name_longer_than_names_may_be(cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be looked for"):
+        find_checkpoint("x" * 300)
 
 
 def test_a_lost_connection_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
