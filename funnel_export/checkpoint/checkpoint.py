@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, Self
 
 from pydantic_core import from_json
 
+from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
+from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
 from funnel_export.errors import CheckpointError
 from funnel_export.families.architecture import Architecture
@@ -16,7 +19,7 @@ from funnel_export.families.base import Family
 from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
-from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, read_bytes
+from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, permission_hint, read_bytes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
@@ -54,12 +57,11 @@ class Checkpoint:
             CheckpointError: if it is not a checkpoint of one of the families, in safetensors.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise CheckpointError(
-                "there is no such checkpoint",
-                got=folder,
-                wanted="a folder with config.json",
-            )
+        names = _list(folder)
+        check_files(folder, (n for n in names if n in (CONFIG, INDEX, *COMPANIONS) or n.endswith(".safetensors")))
+        check_adapter(folder, names)
+        if CONFIG not in names:
+            raise no_config(folder, names)
         config = read_json(folder / CONFIG)
         family = get_family(config.get("model_type"))
         if config.get("transformers_weights"):
@@ -68,14 +70,12 @@ class Checkpoint:
                 got=config["transformers_weights"],
                 wanted=f"{SINGLE} or {INDEX}",
             )
-        if config.get("quantization_config"):
-            raise CheckpointError(
-                "quantized checkpoints cannot be exported",
-                got="quantization_config in config.json",
-                wanted="weights in float32, float16 or bfloat16",
-            )
-        files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder))
-        return cls(folder, config, family, family.schema.of(config), files)
+        check_config(config)
+        architecture = family.schema.of(config)
+        files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder, names))
+        checkpoint = cls(folder, config, family, architecture, files)
+        check_names(checkpoint.tensors.keys(), family)
+        return checkpoint
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -111,25 +111,36 @@ class Checkpoint:
         """
         return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
-    def companion(self, name: str) -> bytes:
-        """The content of a file that travels with the model.
+    def companions(self) -> dict[str, bytes]:
+        """The content of the files that travel with the model, by name.
 
         A link is followed within the checkpoint, and from a snapshot in the Hub's cache to that model's blobs: anywhere
         else, it would carry a stranger's choice of this machine's files into a bundle.
 
         Raises:
-            CheckpointError: if it is a link that leads elsewhere.
-            OSError: if it cannot be read, or is too large.
+            CheckpointError: with all that are links that lead elsewhere, or with one that cannot be read.
         """
-        folder, real = self.path.resolve(), (self.path / name).resolve()
-        if real.parent not in (folder, folder.parent.parent / "blobs"):
+        folder = self.path.resolve()
+        blobs = [parent / "blobs" for parent in folder.parents if parent.name.startswith("models--")]
+        files = {name: (self.path / name).resolve() for name in COMPANIONS if (self.path / name).exists()}
+        outside = {n: f for n, f in files.items() if not any(f.is_relative_to(place) for place in (folder, *blobs))}
+        if outside:
+            copy = shlex.quote(f"{folder}-copy")
             raise CheckpointError(
-                f"{name} is a link that leads out of the checkpoint",
-                got=f"{self.path / name} -> {real}",
-                wanted="a file",
-                hint=f"copy it: cp --remove-destination {real} {self.path / name}",
+                "files of the checkpoint are links that lead out of it, and are not copied into a bundle",
+                got="\n".join(f"{name} -> {file}" for name, file in outside.items()),
+                wanted="files, and links within the checkpoint",
+                hint=f"if you know where they lead: cp -rL {shlex.quote(str(folder))} {copy}, and export {copy}",
             )
-        return read_bytes(real, LARGEST_COMPANION)
+        try:
+            return {name: read_bytes(file, LARGEST_COMPANION) for name, file in files.items()}
+        except OSError as err:
+            raise CheckpointError(
+                "a file of the checkpoint cannot be read",
+                got=err,
+                wanted="readable files, tokenizer and all",
+                hint=permission_hint(err),
+            ) from err
 
     def find(self, parameter: str) -> StoredTensor:
         """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.
@@ -146,7 +157,9 @@ class Checkpoint:
             "the checkpoint lacks a weight",
             got=f"no {parameter} among {len(tensors)} tensors in {self.path}",
             wanted="a trained head for this task" if head else "every weight of the model",
-            hint="--task feature-extraction, or a checkpoint with that head" if head else "check the download",
+            hint="--task feature-extraction, or a checkpoint with that head"
+            if head
+            else "check config.json and the download",
         )
 
 
@@ -156,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = from_json(read_bytes(path, LARGEST_JSON), allow_inf_nan=False)
         json.dumps(value, allow_nan=False)  # 1e999 becomes infinite without being called so
     except OSError as err:
-        raise CheckpointError(f"there is no readable {path.name}", got=err, wanted=path) from err
+        raise CheckpointError(f"{path.name} cannot be read", got=err, wanted=path, hint=permission_hint(err)) from err
     except ValueError as err:
         raise CheckpointError(f"{path.name} is not JSON", got=f"{path}: {err}", wanted="a JSON object") from err
     if not isinstance(value, dict):
@@ -164,14 +177,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_file_names(folder: Path) -> list[str]:
+def _list(folder: Path) -> list[str]:
+    """Names of what is in a folder."""
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names, which `iterdir` would make paths of
+    except NotADirectoryError as err:
+        raise CheckpointError(
+            "the checkpoint is not a folder", got=folder, wanted=f"a folder with {CONFIG}", hint=str(folder.parent)
+        ) from err
+    except FileNotFoundError as err:
+        raise CheckpointError("there is no such checkpoint", got=folder, wanted=f"a folder with {CONFIG}") from err
+    except OSError as err:
+        raise CheckpointError(
+            "the checkpoint's folder cannot be read", got=err, wanted="a readable folder", hint=permission_hint(err)
+        ) from err
+
+
+def _weight_file_names(folder: Path, names: list[str]) -> list[str]:
     if (folder / SINGLE).is_file():  # as Hugging Face does: a single file wins over an index beside it
         return [SINGLE]
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+    if INDEX in names:
+        stored = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(stored, dict) or not stored or not all(isinstance(n, str) for n in stored.values()):
             raise CheckpointError(f"{INDEX} has no weight_map", got=folder / INDEX, wanted="tensor names and files")
-        files = sorted(set(names.values()))
+        files = sorted(set(stored.values()))
         for file in files:
             if Path(file).name != file or "\0" in file:
                 raise CheckpointError("a weight file lies outside the checkpoint", got=repr(file), wanted="a file name")
@@ -181,14 +210,11 @@ def _weight_file_names(folder: Path) -> list[str]:
                     got=repr(file),
                     wanted="a name that ends in .safetensors",
                 )
+        check_shards(folder, files, names, INDEX)
         return files
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    raise CheckpointError(
-        "the checkpoint has no safetensors",
-        got=f"{', '.join(pickles)}: pickle, which can run code and is never read" if pickles else f"no {SINGLE}",
-        wanted=f"{SINGLE} or {INDEX}",
-        hint="load it where you trust it, then model.save_pretrained(folder)",
-    )
+    if SINGLE in names:  # no file, which reading it says
+        return [SINGLE]
+    raise no_weights(folder, names, INDEX, f"{SINGLE} or {INDEX}")
 
 
 def _usable(name: str, tensor: StoredTensor) -> StoredTensor:
@@ -197,5 +223,6 @@ def _usable(name: str, tensor: StoredTensor) -> StoredTensor:
             "a weight has a dtype that cannot be exported",
             got=f"{name}: {tensor.dtype} {list(tensor.shape)}, {tensor.nbytes} bytes",
             wanted=" | ".join(DTYPE_SIZES),
+            hint="save the model in one of them: model.to(torch.bfloat16).save_pretrained(NEW_FOLDER)",
         )
     return tensor

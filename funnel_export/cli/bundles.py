@@ -43,7 +43,9 @@ def export(
         bool, typer.Option("--lookahead", help="Give an unfinished last window a slot; not for text generation.")
     ] = False,
     task: Annotated[str, typer.Option(help="Task as Optimum names it; `auto` reads the architectures.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; `auto` is what is stored.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16; `auto` is what the embedding is stored in.")
+    ] = "auto",
     logits: Annotated[str, typer.Option(help="Of text generation: `all` tokens, or each row's `last` only.")] = "all",
     weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = DEFAULT_OPSET,

@@ -46,7 +46,7 @@ def export(
         task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
             checkpoint's architectures.
         dtype: what the graph computes in, whatever the checkpoint stores: `float32`, `float16`, `bfloat16`; `auto` is
-            what the checkpoint stores.
+            the dtype in which the checkpoint stores its embedding.
         logits: of text generation, for which tokens there are logits: `all`, or each row's `last`, which gives
             [batch, 1, vocabulary]: what comes after a prompt depends on no others.
         weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
@@ -88,6 +88,7 @@ def export(
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
     _check_not_the_checkpoint(source, target)
+    source.companions()  # what cannot be copied is said before the seconds that tracing takes
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
     with _collector_paused():
         return _build_and_write(source, target, spec, name, placing, progress)

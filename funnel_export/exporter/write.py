@@ -10,7 +10,7 @@ import onnx_ir as ir
 from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest
 from funnel_export.bundle.ports import Port, PortKind
 from funnel_export.bundle.weights import StoredFile, WeightRecord, files_of
-from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX, SINGLE, Checkpoint
+from funnel_export.checkpoint.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, ExportError
 from funnel_export.exporter.build import BuiltGraph
@@ -58,9 +58,8 @@ def write_bundle(
         _write_config(folder, checkpoint, spec.funnel)
         if [file.file for file in files] != [SINGLE]:
             _write_index(folder, files)
-        for name in COMPANIONS:
-            if (checkpoint.path / name).exists():
-                (folder / name).write_bytes(checkpoint.companion(name))
+        for name, content in checkpoint.companions().items():
+            (folder / name).write_bytes(content)
         manifest = _manifest(folder, graphs, weights, spec, source)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:

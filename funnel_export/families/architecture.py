@@ -103,7 +103,9 @@ class Architecture(BaseModel, ABC):
         except ValidationError as err:
             found = describe_invalid(err)
             raise CheckpointError(
-                f"config.json does not describe a {cls.title}", got="; ".join(found[:5]), wanted=f"a {cls.title}Config"
+                f"config.json does not describe a {cls.title} that can be exported",
+                got="; ".join(found[:5]),
+                wanted=f"a {cls.title}Config",
             ) from err
 
     @classmethod

@@ -60,6 +60,12 @@ class Gemma2Architecture(Architecture):
             raise ValueError("sliding_window is null: Hugging Face's Gemma2 needs a number, even where no layer slides")
         return self
 
+    @model_validator(mode="after")
+    def _is_causal(self) -> Self:
+        if self.use_bidirectional_attention:
+            raise ValueError("use_bidirectional_attention is true, and only causal attention is supported")
+        return self
+
     @classmethod
     def default_layer_types(cls, num_layers: int) -> list[LayerType]:
         """Even layers slide."""

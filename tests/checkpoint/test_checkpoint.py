@@ -42,7 +42,7 @@ def cut(folder: Path) -> None:
 
 SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: shutil.rmtree(f): "no such checkpoint",
-    lambda f: (f / "config.json").unlink(): r"no readable config\.json",
+    lambda f: (f / "config.json").unlink(): r"no config\.json in this folder",
     lambda f: (f / "config.json").write_text("{"): "is not JSON",
     lambda f: (f / "config.json").write_text("[]"): "not a JSON object",
     lambda f: config(f, model_type="gemma3"): "this kind of model is not supported",
