@@ -72,9 +72,10 @@ def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: f
         if node.op_type != op_type or not str(node.name).startswith(prefix):
             continue
         for index, value in enumerate(node.inputs):
-            array = value.const_value.numpy() if value is not None and value.const_value is not None else None
-            if array is not None and array.size == 1 and array.item() == pytest.approx(old):
-                constant = ir.Value(name=f"changed.{node.name}", const_value=ir.tensor(np.full_like(array, new)))
+            tensor = None if value is None else value.const_value
+            if tensor is not None and tensor.size == 1 and tensor.numpy().item() == pytest.approx(old):
+                array = np.full_like(tensor.numpy(), new)
+                constant = ir.Value(name=f"changed.{node.name}", const_value=ir.tensor(array))
                 model.graph.register_initializer(constant)
                 node.replace_input_with(index, constant)
 

@@ -32,7 +32,9 @@ CLASSES: dict[Task, type[PreTrainedModel]] = {
     Task.TOKEN_CLASSIFICATION: Gemma2ForTokenClassification,
 }
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="funnel-export-tests-")
+_OWN = tempfile.TemporaryDirectory(prefix="funnel-export-tests-")
+FOLDER = Path(_OWN.name)
+"""Where a session keeps what its tests share; removed at its end."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ def tiny_checkpoint(
     task: Task, stored: torch.dtype, shards: str | None = None, overrides: tuple[tuple[str, Any], ...] = ()
 ) -> Path:
     """A tiny checkpoint, written once per session; do not change its files."""
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=_FOLDER.name))
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=FOLDER))
     return save_tiny_checkpoint(folder, CLASSES[task], stored, max_shard_size=shards, **dict(overrides))
 
 
 @functools.cache
 def _exported(recipe: Recipe) -> Bundle:
-    out = Path(tempfile.mkdtemp(prefix="bundle-", dir=_FOLDER.name))
+    out = Path(tempfile.mkdtemp(prefix="bundle-", dir=FOLDER))
     return export(
         recipe.checkpoint(),
         out,

@@ -9,25 +9,33 @@ import pytest
 from breaks import another_softcap, changed, own, slower
 from exported import Recipe
 
+# A run in this process forgets what it imports, and a module that is imported twice has every class twice.
+from funnel_export.commands import bench, check  # noqa: F401
+from funnel_export.latency import trials, verdict  # noqa: F401
+from funnel_export.report import pages, text  # noqa: F401
+from funnel_export.verify import parity  # noqa: F401
+
+pytest_plugins = ["pytester"]
+
+SETTINGS = ("-p", "no:cacheprovider", "-W", "error")
 FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6", "--funnel-max-length=8")
 
 
-def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a folder, without this project's settings."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def run(pytester: pytest.Pytester, *arguments: object) -> tuple[int, str, str]:
+    """Run pytest in a folder of its own, without this project's settings: its exit code and what it printed."""
+    done = pytester.runpytest_inprocess(*SETTINGS, *map(str, arguments))
+    return int(done.ret), done.stdout.str(), done.stderr.str()
 
 
-def test_a_good_bundle_passes_and_junit_has_the_speedups(tmp_path: Path) -> None:
-    bundle = own(tmp_path)
-    (tmp_path / "test_theirs.py").write_text("def test_not_asked_for(): assert False")
-    done = run(
-        tmp_path, f"--funnel-bundle={bundle.path}", *FAST, "--funnel-min-speedup=1e-6", "--junitxml=gates.xml", "-v"
-    )
-    assert done.returncode == 0, done.stdout
-    assert "funnel_export/gates::test_parity[onnxruntime] PASSED" in done.stdout
-    assert "2 passed" in done.stdout
-    (suite,) = ET.parse(tmp_path / "gates.xml").getroot()  # noqa: S314 - pytest wrote it
+def test_a_good_bundle_passes_and_junit_has_the_speedups(pytester: pytest.Pytester) -> None:
+    bundle = own(pytester.path)
+    pytester.makepyfile(test_theirs="def test_not_asked_for(): assert False")
+    options = (f"--funnel-bundle={bundle.path}", *FAST, "--funnel-min-speedup=1e-6", "--junitxml=gates.xml", "-v")
+    code, out, _ = run(pytester, *options)
+    assert code == 0, out
+    assert "funnel_export/gates::test_parity[onnxruntime] PASSED" in out
+    assert "2 passed" in out
+    (suite,) = ET.parse(pytester.path / "gates.xml").getroot()  # noqa: S314 - pytest wrote it
     assert {case.get("classname") for case in suite.iter("testcase")} == {"funnel_export.gates"}
     (speedup,) = suite.iter("property")
     assert speedup.get("name") == "speedup of onnxruntime at batch 1, length 8"
@@ -36,72 +44,68 @@ def test_a_good_bundle_passes_and_junit_has_the_speedups(tmp_path: Path) -> None
         assert (bundle.path / "reports" / report).is_file()
 
 
-def test_a_broken_graph_fails_and_the_place_is_named(tmp_path: Path) -> None:
-    bundle = changed(tmp_path, another_softcap)
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST)
-    assert done.returncode == 1
-    assert "onnxruntime first differs at layers.2" in done.stdout
-    assert "1 failed, 1 skipped" in done.stdout
-    assert "torch.__trace" not in done.stdout
+def test_a_broken_graph_fails_and_the_place_is_named(pytester: pytest.Pytester) -> None:
+    bundle = changed(pytester.path, another_softcap)
+    code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST)
+    assert code == 1
+    assert "onnxruntime first differs at layers.2" in out
+    assert "1 failed, 1 skipped" in out
+    assert "torch.__trace" not in out
 
 
 def test_a_slower_funnel_fails_and_the_place_is_named(tmp_path: Path) -> None:
+    """In a process of its own, as CI runs it: what torch logs there depends on who set its loggers up."""
     bundle = changed(tmp_path, slower)
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, "--funnel-min-speedup=1")
+    command = [sys.executable, "-m", "pytest", *SETTINGS, f"--funnel-bundle={bundle.path}", *FAST]
+    done = subprocess.run(
+        [*command, "--funnel-min-speedup=1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "torch.__trace" not in done.stdout, "the dense baseline is traced while pytest listens"
     assert "onnxruntime at batch 1, length 8: 0." in done.stdout
     assert "1 failed, 1 passed" in done.stdout
 
 
-def test_an_error_of_ours_speaks_for_itself(tmp_path: Path) -> None:
-    bundle = own(tmp_path)
-    (bundle.path / "reports").symlink_to(tmp_path)
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST)
-    assert done.returncode == 1
-    assert done.stdout.count("the bundle's reports lie elsewhere") in (1, 2), "the failure, and pytest's short summary"
-    assert "1 skipped, 1 error" in done.stdout
-    assert "check.py" not in done.stdout
+def test_an_error_of_ours_speaks_for_itself(pytester: pytest.Pytester) -> None:
+    bundle = own(pytester.path)
+    (bundle.path / "reports").symlink_to(pytester.path)
+    code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST)
+    assert code == 1
+    assert out.count("the bundle's reports lie elsewhere") in (1, 2), "the failure, and pytest's short summary"
+    assert "1 skipped, 1 error" in out
+    assert "check.py" not in out
 
 
 @pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=2",), "FunnelExportWarning: ")])
-def test_a_report_that_cannot_be_kept_is_no_verdict(options: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_kept_is_no_verdict(
+    options: tuple[str, ...], told: str, pytester: pytest.Pytester
+) -> None:
     """Warnings are errors in these runs; this package's must not replace what the gate says."""
-    bundle = own(tmp_path)
+    bundle = own(pytester.path)
     (bundle.path / "reports").write_text("no folder")
-    done = run(tmp_path, f"--funnel-bundle={bundle.path}", *FAST, *options)
-    assert done.returncode == 0, done.stdout
-    assert "1 passed, 1 skipped" in done.stdout
-    assert f"{told}the report could not be kept in the bundle" in done.stdout
+    code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST, "--funnel-target=onnxruntime", *options)
+    assert code == 0, out
+    assert "1 passed, 1 skipped" in out, "a target that is asked for twice is one"
+    assert f"{told}the report could not be kept in the bundle" in out
 
 
-def test_a_target_that_is_asked_for_twice_is_one(tmp_path: Path) -> None:
-    done = run(tmp_path, f"--funnel-bundle={own(tmp_path).path}", *FAST, "--funnel-target=onnxruntime")
-    assert done.returncode == 0, done.stdout
-    assert "1 passed, 1 skipped" in done.stdout
-
-
-def test_several_processes_do_not_time_at_once(tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text("def test_mine(funnel_latency): pass")
-    done = run(tmp_path, "test_mine.py", f"--funnel-bundle={own(tmp_path).path}", *FAST, "--numprocesses=2")
-    assert done.returncode == 1
-    assert "latency needs the machine for itself: run pytest without --numprocesses" in done.stdout
-    assert "1 passed" in done.stdout, "parity may share it"
-
-
-def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
-    bundle = own(tmp_path)
-    (tmp_path / "test_mine.py").write_text(
-        "def test_mine(funnel_bundle, funnel_parity):\n"
+def test_fixtures_serve_tests_of_ones_own(pytester: pytest.Pytester) -> None:
+    """Of several processes, parity may share the machine and latency may not."""
+    bundle = own(pytester.path)
+    pytester.makepyfile(
+        test_mine="def test_mine(funnel_bundle, funnel_parity):\n"
         "    assert funnel_bundle.spec.funnel.stride == 2\n"
         "    assert funnel_parity.targets[0].cases[0].metrics.top1 == 1.0\n"
+        "def test_latency(funnel_latency): pass\n"
     )
-    done = run(tmp_path, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST)
-    assert done.returncode == 0, done.stdout
-    assert "2 passed, 1 skipped" in done.stdout
-    without = run(tmp_path, "test_mine.py")
-    assert without.returncode == 0
-    assert "1 skipped" in without.stdout
+    code, out, _ = run(pytester, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST, "--numprocesses=2")
+    assert code == 1
+    assert "latency needs the machine for itself: run pytest without --numprocesses" in out
+    assert "test_mine.py::test_latency" in out
+    assert "2 passed, 1 skipped, 1 error" in out
+    code, out, _ = run(pytester, "test_mine.py")
+    assert code == 0
+    assert "2 skipped" in out
 
 
 @pytest.mark.parametrize(
@@ -120,9 +124,11 @@ def test_fixtures_serve_tests_of_ones_own(tmp_path: Path) -> None:
         (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "a dense bundle has nothing to be compared with"),
     ],
 )
-def test_what_cannot_be_ends_the_run_before_it_begins(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_ends_the_run_before_it_begins(
+    arguments: list[str], said: str, pytester: pytest.Pytester
+) -> None:
     bundle, dense = Recipe().bundle().path, Recipe(funnel=None).bundle().path
-    done = run(tmp_path, *(argument.format(bundle=bundle, dense=dense) for argument in arguments))
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = run(pytester, *(argument.format(bundle=bundle, dense=dense) for argument in arguments))
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert said in err
+    assert "Traceback" not in err

@@ -1,0 +1,106 @@
+"""The parity gate refuses what is wrong by a little, each of its limits by itself."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from breaks import broken
+from exported import Recipe
+from near_twins import Change, epsilon, one_logit, quiet_bundle, rounded, shifted_logits, softcap, zigzag
+
+from funnel_export import Bundle
+from funnel_export.commands.check import compare
+from funnel_export.verify.parity_report import ParityReport
+
+TARGETS = {"float32": ["onnxruntime", "openvino"], "bfloat16": ["openvino"]}
+LIMITS = {"max_rel": "limit_max_rel", "rms_rel": "limit_rms_rel", "kl": "limit_kl"}
+
+
+def wide_bundle() -> Bundle:
+    return Recipe(dtype="bfloat16").bundle()
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A break of a bundle, the size at which it is refused, and the one at which it passes."""
+
+    bundle: Callable[[], Bundle]
+    make: Callable[[Any], Change]
+    wrong: Any
+    sound: Any
+
+
+TWINS = {
+    "softcap float32": Twin(quiet_bundle, softcap, 1.01, 1.0),
+    "epsilon float32": Twin(Recipe().bundle, epsilon, 1e-4, 1e-6),
+    "rounded float32": Twin(quiet_bundle, rounded, ir.DataType.BFLOAT16, ir.DataType.FLOAT),
+    "softcap bfloat16": Twin(wide_bundle, softcap, 1.3, 1.01),
+    "epsilon bfloat16": Twin(wide_bundle, epsilon, 1.5, 1e-6),
+    "rounded bfloat16": Twin(wide_bundle, rounded, ir.DataType.FLOAT8E5M2, ir.DataType.BFLOAT16),
+}
+"""In bfloat16 a hundredth of a softcap, and an epsilon of 0.1, are below the noise floor itself."""
+
+
+def excesses(report: ParityReport) -> list[dict[str, float]]:
+    """How many times its limit each error is, at its worst, by target."""
+    return [
+        {
+            name: max(getattr(case.metrics, name) for case in target.cases) / getattr(report, limit)
+            for name, limit in LIMITS.items()
+        }
+        for target in report.targets
+    ]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_what_is_wrong_by_a_little_is_refused(name: str, tmp_path: Path) -> None:
+    twin = TWINS[name]
+    bundle = twin.bundle()
+    for size, passed in ((twin.wrong, False), (twin.sound, True)):
+        folder = tmp_path / str(passed)
+        folder.mkdir()
+        report = compare(broken(bundle, folder, twin.make(size)), targets=TARGETS[bundle.spec.dtype])
+        assert [target.passed for target in report.targets] == [passed] * len(report.targets)
+        for excess in excesses(report):
+            worst = max(excess.values())
+            assert worst <= 1 if passed else 1 < worst < 5
+
+
+ONLY: list[tuple[str, str, Callable[[float], Change], float]] = [
+    ("float32", "max_rel", one_logit, 4.5),
+    ("float32", "rms_rel", shifted_logits, 1.0),
+    ("float32", "kl", zigzag, 1.5),
+    ("bfloat16", "max_rel", one_logit, 4.5),
+    ("bfloat16", "rms_rel", shifted_logits, 0.8),
+    ("bfloat16", "kl", zigzag, 0.8),
+]
+"""Sizes are multiples of eager PyTorch's own largest error."""
+
+
+@functools.cache
+def sound_report(dtype: str) -> ParityReport:
+    """Of the bundle as it was exported."""
+    return compare(Recipe(dtype=dtype).bundle(), targets=TARGETS[dtype], lengths=[64])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit", "make", "size"), ONLY, ids=[f"{dtype} {limit}" for dtype, limit, *_ in ONLY]
+)
+def test_each_limit_refuses_by_itself(
+    dtype: str, limit: str, make: Callable[[float], Change], size: float, tmp_path: Path
+) -> None:
+    sound = sound_report(dtype)
+    assert sound.passed
+    twin = broken(Recipe(dtype=dtype).bundle(), tmp_path, make(size * sound.floor.max_abs))
+    report = compare(twin, targets=TARGETS[dtype], lengths=[64])
+    assert not report.passed
+    for target, excess in zip(report.targets, excesses(report), strict=True):
+        assert not target.passed
+        assert [name for name, times in excess.items() if times > 1] == [limit]
+        assert excess[limit] < 5
+        assert target.top1 is not None
+        assert target.top1 >= (report.limit_top1 or 1), "this limit is another"
