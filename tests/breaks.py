@@ -138,6 +138,11 @@ def not_a_number(model: ir.Model) -> None:
     scaled(model, node(model, "layers.1/", "Tanh"), 0, float("nan"))
 
 
+def wide_window(model: ir.Model) -> None:
+    """A sliding window of 500 in place of 5: right up to 5 tokens, and wrong beyond."""
+    set_constants(model, "Sub", "model/", 5, 500)
+
+
 def first_token_only(model: ir.Model) -> None:
     """Let the logits be those of each row's first token, which broadcast over those of all."""
     logits = model.graph.outputs[0]

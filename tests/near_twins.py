@@ -31,11 +31,31 @@ UNLIKELY = 0
 @functools.cache
 def quiet_bundle() -> Bundle:
     """A bundle whose layer 2 adds little, as many of a large model do."""
-    folder = Path(tempfile.mkdtemp(prefix="quiet-", dir=FOLDER))
+
+    def quieten(weights: dict[str, torch.Tensor]) -> None:
+        for norm in ("post_attention_layernorm", "post_feedforward_layernorm"):
+            weights[f"model.layers.2.{norm}.weight"] = torch.full([40], QUIET - 1)  # Gemma's norms add 1
+
+    return _with_weights(quieten)
+
+
+@functools.cache
+def copied_bundle() -> Bundle:
+    """A bundle in whose vocabulary each of tokens 1 to 30 has a copy among 31 to 60: all logits come in pairs."""
+
+    def copy(weights: dict[str, torch.Tensor]) -> None:
+        embedding = weights["model.embed_tokens.weight"]
+        embedding[31:] = embedding[1:31]
+        embedding[0] = -embedding[1:31].mean(0)
+
+    return _with_weights(copy)
+
+
+def _with_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Bundle:
+    folder = Path(tempfile.mkdtemp(prefix="changed-", dir=FOLDER))
     checkpoint = shutil.copytree(Recipe().checkpoint(), folder / "checkpoint")
     weights = load_file(checkpoint / "model.safetensors")
-    for norm in ("post_attention_layernorm", "post_feedforward_layernorm"):
-        weights[f"model.layers.2.{norm}.weight"] = torch.full([40], QUIET - 1)  # Gemma's norms add 1
+    change(weights)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return export(checkpoint, folder / "bundle", funnel="1:3:2")
 
@@ -83,6 +103,11 @@ def one_logit(size: float) -> Change:
 def zigzag(size: float) -> Change:
     """All logits are off after a rare token, every other one the other way."""
     return _after_rare_token(np.where(np.arange(61) % 2, size, -size))
+
+
+def copies_first(size: float) -> Change:
+    """The logits of tokens 31 to 60 are off by the same."""
+    return lambda model: _add(model, _constant(model, "copies", np.where(np.arange(61) > 30, size, 0.0)))
 
 
 def _after_rare_token(errors: NDArray[np.float64]) -> Change:

@@ -72,6 +72,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args.append(GATES)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say so if the run has none of the gates, as after `-k` or `-m` in the project's own settings."""
+    config = session.config
+    left = any(str(item.path) == GATES for item in session.items)
+    if BUNDLE in config.stash and not left:
+        config.stash[NOTES].append(f"no gate of {config.stash[BUNDLE].path} is among the tests of this run")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show what check and bench warned of."""
     notes: list[str] = config.stash.get(NOTES, [])
@@ -80,11 +88,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("\n".join(f"warning: {note}" for note in dict.fromkeys(notes)))
 
 
+class Gates(pytest.Module):
+    """The module of the gates, whose names do not depend on the project's `python_functions`."""
+
+    def funcnamefilter(self, name: str) -> bool:
+        """Whether this is the name of a test."""
+        return name.startswith("test_")
+
+
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Name the gates by the package, wherever it is installed."""
     if str(module_path) != GATES:
         return None
-    module: pytest.Module = pytest.Module.from_parent(parent, path=module_path, nodeid="funnel_export/gates")
+    module: Gates = Gates.from_parent(parent, path=module_path, nodeid="funnel_export/gates")
     return module
 
 
@@ -107,13 +123,18 @@ def funnel_bundle(pytestconfig: pytest.Config) -> "Bundle":
 def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "ParityReport":
     """What `check` finds; the report is in the bundle too."""
     from funnel_export.commands.check import check
+    from funnel_export.errors import FunnelExportWarning
 
     option = pytestconfig.getoption
     lengths = option("--funnel-length") or ()
     with _working(pytestconfig):
-        return check(
+        report = check(
             funnel_bundle, targets=option("--funnel-target"), lengths=lengths, max_length=option("--funnel-max-length")
         )
+        if report.lengths_left_out:
+            left_out = ", ".join(map(str, report.lengths_left_out))
+            warnings.warn(f"parity left out as too long: {left_out}", FunnelExportWarning, stacklevel=1)
+        return report
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from funnel_export.spec.choices import EAGER, PYTORCH
 from funnel_export.verify.parity_report import ParityReport
 
 Shape = tuple[int, int]
-_NO_LIMITS = "eager PyTorch itself is not finite in this dtype"
+_NO_LIMITS = "eager PyTorch itself is not finite in this dtype, or too far off for a limit"
 
 
 def evaluate(

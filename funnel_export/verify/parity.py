@@ -230,9 +230,14 @@ def _check_candidate(
 
 
 def _without_limits(report: ParityReport, expected: _Expected) -> str:
-    """Why nothing can be compared: a floor that is not finite would let everything pass."""
+    """Why nothing can be compared: a floor that is not finite, or that is too high, would let everything pass."""
     if not all(np.isfinite(output).all() for output in expected.outputs):
         return f"eager PyTorch itself is not finite in {report.reference}, so there is nothing to compare with"
+    if np.isfinite(report.limit_rms_rel):
+        return (
+            f"the limit of {report.limit_rms_rel:.1g} on the root-mean-square error would let zeros pass: "
+            f"eager PyTorch in {report.dtype} is {report.floor.rms_rel:.1g} off, and the factor is {report.factor:g}"
+        )
     floors = [item for inside in expected.insides.values() for item in inside.floors.items()]
     place = next((f" from {name} on" for name, floor in floors if not np.isfinite(floor)), "")
     other = "; export in bfloat16" if report.dtype is Dtype.FLOAT16 else ""

@@ -114,8 +114,12 @@ class ParityReport(_Report):
 
     @property
     def has_limits(self) -> bool:
-        """Whether there is a noise floor to derive limits from: not where eager PyTorch itself overflows."""
-        return all(map(math.isfinite, (self.limit_max_rel, self.limit_rms_rel, self.limit_kl or 0.0)))
+        """Whether the noise floor gives limits that refuse anything.
+
+        It gives none where eager PyTorch itself overflows. A root-mean-square error of 1 is that of zeros.
+        """
+        finite = all(map(math.isfinite, (self.limit_max_rel, self.limit_rms_rel, self.limit_kl or 0.0)))
+        return finite and self.limit_rms_rel < 1
 
     @property
     def refused(self) -> bool:

@@ -15,9 +15,9 @@ from breaks import (
     changed,
     determinant,
     own,
-    set_constants,
     shifted_read_out,
     slower,
+    wide_window,
 )
 from command_line import run
 from exported import Recipe
@@ -226,11 +226,6 @@ def test_a_gpu_that_is_not_there() -> None:
 def test_a_target_that_does_not_run_here() -> None:
     with pytest.raises(TargetUnavailableError):
         bench(Recipe(dtype="bfloat16").bundle(), targets=["onnxruntime"])
-
-
-def wide_window(model: ir.Model) -> None:
-    """A sliding window of 500 in place of 5: right up to 5 tokens, and wrong beyond."""
-    set_constants(model, "Sub", "model/", 5, 500)
 
 
 def test_a_shape_that_nothing_was_compared_on_has_no_number(tmp_path: Path) -> None:

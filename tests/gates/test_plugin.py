@@ -6,19 +6,27 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from breaks import another_softcap, changed, own, slower
+from breaks import another_softcap, changed, own, slower, wide_window
 from exported import Recipe
 
-# A run in this process forgets what it imports, and a module that is imported twice has every class twice.
-from funnel_export.commands import bench, check  # noqa: F401
+# Imported for `imported`.
+from funnel_export.commands import bench  # noqa: F401
+from funnel_export.commands.check import compare
 from funnel_export.latency import trials, verdict  # noqa: F401
 from funnel_export.report import pages, text  # noqa: F401
-from funnel_export.verify import parity  # noqa: F401
+from funnel_export.targets.onnxruntime import OnnxRuntimeTarget
+from funnel_export.targets.openvino import OpenVinoTarget
 
 pytest_plugins = ["pytester"]
 
 SETTINGS = ("-p", "no:cacheprovider", "-W", "error")
 FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6", "--funnel-max-length=8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Import all that the gates use: a run in this process forgets what it imports, and torch fails the second time."""
+    compare(Recipe().bundle(), targets=["onnxruntime"], max_length=1)
 
 
 def run(pytester: pytest.Pytester, *arguments: object) -> tuple[int, str, str]:
@@ -108,6 +116,39 @@ def test_fixtures_serve_tests_of_ones_own(pytester: pytest.Pytester) -> None:
     assert "2 skipped" in out
 
 
+def test_settings_of_a_project_do_not_take_the_gates_away(pytester: pytest.Pytester) -> None:
+    """A project may name its tests as it likes; if it selects others by a mark, the summary says so."""
+    bundle = changed(pytester.path, another_softcap)
+    pytester.makeini("[pytest]\npython_files = check_*.py\npython_functions = check_*\nmarkers = unit: of theirs\n")
+    theirs = pytester.path / "check_theirs.py"
+    theirs.write_text("import pytest\n@pytest.mark.unit\ndef check_theirs(): pass\n")
+    options = (f"--funnel-bundle={bundle.path}", *FAST)
+    code, out, _ = run(pytester, theirs, *options)
+    assert code == 1
+    assert "1 failed, 1 passed, 1 skipped" in out
+    assert out.count("warning: parity left out as too long: ") == 0
+    _, out, _ = run(pytester, theirs, *options, "-m", "unit")
+    assert "1 passed, 2 deselected" in out
+    assert f"warning: no gate of {bundle.path} is among the tests of this run" in out
+
+
+def test_lengths_that_parity_left_out_are_named(pytester: pytest.Pytester) -> None:
+    """Within the sliding window nobody sees that it is another one."""
+    bundle = changed(pytester.path, wide_window)
+    options = (f"--funnel-bundle={bundle.path}", "--funnel-target=onnxruntime", "--funnel-max-length=4")
+    code, out, _ = run(pytester, *options)
+    assert code == 0, out
+    assert "warning: parity left out as too long: 5, 6, 8" in out
+
+
+def test_no_target_here_is_no_gate(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    for target in (OnnxRuntimeTarget, OpenVinoTarget):
+        monkeypatch.setattr(target, "supports", lambda *_: "it is another machine")
+    code, _, err = run(pytester, f"--funnel-bundle={Recipe().bundle().path}")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "no target here runs" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -119,6 +160,9 @@ def test_fixtures_serve_tests_of_ones_own(pytester: pytest.Pytester) -> None:
             "without --numprocesses",
         ),
         (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"], "too few rounds for an interval"),
+        *((["--funnel-bundle={bundle}", f"--funnel-min-speedup={x}"], "positive") for x in ("nan", "inf", "0", "-1")),
+        (["--funnel-bundle="], "there is no bundle here"),
+        (["--funnel-bundle={bundle}", "--funnel-target="], "unknown target"),
         (["--funnel-bundle={bundle}", "--funnel-length=0"], "length of a check is at least 1"),
         (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "max_length of a check is at least 1"),
         (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "a dense bundle has nothing to be compared with"),

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from exported import Recipe
-from latencies import RUNTIMES, make_parity
+from latencies import RUNTIMES, make_parity, make_row
 
 from funnel_export import Bundle
 from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
 from funnel_export.latency.trials import Runner, RunnerRecord, Times
-from funnel_export.latency.verdict import evaluate
+from funnel_export.latency.verdict import evaluate, judge
 from funnel_export.report.text import describe_latency
 from funnel_export.verify.parity_report import ParityReport
 
@@ -83,6 +83,17 @@ def test_an_engine_that_lacks_a_shape_does_not_pass_unseen(bundle: Bundle, taken
     assert without.passed
 
 
+def test_the_gate_judges_the_lower_end_of_the_interval() -> None:
+    row = make_row("openvino", 1, 64, dense=10.0)
+    found = row.ratio.speedup
+    assert found.low < found.value
+    assert judge([row], found.low).passed
+    gate = judge([row], (found.low + found.value) / 2)
+    assert not gate.passed
+    assert gate.failures[0].startswith("openvino at batch 1, length 64: 1.3")
+    assert not judge([], 1.0).passed
+
+
 def test_a_gate_does_not_say_passed_where_a_target_failed(bundle: Bundle) -> None:
     parity = make_parity(bundle)
     targets = [each.model_copy(update={"passed": each.name != "openvino"}) for each in parity.targets]
@@ -137,9 +148,9 @@ def test_without_eager_a_shape_beyond_the_check_has_no_number(bundle: Bundle) ->
     """`check` compared rows of 64 tokens; nobody has seen what comes of longer ones."""
     parity = make_parity(bundle)
     seen = [target.model_copy(update={"cases": parity.targets[0].cases}) for target in parity.targets]
-    short = [case.model_copy(update={"case": "2x7 left 1,7"}) for case in parity.targets[0].cases]
+    short = [case.model_copy(update={"case": "2x19 left 1,19"}) for case in parity.targets[0].cases]
     seen[0] = seen[0].model_copy(update={"cases": short})
     report = outcome(bundle, dict.fromkeys(RUNTIMES[1:], SHAPES), parity=parity.with_targets(seen))
     errors = {runner.runtime: runner.error for runner in report.runners}
     assert errors["openvino"] is None
-    assert "nothing was compared at length 20; check went up to 7" in str(errors["onnxruntime"])
+    assert "nothing was compared at length 20; check went up to 19" in str(errors["onnxruntime"])

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from exported import Recipe
 from latencies import make_parity
 
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
-from funnel_export.verify.parity import _limit_kl, _share
+from funnel_export.verify.parity import _Expected, _limit_kl, _limit_top1, _share
 from funnel_export.verify.parity_report import ParityReport
 
 SOUND = {"max_abs": 1.0, "mean_abs": 1.0, "p999_abs": 1.0, "cosine": 0.9, "max_rel": 3e-4, "rms_rel": 3e-5, "kl": 3e-6}
@@ -55,6 +56,21 @@ def test_the_limit_of_the_divergence_follows_the_dtype() -> None:
     assert _limit_kl(floor, Dtype.BFLOAT16, 4.0) == pytest.approx(4 * 3e-6)
     assert _limit_kl(floor.model_copy(update={"kl": 0.0}), Dtype.FLOAT32, 4.0) == pytest.approx(16e-12)
     assert _limit_kl(floor.model_copy(update={"kl": None}), Dtype.FLOAT32, 4.0) is None
+
+
+def test_a_limit_that_lets_zeros_pass_is_none() -> None:
+    assert report(limit_rms_rel=0.99).has_limits
+    lax = report(limit_rms_rel=1.0)
+    assert not lax.has_limits
+    assert not lax.within(Metrics.model_validate(SOUND))
+
+
+def test_four_positions_more_than_four_times_the_floors_may_change() -> None:
+    floor = Metrics.model_validate(SOUND)
+    outputs = [np.zeros((60, 3)), np.zeros((40, 3))]
+    assert _limit_top1(_Expected([], outputs, floor, 0.99, None, {}), 4.0) == pytest.approx(1 - 4 * 0.01 - 4 / 100)
+    assert _limit_top1(_Expected([], outputs, floor, 0.5, None, {}), 4.0) == 0
+    assert _limit_top1(_Expected([], outputs, floor, None, None, {}), 4.0) is None
 
 
 def test_the_share_counts_positions() -> None:

@@ -10,7 +10,18 @@ import onnx_ir as ir
 import pytest
 from breaks import broken
 from exported import Recipe
-from near_twins import Change, epsilon, one_logit, quiet_bundle, rounded, shifted_logits, softcap, zigzag
+from near_twins import (
+    Change,
+    copied_bundle,
+    copies_first,
+    epsilon,
+    one_logit,
+    quiet_bundle,
+    rounded,
+    shifted_logits,
+    softcap,
+    zigzag,
+)
 
 from funnel_export import Bundle
 from funnel_export.commands.check import compare
@@ -104,3 +115,18 @@ def test_each_limit_refuses_by_itself(
         assert excess[limit] < 5
         assert target.top1 is not None
         assert target.top1 >= (report.limit_top1 or 1), "this limit is another"
+
+
+def test_highest_logits_that_change_are_refused_by_themselves(tmp_path: Path) -> None:
+    """Every other limit allows that the copies of all tokens are preferred to them by half the noise."""
+    bundle = copied_bundle()
+    sound = compare(bundle, targets=["onnxruntime"])
+    assert sound.passed
+    report = compare(broken(bundle, tmp_path, copies_first(sound.floor.max_abs / 2)), targets=["onnxruntime"])
+    (target,) = report.targets
+    assert not target.passed
+    assert all(case.passed for case in target.cases)
+    assert max(excesses(report)[0].values()) <= 1
+    assert target.top1 is not None
+    assert report.limit_top1 is not None
+    assert target.top1 < 0.5 < report.limit_top1

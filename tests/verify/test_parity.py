@@ -192,6 +192,13 @@ def test_the_place_where_eager_overflows_is_named(tmp_path: Path) -> None:
     assert "not finite in float16 from layers.2 on" in str(result.error)
 
 
+def test_a_factor_that_would_let_zeros_pass_lets_nothing_pass() -> None:
+    report = compare(Recipe().bundle(), targets=["onnxruntime"], max_length=3, factor=1e9)
+    assert not report.passed
+    assert "would let zeros pass: eager PyTorch in float32 is" in str(report.targets[0].error)
+    assert "the factor is 1e+09" in str(report.targets[0].error)
+
+
 @pytest.mark.parametrize("options", [{"lengths": [0]}, {"max_length": 0}, {"factor": 0.5}, {"factor": float("nan")}])
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
