@@ -20,9 +20,9 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-# More of what `make test` tries a few times: exports that are killed, and exports at once.
+# What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)
-	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system
+	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system tests/commands/test_demo.py
 
 fuzz: $(INSTALLED)
 	FUNNEL_EXPORT_FUZZ=5000 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest tests/fuzz

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from exported import Recipe
 from latencies import make_latency, make_parity
+from soak import SOAK
 from typer.testing import CliRunner
 
 from funnel_export import load_bundle
@@ -17,6 +18,7 @@ from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.targets.registry import get_target
 
 
+@pytest.mark.skipif(not SOAK, reason="takes long: make soak, and CI runs make demo")
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(make_checkpoint, hidden_size=64, intermediate_size=96, head_dim=16, query_pre_attn_scalar=16)
     monkeypatch.setattr("funnel_export.commands.demo.make_checkpoint", small)

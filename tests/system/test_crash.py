@@ -1,15 +1,15 @@
 """A killed export leaves the earlier bundle whole, and the next one tidies up; of two at once one wins."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from soak import SOAK
 
-POINTS, ROUNDS = (50, 20) if os.environ.get("FUNNEL_EXPORT_SOAK") else (16, 6)
+POINTS, ROUNDS = (50, 20) if SOAK else (16, 6)
 
 
 @pytest.fixture(scope="module")
