@@ -11,7 +11,7 @@ from killing import digest, forked
 
 from funnel_export import package
 from funnel_export.packaging import triton
-from funnel_export.packaging.triton_config import TritonOptions
+from funnel_export.spec.triton import TritonOptions
 from funnel_export.system import atomic, place
 
 FILES = {str(module.__file__) for module in (atomic, place, triton)}

@@ -11,11 +11,25 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from typer.main import get_group
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from funnel_export.cli import bundles, engines, graphs, latency, machine  # noqa: F401 - each registers its commands
-from funnel_export.cli.app import app, say
-from funnel_export.errors import FunnelExportError, FunnelExportWarning, printable
+from funnel_export.cli.app import make_app
+from funnel_export.cli.bundles import export, inspect
+from funnel_export.cli.dev import dev
+from funnel_export.cli.engines import compile_, package
+from funnel_export.cli.judging import bench, check, report
+from funnel_export.cli.machine import demo, doctor
+from funnel_export.cli.output import USUAL, is_verbose, say, set_loudness, show_warning, tell
+from funnel_export.errors import FunnelExportError, FunnelExportWarning
+
+PANELS = {
+    "First steps": (demo, doctor),
+    "Bundles": (export, inspect, check, bench, report),
+    "Production": (compile_, package),
+}
+GROUPS = {"Development": dev}
+app = make_app(PANELS, GROUPS)
 
 
 def main() -> None:
@@ -29,18 +43,20 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused. Errors go to stderr; with
     `--json` a JSON object of the exit code and the error's parts goes to stdout too.
     """
-    warnings.showwarning = _show_warning
+    set_loudness(USUAL)
+    warnings.showwarning = show_warning
     atexit.register(gc.freeze)  # at exit Python collects garbage in all of torch, for a second and nothing
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
-        group = get_group(app)
+        group = get_command(app)
+        assert isinstance(group, TyperGroup)
         (group.commands[command] if command else group)(arguments, prog_name=program)
     except FunnelExportError as err:
-        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        _tell_error(err)
         _fail(err.exit_code, {"what": err.what, **err.details}, as_json=as_json)
     except (OSError, FunnelExportWarning) as err:  # a warning where Python was told to make errors of them
-        print(f"error: {printable(str(err))}", file=sys.stderr)  # noqa: T201
+        _tell_error(err)
         _fail(2, {"what": str(err)}, as_json=as_json)
     except SystemExit as end:
         if end.code == 2:  # a usage error, which is told already
@@ -59,5 +75,7 @@ def _fail(code: int, error: Mapping[str, str], *, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {printable(str(message))}", file=sys.stderr)  # noqa: T201
+def _tell_error(err: Exception) -> None:
+    if is_verbose():
+        traceback.print_exc()
+    tell(f"error: {err}")

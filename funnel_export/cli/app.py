@@ -1,25 +1,25 @@
-"""What the commands share: the application, common arguments, how they print and show progress."""
+"""The application: how every command is registered, and the options that all of them have."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from funnel_export.errors import TargetRefusedError, printable
-from funnel_export.progress import Progress, no_progress
+from funnel_export.cli.output import GENERAL, QUIET, VERBOSE, say, set_loudness
 
-if TYPE_CHECKING:
-    from funnel_export.verify.parity_report import ParityReport
 
-app = typer.Typer(
-    help="Export Gemma models with a sequence funnel, and prove that it computes what PyTorch computes.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+def _set_quiet(asked: bool) -> None:
+    if asked:
+        set_loudness(QUIET)
+
+
+def _set_verbose(asked: bool) -> None:
+    if asked:
+        set_loudness(VERBOSE)
 
 
 def _show_version(asked: bool) -> None:
@@ -28,7 +28,6 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -37,43 +36,89 @@ def _options(
     pass
 
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `export` wrote.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+def _loudness(
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            callback=_set_verbose,
+            is_eager=True,
+            expose_value=False,
+            rich_help_panel=GENERAL,
+            help="Print every step, what the libraries log, and tracebacks.",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            callback=_set_quiet,
+            is_eager=True,
+            expose_value=False,
+            rich_help_panel=GENERAL,
+            help="Print results and errors only: no progress, no warnings.",
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
-def say(text: str) -> None:
-    """Print a result."""
-    typer.echo(printable(text))  # names in a bundle are its maker's
+@cache
+def _common_options() -> list[Any]:
+    """`--verbose` and `--quiet`, which every command takes at its own end of the command line too."""
+    single = typer.Typer(add_completion=False)
+    single.command()(_loudness)
+    return get_command(single).params
 
 
-def end(parity: "ParityReport", *, passed: bool) -> None:
-    """End a command by the exit code of what it found."""
-    if parity.refused:
-        raise typer.Exit(TargetRefusedError.exit_code)
-    if not passed:
-        raise typer.Exit(1)
+def _as_shown(params: Sequence[Any]) -> list[Any]:
+    """Parameters as `--help` shows them: flags without a type, for they take no value."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+        if "--help" in param.opts:
+            param.rich_help_panel = GENERAL
+    return [*params]
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A line that says what is going on, with a bar, on a terminal and from the first step on; nothing in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+class Command(TyperCommand):
+    """A command with the options that all commands have."""
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield no_progress
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bar = Bar(*columns, console=console, transient=True)
-    task = bar.add_task("starting", total=None)
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.params.extend(_common_options())
 
-    def show(step: str, done: float | None = None, /) -> None:
-        bar.update(task, description=step, total=None if done is None else 1.0, completed=done or 0.0)
-        bar.start()
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its arguments and options."""
+        return _as_shown(super().get_params(ctx))
 
-    try:
-        yield show
-    finally:
-        bar.stop()
+
+class Group(TyperGroup):
+    """A group of commands with the options that all commands have."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.params.extend(_common_options())
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options."""
+        return _as_shown(super().get_params(ctx))
+
+
+def make_app(panels: Mapping[str, Sequence[Callable[..., None]]], groups: Mapping[str, typer.Typer]) -> typer.Typer:
+    """The application with its commands, in the order and under the headings in which `--help` shows them."""
+    app = typer.Typer(
+        cls=Group,
+        help="Export Gemma models with a sequence funnel, and prove that it computes what PyTorch computes.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for panel, functions in panels.items():
+        for function in functions:
+            app.command(function.__name__.rstrip("_"), cls=Command, rich_help_panel=panel)(function)
+    for panel, group in groups.items():
+        app.add_typer(group, rich_help_panel=panel)
+    return app

@@ -1,4 +1,4 @@
-"""Commands about bundles: demo, export, inspect, check, report."""
+"""Commands that make a bundle and look into it: export, inspect."""
 
 import json
 from pathlib import Path
@@ -6,50 +6,101 @@ from typing import Annotated, Any
 
 import typer
 
-from funnel_export.cli.app import BundleFolder, Json, app, end, progress_bar, say
+from funnel_export.cli.options import NONE, BundleFolder, DtypeName, Json, TaskName, default_of
+from funnel_export.cli.output import say, show_progress
 from funnel_export.errors import SpecError
-from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
-from funnel_export.spec.export import DEFAULT_OPSET
+from funnel_export.spec.choices import AUTO, Logits, Pooling, Recovery, SlotPositions
+from funnel_export.spec.defaults import EXPORT_WEIGHTS
+from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, OPSETS
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.system.place import Placing
+
+FUNNEL, GRAPH, FILES = "Funnel", "Graph", "Files"
+"""Headings of the options of `export`."""
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    json_: Json = False,
-) -> None:
-    """Do it all on a small model that is made here: no download, no GPU."""
-    from funnel_export.commands.demo import describe_demo, run_demo
-
-    with progress_bar() as progress:
-        report = run_demo(out, progress=progress)
-    say(report.model_dump_json() if json_ else describe_demo(out, report))
-    end(report.parity, passed=report.passed)
-
-
-@app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or Hub id.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or id of a model on the Hub.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
     funnel: Annotated[
-        str, typer.Option(metavar="P:R:S", help="Pool at layer P, recover at R, stride S; `none` for the dense model.")
-    ] = "auto",
-    pooling: Annotated[Pooling | None, typer.Option(help="How a window becomes a slot (default: mean).")] = None,
-    recovery: Annotated[Recovery | None, typer.Option(help="How tokens take a slot up (default: delta).")] = None,
+        str,
+        typer.Option(
+            metavar="P:R:S",
+            help="Pool before layer P, recover before layer R, with stride S. `none` is the dense model, `auto` the "
+            "funnel that the checkpoint's config names.",
+            rich_help_panel=FUNNEL,
+        ),
+    ] = AUTO,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            help="How the tokens of a window become one slot.",
+            show_default=default_of("pooling"),
+            rich_help_panel=FUNNEL,
+        ),
+    ] = None,
+    recovery: Annotated[
+        Recovery | None,
+        typer.Option(
+            help="How tokens take up what the middle layers made of their slot.",
+            show_default=default_of("recovery"),
+            rich_help_panel=FUNNEL,
+        ),
+    ] = None,
     slot_positions: Annotated[
-        SlotPositions | None, typer.Option(help="Position of a slot in RoPE and masks (default: original).")
+        SlotPositions | None,
+        typer.Option(
+            help="Position of a slot in RoPE and masks: that of its window's last token, or its own number.",
+            show_default=default_of("slot_positions"),
+            rich_help_panel=FUNNEL,
+        ),
     ] = None,
     lookahead: Annotated[
-        bool, typer.Option("--lookahead", help="Give an unfinished last window a slot; not for text generation.")
+        bool,
+        typer.Option(
+            "--lookahead",
+            help="Also pool an unfinished last window. Not for text generation.",
+            rich_help_panel=FUNNEL,
+        ),
     ] = False,
-    task: Annotated[str, typer.Option(help="Task as Optimum names it; `auto` reads the architectures.")] = "auto",
+    task: Annotated[
+        TaskName,
+        typer.Option(help="What the graph computes. `auto` is what the checkpoint is for.", rich_help_panel=GRAPH),
+    ] = AUTO,
     dtype: Annotated[
-        str, typer.Option(help="float32, float16 or bfloat16; `auto` is what the embedding is stored in.")
-    ] = "auto",
-    logits: Annotated[str, typer.Option(help="Of text generation: `all` tokens, or each row's `last` only.")] = "all",
-    weights: Annotated[str, typer.Option(help="`link` hard-links the weight files, `copy` copies them.")] = "link",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 22.")] = DEFAULT_OPSET,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id (default: main).")] = None,
+        DtypeName,
+        typer.Option(
+            help="What the graph computes in. `auto` is what the checkpoint is stored in.", rich_help_panel=GRAPH
+        ),
+    ] = AUTO,
+    logits: Annotated[
+        Logits,
+        typer.Option(
+            help="Of text generation: logits of all tokens, or of each row's last one only.", rich_help_panel=GRAPH
+        ),
+    ] = DEFAULT_LOGITS,
+    opset: Annotated[
+        int,
+        typer.Option(metavar="N", help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}.", rich_help_panel=GRAPH),
+    ] = DEFAULT_OPSET,
+    weights: Annotated[
+        Placing,
+        typer.Option(
+            help="Hard-link the weight files into the bundle, copy them, or link only those with other names too.",
+            rich_help_panel=FILES,
+        ),
+    ] = EXPORT_WEIGHTS,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Branch, tag or commit of a model on the Hub.",
+            show_default="main",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
@@ -59,10 +110,10 @@ def export(
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if lookahead:
         given["lookahead"] = True
-    if given and funnel in ("auto", "none"):
+    if given and funnel in (AUTO, NONE):
         raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
-    spec = funnel if funnel in ("auto", "none") else FunnelSpec.parse(funnel, **given)
-    with progress_bar() as progress:
+    spec = funnel if funnel in (AUTO, NONE) else FunnelSpec.parse(funnel, **given)
+    with show_progress() as progress:
         bundle = run_export(
             checkpoint,
             out,
@@ -78,58 +129,20 @@ def export(
     say(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")
 
 
-@app.command()
-def inspect(bundle: BundleFolder, json_: Json = False) -> None:
-    """Show what is in a bundle: its funnel as a picture, its audit, and what it is predicted to save."""
-    from funnel_export.commands.inspect import inspect as run_inspect
-
-    found = run_inspect(bundle)
-    say(found.to_json() if json_ else found.to_text())
-
-
-@app.command()
-def check(
+def inspect(
     bundle: BundleFolder,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Target to check, several times if wanted (default: all that work here).")
-    ] = None,
-    length: Annotated[
-        list[int] | None, typer.Option(min=1, help="A further sequence length, several times if wanted.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Leave out longer sequences, as around a window of 4096.")
-    ] = None,
-    factor: Annotated[
-        float | None, typer.Option(min=1.0, help="How many times eager PyTorch's own error may be lost (default: 4).")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the tokens.")] = 0,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print what the graph computes instead, as a text without weights.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Compare targets with eager PyTorch; the last line is JSON, and the exit code is 1 if one differs."""
-    from funnel_export.commands.check import check as run_check
-    from funnel_export.report.text import describe_parity
+    """Show what is in a bundle: its funnel as a drawing, what an audit of its graph finds, what it should save."""
+    from funnel_export.commands.inspect import describe_graphs
+    from funnel_export.commands.inspect import inspect as run_inspect
 
-    with progress_bar() as progress:
-        report = run_check(
-            bundle,
-            targets=target or None,
-            lengths=length or (),
-            max_length=max_length,
-            factor=factor,
-            seed=seed,
-            progress=progress,
-        )
-    if not json_:
-        say(describe_parity(report))
-    say(report.model_dump_json())
-    end(report, passed=report.passed)
-
-
-@app.command()
-def report(bundle: BundleFolder, json_: Json = False) -> None:
-    """Make `reports/report.md`, `report.html` and pictures of what `check` and `bench` found."""
-    from funnel_export.bundle.load import load_bundle
-    from funnel_export.report.pages import write_reports
-
-    paths = [str(path) for path in write_reports(load_bundle(bundle))]
-    say(json.dumps({"written": paths}) if json_ else "\n".join(paths))
+    if graph:
+        texts = describe_graphs(bundle)
+        say(json.dumps({"graphs": texts}) if json_ else "\n".join(texts.values()).rstrip())
+        return
+    found = run_inspect(bundle)
+    say(found.to_json() if json_ else found.to_text())

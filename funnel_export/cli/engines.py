@@ -1,51 +1,83 @@
 """Commands that make something for production of a bundle: compile, package."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from funnel_export.cli.app import BundleFolder, Json, app, progress_bar, say
+from funnel_export.cli.options import BundleFolder, Json, complete_target
+from funnel_export.cli.output import say, show_progress
 from funnel_export.errors import SpecError
+from funnel_export.spec.choices import Backend, Format, Kind
+from funnel_export.spec.defaults import PACKAGE_WEIGHTS
+from funnel_export.spec.triton import BATCH_OF_A_GRAPH, TritonOptions
+from funnel_export.system.place import Placing
 from funnel_export.system.worker import SILENCE
 
+TRITON = TritonOptions()
+"""The defaults."""
+BATCHING, PLACE = "Batches", "Where it runs"
+"""Headings of the options of `package`."""
 
-@app.command("compile")
+
 def compile_(
     bundle: BundleFolder,
-    target: Annotated[str, typer.Option(help="What to compile for: a name that `doctor` shows.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Runtime to compile for, as `doctor` names it.", autocompletion=complete_target
+        ),
+    ],
     profile: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME:]batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX",
-            help="Shapes that the engine is for, several times if wanted; TensorRT only.",
+            help="Shapes that the engine is for; for TensorRT only. May be given several times.",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A setting of the runtime by its own name, several times if wanted."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A setting of the runtime, by its own name. May be given several times.",
+        ),
     ] = None,
-    graph: Annotated[str | None, typer.Option(help="Role of the graph, where the bundle has several.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Folder in `engines/` (default: the target and what it is built for).")
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds without progress after which a build is ended.")] = SILENCE,
     list_options: Annotated[
-        bool, typer.Option("--list-options", help="Show the target's options, and compile nothing.")
+        bool, typer.Option("--list-options", help="Show the settings that --option takes, and compile nothing.")
     ] = False,
+    graph: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which graph, in a bundle of several.", show_default="the only one"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the engine, and of its folder in `engines/`.",
+            show_default="the runtime and what it is built for",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="End a build that makes no progress for so long.")
+    ] = SILENCE,
     json_: Json = False,
 ) -> None:
-    """Compile a bundle for a target; the engine goes into the bundle's `engines/`."""
+    """Compile a bundle for a runtime. The engine goes into the bundle's folder `engines/`."""
     from funnel_export.commands.compile import compile_bundle
     from funnel_export.report.text import describe_engine, describe_target_options
+    from funnel_export.targets.options import describe_options
+    from funnel_export.targets.registry import get_target
 
     if list_options:
-        say(describe_target_options(target))
+        fields = ("name", "default", "meaning")
+        options = [dict(zip(fields, row, strict=True)) for row in describe_options(get_target(target).options)]
+        say(json.dumps({"options": options}) if json_ else describe_target_options(target))
         return
     pairs = [each.partition("=") for each in option or ()]
     if any(not sign for _, sign, _ in pairs):
         raise SpecError("an option is written KEY=VALUE", got=", ".join(option or ()), hint="--option tf32=true")
-    with progress_bar() as progress:
+    with show_progress() as progress:
         engine = compile_bundle(
             bundle,
             target,
@@ -59,50 +91,90 @@ def compile_(
     say(engine.manifest.model_dump_json() if json_ else describe_engine(engine))
 
 
-@app.command()
 def package(
     bundle: BundleFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model repository; other models stay.")],
-    format_: Annotated[str, typer.Option("--format", help="What to package it as: triton.")] = "triton",
-    name: Annotated[str | None, typer.Option(help="Name of the model (default: the bundle's folder).")] = None,
-    backend: Annotated[str, typer.Option(help="onnxruntime, or tensorrt for an engine.")] = "onnxruntime",
-    engine: Annotated[str | None, typer.Option(help="Engine to take (default: the only one).")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="The server that it is for.")] = Format.TRITON,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the model.", show_default="the bundle's folder"),
+    ] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="What runs it: the bundle's graph in ONNX Runtime, or an engine in TensorRT.")
+    ] = TRITON.backend,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Engine to take, for TensorRT.", show_default="the only one"),
+    ] = None,
+    weights: Annotated[
+        Placing,
+        typer.Option(
+            help="Hard-link weights and engines, copy them, or link engines and those weights that have several names "
+            "already."
+        ),
+    ] = PACKAGE_WEIGHTS,
     max_batch_size: Annotated[
-        int | None, typer.Option(help="Rows in a batch; 0: clients batch (default: the engine's, or 8).")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most rows of a batch. 0 leaves batches to the clients.",
+            show_default=f"the engine's largest, or {BATCH_OF_A_GRAPH}",
+            rich_help_panel=BATCHING,
+        ),
     ] = None,
     dynamic_batching: Annotated[
-        bool, typer.Option("--dynamic-batching", help="Put requests that wait together into one batch.")
+        bool,
+        typer.Option(
+            "--dynamic-batching", help="Put requests that wait together into one batch.", rich_help_panel=BATCHING
+        ),
     ] = False,
     preferred_batch_size: Annotated[
-        list[int] | None, typer.Option(help="A batch that need not wait for more, several times if wanted.")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="A batch that need not wait for more requests. May be given several times.",
+            rich_help_panel=BATCHING,
+        ),
     ] = None,
-    max_queue_delay_us: Annotated[int | None, typer.Option(help="Microseconds that a request may wait.")] = None,
-    instances: Annotated[int, typer.Option(help="Copies of the model, on every GPU if it runs there.")] = 1,
-    kind: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
-    gpu: Annotated[list[int] | None, typer.Option(help="A GPU to use, several times if wanted (default: all).")] = None,
-    weights: Annotated[
-        str, typer.Option(help="`link` or `copy` weights and plans; `auto` links plans and weights with several names.")
-    ] = "auto",
+    max_queue_delay_us: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MICROSECONDS", help="Longest time that a request waits for others.", rich_help_panel=BATCHING
+        ),
+    ] = None,
+    instances: Annotated[
+        int,
+        typer.Option(metavar="N", help="Copies of the model, on every GPU if it runs there.", rich_help_panel=PLACE),
+    ] = TRITON.instances,
+    kind: Annotated[
+        Kind, typer.Option(help="`auto` is a GPU where only that can run the model.", rich_help_panel=PLACE)
+    ] = TRITON.kind,
+    gpu: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Number of a GPU to use. May be given several times.",
+            show_default="all",
+            rich_help_panel=PLACE,
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Add a bundle, or an engine compiled from it, to a Triton model repository."""
+    """Add a bundle, or an engine compiled from it, to a model repository of Triton Inference Server."""
     from funnel_export.commands.package import package
-    from funnel_export.packaging.triton import Format
-    from funnel_export.packaging.triton_config import Backend, Kind, TritonOptions
-    from funnel_export.spec.choices import parse_choice
 
-    parse_choice("format", Format, format_)
+    assert format_ is Format.TRITON  # the only one so far
     options = TritonOptions(
-        backend=parse_choice("backend", Backend, backend),
+        backend=backend,
         engine=engine,
         max_batch_size=max_batch_size,
         dynamic_batching=dynamic_batching,
         preferred_batch_size=tuple(preferred_batch_size or ()),
         max_queue_delay_us=max_queue_delay_us,
         instances=instances,
-        kind=parse_choice("kind", Kind, kind),
+        kind=kind,
         gpus=tuple(gpu or ()),
     )
-    with progress_bar() as progress:
+    with show_progress() as progress:
         made = package(bundle, out, name=name, options=options, weights=weights, progress=progress)
     say(made.to_json() if json_ else "\n".join(str(made.path / file) for file in made.files()))

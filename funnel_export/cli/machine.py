@@ -1,15 +1,33 @@
-"""The command that says what this machine can do: doctor."""
+"""Commands for a first look: demo, doctor."""
 
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
 
-from funnel_export.cli.app import Json, app, say
+import typer
+
+from funnel_export.cli.options import Json
+from funnel_export.cli.output import end, say, show_progress
 
 
-@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier demo is replaced.")],
+    json_: Json = False,
+) -> None:
+    """Do it all on a small model that is made here: export, compile, check, time. No download, no GPU."""
+    with show_progress(stages=True) as progress:
+        progress("loading PyTorch")
+        from funnel_export.commands.demo import describe_demo, run_demo
+
+        report = run_demo(out, progress=progress)
+    say(report.model_dump_json() if json_ else describe_demo(out, report))
+    end(report.parity, passed=report.passed)
+
+
 def doctor(json_: Json = False) -> None:
-    """Show which targets work here, and what is missing for the others."""
+    """Show which runtimes work here, and what is missing for the others."""
     from tabulate import tabulate
 
     from funnel_export.targets.base import availability_of

@@ -20,7 +20,8 @@ from funnel_export.commands.export import export
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import LATENCY
-from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE
+from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE, Device, parse_choice
+from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.atomic import folder_beside
 from funnel_export.system.machine import processor
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
     from funnel_export.verify.candidates import Candidate
     from funnel_export.verify.parity_report import ParityReport
 
-LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
-LEAST_ROUNDS = 6
-"""The smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n: 95 % need 6."""
-DEVICES = ("auto", "cpu", "cuda")
-
 
 def bench(
     bundle: Bundle | str | os.PathLike[str],
@@ -49,8 +45,8 @@ def bench(
     batches: Sequence[int] = BATCHES,
     rounds: int = ROUNDS,
     min_speedup: float | None = None,
-    device: str = "auto",
-    seed: int = 0,
+    device: Device | str = Device.AUTO,
+    seed: int = SEED,
     max_length: int | None = None,
     timeout: float = SILENCE,
     parity: "ParityReport | None" = None,
@@ -90,11 +86,12 @@ def bench(
     validate_funnelled(opened)
     shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
     _validate_pytorch(pytorch)
+    asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
     found = list(candidates(opened, targets))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
-    chosen = _chosen_device(device, found)
+    chosen = _chosen_device(asked, found)
     from funnel_export.latency.trials import run_trials
     from funnel_export.latency.verdict import evaluate
     from funnel_export.report.pages import check_no_link, keep_report
@@ -225,18 +222,17 @@ def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: 
             yield Runner.of(runtime, model, bundle.spec.dtype, setup)
 
 
-def _chosen_device(device: str, found: Sequence["Candidate"]) -> str:
+def _chosen_device(device: Device, found: Sequence["Candidate"]) -> str:
     """PyTorch's device by its name; `auto` is a GPU if PyTorch has one, and everything that is timed runs on one."""
     import torch
 
-    if device not in DEVICES:
-        raise SpecError("PyTorch does not run on such a device here", got=device, wanted=" | ".join(DEVICES))
     here = torch.cuda.is_available()
-    if device == "cuda" and not here:
+    if device is Device.CUDA and not here:
         raise TargetUnavailableError("PyTorch has no GPU here", got=f"torch {torch.__version__}", hint="--device cpu")
     on_gpu = {each.name: each.on_gpu for each in found}
-    chosen = ("cuda" if here and all(on_gpu.values()) else "cpu") if device == "auto" else device
-    elsewhere = [name for name, gpu in on_gpu.items() if gpu != (chosen == "cuda")]
+    best = Device.CUDA if here and all(on_gpu.values()) else Device.CPU
+    chosen = best if device is Device.AUTO else device
+    elsewhere = [name for name, gpu in on_gpu.items() if gpu != (chosen is Device.CUDA)]
     if elsewhere:
         warnings.warn(
             f"PyTorch runs on {chosen}, and {', '.join(elsewhere)} on another device: their times do not compare",

@@ -10,6 +10,7 @@ from funnel_export.bundle.manifest import REPORTS
 from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import PARITY
+from funnel_export.spec.defaults import FACTOR, SEED
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.verify.candidates import candidates
 
@@ -23,8 +24,8 @@ def check(
     targets: Sequence[str] | None = None,
     lengths: Sequence[int] = (),
     max_length: int | None = None,
-    factor: float | None = None,
-    seed: int = 0,
+    factor: float = FACTOR,
+    seed: int = SEED,
     progress: Progress = no_progress,
 ) -> "ParityReport":
     """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
@@ -65,8 +66,8 @@ def compare(
     targets: Sequence[str] | None = None,
     lengths: Sequence[int] = (),
     max_length: int | None = None,
-    factor: float | None = None,
-    seed: int = 0,
+    factor: float = FACTOR,
+    seed: int = SEED,
     progress: Progress = no_progress,
 ) -> "ParityReport":
     """What `check` finds, with its arguments; nothing is written."""
@@ -86,20 +87,20 @@ def compare(
             hint="funnel-export doctor; or export with --dtype float32",
         )
     from funnel_export.verify.cases import plan_cases, with_profiles
-    from funnel_export.verify.parity import FACTOR, check_memory, check_parity
+    from funnel_export.verify.parity import check_memory, check_parity
 
     profiles = [profile for each in chosen for profile in each.profiles]
     tuned = {profile.axes[SEQUENCE].opt for profile in profiles}
     plan = plan_cases(opened.spec.funnel, opened.family.windows(opened.architecture), [*lengths, *tuned], max_length)
     plan = with_profiles(plan, profiles, max_length)
     check_memory(opened, plan)
-    return check_parity(opened, chosen, plan, factor=FACTOR if factor is None else factor, seed=seed, progress=progress)
+    return check_parity(opened, chosen, plan, factor=factor, seed=seed, progress=progress)
 
 
-def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: float | None) -> None:
+def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: float = FACTOR) -> None:
     """Raise `SpecError` for numbers that `check` cannot work with."""
     for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
         if value < 1:
             raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
-    if factor is not None and not 1 <= factor < float("inf"):
+    if not 1 <= factor < float("inf"):
         raise SpecError("factor must be at least 1", got=factor, wanted="1 <= factor < inf")

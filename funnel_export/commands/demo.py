@@ -50,20 +50,20 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     with replace_folder(out / "checkpoint", _is_checkpoint) as folder:  # new files: bundles' hard links keep the old
         make_checkpoint(folder)
     _, funnel = (
-        export(out / "checkpoint", out / name, funnel=spec, progress=partial(_prefixed, progress, name))
+        export(out / "checkpoint", out / name, funnel=spec, progress=partial(_in_stage, progress, f"{name} bundle"))
         for name, spec in (("dense", None), ("funnel", FUNNEL))
     )
     for target in map(get_target, target_names()):
         if availability_of(target).compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
-            compile_bundle(funnel, target.name, progress=partial(_prefixed, progress, target.name))
-    parity = check(funnel, progress=partial(_prefixed, progress, "parity"))
+            compile_bundle(funnel, target.name, progress=partial(_in_stage, progress, f"engines: {target.name}"))
+    parity = check(funnel, progress=partial(_in_stage, progress, "parity"))
     report = bench(
         funnel,
         pytorch=("eager",),
         lengths=lengths,
         rounds=rounds,
         parity=parity,
-        progress=partial(_prefixed, progress, "latency"),
+        progress=partial(_in_stage, progress, "latency"),
     )
     write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
     return report
@@ -93,9 +93,9 @@ class _Mark(BaseModel):
     rows: list[Any]
 
 
-def _prefixed(progress: Progress, prefix: str, step: str, done: float | None = None, /) -> None:
+def _in_stage(progress: Progress, stage: str, step: str, done: float | None = None, /) -> None:
     shares = () if done is None else (done,)
-    progress(f"{prefix}: {step}", *shares)
+    progress(f"{stage}: {step}", *shares)
 
 
 def describe_demo(out: Path, report: LatencyReport) -> str:
@@ -103,7 +103,8 @@ def describe_demo(out: Path, report: LatencyReport) -> str:
     return "\n\n".join(
         (
             inspect(out / "funnel").to_text(),
-            "parity with eager PyTorch\n" + describe_parity(report.parity),
+            "parity with eager PyTorch, on the batch that each is furthest off on\n"
+            + describe_parity(report.parity, worst=True),
             "latency\n" + describe_latency(report),
             f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
             f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",

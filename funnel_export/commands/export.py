@@ -15,8 +15,9 @@ from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import REPORT_FILES
-from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
-from funnel_export.spec.export import DEFAULT_OPSET, ExportSpec, validate_opset
+from funnel_export.spec.choices import AUTO, Dtype, Logits, Task, parse_choice
+from funnel_export.spec.defaults import EXPORT_WEIGHTS
+from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import check_replaceable, replace_folder
 from funnel_export.system.place import Placing
@@ -26,11 +27,11 @@ def export(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    funnel: FunnelSpec | str | None = "auto",
-    task: Task | str = "auto",
-    dtype: Dtype | str = "auto",
-    logits: Logits | str = Logits.ALL,
-    weights: str = "link",
+    funnel: FunnelSpec | str | None = AUTO,
+    task: Task | str = AUTO,
+    dtype: Dtype | str = AUTO,
+    logits: Logits | str = DEFAULT_LOGITS,
+    weights: Placing | str = EXPORT_WEIGHTS,
     opset: int = DEFAULT_OPSET,
     revision: str | None = None,
     progress: Progress = no_progress,
@@ -63,8 +64,8 @@ def export(
         BundleError: if `out` holds something else or cannot be written.
         ExportError: if the graph fails its audit.
     """
-    asked_task = None if task == "auto" else parse_choice("task", Task, task)
-    asked_dtype = None if dtype == "auto" else parse_choice("dtype", Dtype, dtype)
+    asked_task = None if task == AUTO else parse_choice("task", Task, task)
+    asked_dtype = None if dtype == AUTO else parse_choice("dtype", Dtype, dtype)
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     validate_opset(opset)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
@@ -143,7 +144,7 @@ def _collector_paused() -> Iterator[None]:
 def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec | None:
     if funnel is None or funnel == "none":
         return None
-    if funnel == "auto":
+    if funnel == AUTO:
         if source.funnel is None:
             raise SpecError(
                 "no funnel was named, and the checkpoint carries none",

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.manifest import MODEL
 from funnel_export.commands.export import export
+from funnel_export.commands.inspect import describe_graphs
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.families.base import Family
 from funnel_export.families.registry import families
@@ -26,7 +27,7 @@ from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import write_text
 
 CHANGES = "CHANGES.md"
-TITLE = "# Accepted changes\n\nNewest first; `funnel-export graph accept --why` writes this.\n"
+TITLE = "# Accepted changes\n\nNewest first; `funnel-export dev graph accept --why` writes this.\n"
 TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
 """Packages whose version shows in the graphs."""
 
@@ -67,22 +68,13 @@ def _contracts(family: Family) -> Iterator[Contract]:
 CONTRACTS = tuple(each for family in families() for each in _contracts(family) if each.task in family.class_names)
 
 
-def describe_bundle_graph(bundle: Bundle) -> str:
-    """The contract of a bundle's graph."""
-    import onnx_ir as ir
-
-    from funnel_export.exporter.contract import describe_contract
-
-    return describe_contract(ir.load(bundle.model.path))
-
-
 def contract_of(case: Contract) -> str:
     """The contract of a fresh export of the tiny Gemma2."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _make_checkpoint(folder / "checkpoint", case)
         bundle = export(folder / "checkpoint", folder / "bundle", funnel=case.funnel, task=case.task, dtype=case.dtype)
-        return f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}\n{describe_bundle_graph(bundle)}"
+        return f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}\n{describe_graphs(bundle)[MODEL]}"
 
 
 def _describe(funnel: FunnelSpec | None) -> str:
@@ -113,8 +105,8 @@ def fresh_graphs(progress: Progress = no_progress) -> Iterator[tuple[str, str]]:
         yield f"ops/{name}.onnxtxt", text
 
 
-def check_graphs(folder: Path, progress: Progress = no_progress) -> str:
-    """Compare a folder of reviewed graphs with fresh ones: a unified diff, empty if nothing changed.
+def check_graphs(folder: Path, progress: Progress = no_progress) -> dict[str, str]:
+    """Compare a folder of reviewed graphs with fresh ones: a unified diff for each file that changed.
 
     Raises:
         BundleError: if there is no such folder.
@@ -125,9 +117,9 @@ def check_graphs(folder: Path, progress: Progress = no_progress) -> str:
             "there are no reviewed graphs here",
             got=folder,
             wanted="a folder with contracts/ and ops/",
-            hint='funnel-export graph accept --why "the first"',
+            hint='funnel-export dev graph accept --why "the first"',
         )
-    return "".join(_differences(stored, dict(fresh_graphs(progress))).values())
+    return _differences(stored, dict(fresh_graphs(progress)))
 
 
 def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> list[str]:
@@ -141,8 +133,8 @@ def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> l
         raise SpecError(
             "a person accepts a changed graph, and this is a CI run",
             got=f"the environment variable CI={os.environ['CI']}",
-            wanted="funnel-export graph check",
-            hint="run `funnel-export graph accept --why ...` on your machine, and commit what it writes",
+            wanted="funnel-export dev graph check",
+            hint="run `funnel-export dev graph accept --why ...` on your machine, and commit what it writes",
         )
     if not why.strip():
         raise SpecError("a change of a graph has a reason", got=repr(why), wanted="--why with a sentence")
@@ -152,7 +144,7 @@ def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> l
         raise BundleError(
             "the folder holds texts that were not accepted before, which are left as they are",
             got=f"{sorted(stored)[0]} and no {CHANGES} of accepted changes in {folder}",
-            wanted="a new folder, or one that `funnel-export graph accept` wrote",
+            wanted="a new folder, or one that `funnel-export dev graph accept` wrote",
         )
     fresh = dict(fresh_graphs(progress))
     changed = _differences(stored, fresh)

@@ -43,6 +43,20 @@ def inspect(bundle: Bundle | str | os.PathLike[str]) -> Inspection:
     return Inspection(opened, {role: _audit(opened, graph) for role, graph in opened.graphs.items()})
 
 
+def describe_graphs(bundle: Bundle | str | os.PathLike[str]) -> dict[str, str]:
+    """What the graphs of a bundle compute, by role, each as a text without weights.
+
+    Raises:
+        BundleError: if it is not whole.
+    """
+    import onnx_ir as ir
+
+    from funnel_export.exporter.contract import describe_contract
+
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    return {role: describe_contract(ir.load(graph.path)) for role, graph in opened.graphs.items()}
+
+
 def _audit(bundle: Bundle, graph: Graph) -> list[str]:
     import onnx_ir as ir
 

@@ -14,14 +14,11 @@ from funnel_export.packaging.triton import (
     warn_of_gaps,
     write_model,
 )
-from funnel_export.packaging.triton_config import (
-    Backend,
-    TritonOptions,
-    model_config,
-    schema,
-)
+from funnel_export.packaging.triton_config import model_config, schema
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.choices import parse_choice
+from funnel_export.spec.choices import Backend, parse_choice
+from funnel_export.spec.defaults import PACKAGE_WEIGHTS
+from funnel_export.spec.triton import TritonOptions
 from funnel_export.system.atomic import replace_folder
 from funnel_export.system.place import Placing
 
@@ -32,7 +29,7 @@ def package(
     *,
     name: str | None = None,
     options: TritonOptions | None = None,
-    weights: str = "auto",
+    weights: Placing | str = PACKAGE_WEIGHTS,
     progress: Progress = no_progress,
 ) -> Package:
     """Add a bundle to a Triton model repository, as the graph that it is or an engine that was compiled from it.

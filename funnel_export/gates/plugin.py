@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         bundle = load_bundle(folder)
         with _noted(config):
             names = [candidate.name for candidate in candidates(bundle, option("--funnel-target"))]
-        validate_numbers(option("--funnel-length") or (), option("--funnel-max-length"), None)
+        validate_numbers(option("--funnel-length") or (), option("--funnel-max-length"))
         if option("--funnel-min-speedup") is not None:
             validate_funnelled(bundle)
             shapes_to_time(bundle, **_timing(config))
@@ -158,7 +158,7 @@ def funnel_latency(
 
 def _timing(config: pytest.Config) -> dict[str, Any]:
     """What is timed, and what is demanded of it, as arguments of `bench`."""
-    from funnel_export.commands.bench import BATCHES, LENGTHS, ROUNDS
+    from funnel_export.spec.defaults import BATCHES, LENGTHS, ROUNDS
 
     option, rounds = config.getoption, config.getoption("--funnel-rounds")
     return {

@@ -5,7 +5,6 @@ import re
 import shutil
 import warnings
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,9 @@ from funnel_export.bundle.engine import EngineManifest, check_profiles, engine_n
 from funnel_export.bundle.load import Bundle, is_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL, GraphRecord, NamedFiles
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
-from funnel_export.packaging.triton_config import (
-    Backend,
-    is_as_written,
-    parse_config,
-    write_config,
-)
+from funnel_export.packaging.triton_config import is_as_written, parse_config, write_config
 from funnel_export.progress import Progress
-from funnel_export.spec.choices import Dtype
+from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import BATCH
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.system.place import Placing, place
@@ -32,12 +26,6 @@ TARGET = "tensorrt"
 """The target whose engines Triton loads."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-
-
-class Format(StrEnum):
-    """What a bundle is packaged as."""
-
-    TRITON = "triton"
 
 
 @dataclass(frozen=True, slots=True)

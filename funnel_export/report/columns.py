@@ -233,6 +233,15 @@ def cases(report: ParityReport) -> list[OnTarget]:
     return [OnTarget(target, case) for target in report.targets for case in target.cases]
 
 
+def worst_cases(report: ParityReport) -> list[OnTarget]:
+    """Of every target the batch that it is furthest off on."""
+
+    def distance(case: CaseResult) -> tuple[bool, float]:
+        return not case.passed, case.metrics.max_rel
+
+    return [OnTarget(target, max(target.cases, key=distance)) for target in report.targets if target.cases]
+
+
 def case_columns(report: ParityReport) -> tuple[Column[OnTarget], ...]:
     """Columns of `cases`."""
     return (

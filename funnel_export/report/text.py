@@ -11,7 +11,7 @@ from funnel_export.bundle.ports import Port
 from funnel_export.bundle.weights import DerivedFile
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.latency.operations import predictions
-from funnel_export.report.columns import LATENCY, case_columns, cases, console_table
+from funnel_export.report.columns import LATENCY, case_columns, cases, console_table, worst_cases
 from funnel_export.report.drawing import draw_text
 from funnel_export.targets.options import describe_options
 from funnel_export.targets.registry import get_target
@@ -92,9 +92,9 @@ def describe_target_options(name: str) -> str:
     return f"{more}\n\n{tabulate(rows, ('option', 'default', ''), disable_numparse=True)}"
 
 
-def describe_parity(report: ParityReport) -> str:
-    """A parity report for a person to read: one line per target and case."""
-    table = console_table(case_columns(report), cases(report))
+def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
+    """A parity report for a person to read: a line for each target and batch, or for the worst batch of each target."""
+    table = console_table(case_columns(report), worst_cases(report) if worst else cases(report))
     limit = (
         f"limits: max {report.limit_max_rel:.1e}, rms {report.limit_rms_rel:.1e} = {report.factor:g} x what eager "
         f"PyTorch loses in {report.dtype} against {report.reference}"

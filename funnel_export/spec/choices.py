@@ -6,6 +6,8 @@ from typing import TypeVar
 from funnel_export.errors import SpecError
 
 E = TypeVar("E", bound=StrEnum)
+AUTO = "auto"
+"""What stands for a choice that the input makes: a checkpoint's task, dtype and funnel."""
 EAGER, TORCH_COMPILE = "eager", "torch.compile"
 PYTORCH = (EAGER, TORCH_COMPILE)
 """The ways to run PyTorch itself; targets and engines stand beside them in reports, and have other names."""
@@ -58,6 +60,36 @@ class Logits(StrEnum):
 
     ALL = "all"
     LAST = "last"
+
+
+class Device(StrEnum):
+    """What PyTorch runs on where it is timed."""
+
+    AUTO = "auto"
+    """A GPU if PyTorch has one and everything else that is timed runs on one."""
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Format(StrEnum):
+    """What a bundle is packaged as."""
+
+    TRITON = "triton"
+
+
+class Backend(StrEnum):
+    """What of Triton runs the model."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+class Kind(StrEnum):
+    """Where instances of the model run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
 
 
 def parse_choice(name: str, kind: type[E], value: object) -> E:

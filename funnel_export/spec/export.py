@@ -9,6 +9,7 @@ from funnel_export.spec.funnel import FunnelSpec
 OPSETS = range(18, 23)
 """ONNX opsets that can be exported."""
 DEFAULT_OPSET = 20
+DEFAULT_LOGITS = Logits.ALL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +22,7 @@ class ExportSpec:
     funnel: FunnelSpec | None = None
     """The funnel, None for the dense model."""
     opset: int = DEFAULT_OPSET
-    logits: Logits = Logits.ALL
+    logits: Logits = DEFAULT_LOGITS
     """For which tokens a language model's graph gives logits."""
 
     def __post_init__(self) -> None:

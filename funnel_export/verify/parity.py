@@ -21,6 +21,7 @@ from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.defaults import FACTOR, SEED
 from funnel_export.spec.funnel import boundary_names
 from funnel_export.system.machine import memory_bytes
 from funnel_export.verify.boundaries import (
@@ -37,8 +38,6 @@ from funnel_export.verify.metrics import Metrics, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
-FACTOR = 4.0
-"""How many times the noise floor a target may lose."""
 SMALLEST_KL = 1e-12
 """In nats: below, the divergence of float64 logits is rounding."""
 
@@ -64,7 +63,7 @@ def check_parity(
     plan: CasePlan,
     *,
     factor: float = FACTOR,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress,
 ) -> ParityReport:
     """Compare targets and engines with eager PyTorch on every case of a plan.

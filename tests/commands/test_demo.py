@@ -45,7 +45,11 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "reports/report.html",
     ):
         assert part in text
-    assert any(step.startswith("parity:") for step in steps)
+    stages = list(dict.fromkeys(step.partition(":")[0] for step in steps))
+    assert stages == ["making a small Gemma2", "dense bundle", "funnel bundle", "engines", "parity", "latency"]
+    for table in text.split("parity with")[1].split("latency\n"):
+        rows = [line for line in table.splitlines() if line.startswith(tuple(runtimes))]
+        assert 4 <= len(rows) <= 8
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:

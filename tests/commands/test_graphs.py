@@ -1,5 +1,6 @@
 """The reviewed graphs: a fresh export says what `graphs/` says, and only a person changes that."""
 
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -56,21 +57,24 @@ def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     name = f"contracts/{CONTRACTS[0].name}.txt"
     changed = accept_graphs(tmp_path, "the first")
     assert name in changed
-    assert check_graphs(tmp_path) == ""
+    assert check_graphs(tmp_path) == {}
     assert accept_graphs(tmp_path, "nothing") == []
 
     contract = tmp_path / name
     accepted = contract.read_text()
     contract.write_text(accepted.replace("50:f32", "30:f32"))
     (tmp_path / "ops" / "old.onnxtxt").write_text("no longer made\n")
-    shown = CliRunner().invoke(app, ["graph", "check", str(tmp_path)])
+    shown = CliRunner().invoke(app, ["dev", "graph", "check", str(tmp_path)])
     assert shown.exit_code == 1
     lines = [line for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+])", line)]
     assert len(lines) == 5
+    as_json = CliRunner().invoke(app, ["dev", "graph", "check", str(tmp_path), "--json"])
+    assert as_json.exit_code == 1
+    assert set(json.loads(as_json.stdout)["differences"]) == {name, "ops/old.onnxtxt"}
     assert re.match(r"-  %\d+ f32 = Div\(%\d+, 30:f32\)", lines[0])
     assert re.match(r"\+  %\d+ f32 = Div\(%\d+, 50:f32\)", lines[1])
     assert lines[4] == "-no longer made"
-    assert "graph accept --why" in shown.stderr
+    assert "dev graph accept --why" in shown.stderr
 
     monkeypatch.setenv("CI", "true")
     with pytest.raises(SpecError, match="this is a CI run"):

@@ -20,7 +20,8 @@ from tamper import listing, rewrite_json
 from funnel_export import Bundle, export, load_bundle
 from funnel_export.commands.package import package
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
-from funnel_export.packaging.triton_config import Backend, TritonOptions
+from funnel_export.spec.choices import Backend
+from funnel_export.spec.triton import TritonOptions
 
 SHARDED = Recipe(dtype="bfloat16", shards="20KB")
 ON_TENSORRT = TritonOptions(backend=Backend.TENSORRT)

@@ -15,16 +15,14 @@ from funnel_export.bundle.ports import Port
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.packaging.triton import served
 from funnel_export.packaging.triton_config import (
-    Backend,
-    Kind,
-    TritonOptions,
     is_as_written,
     model_config,
     parse_config,
     write_config,
 )
-from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.choices import Backend, Dtype, Kind, Task
 from funnel_export.spec.profile import Profile
+from funnel_export.spec.triton import TritonOptions
 
 KINDS = {"input": ports.PortKind.TOKENS, "output": ports.PortKind.LOGITS}
 

@@ -1,0 +1,133 @@
+"""Commands that judge a bundle, and what they found: check, bench, report."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from funnel_export.cli.options import (
+    NONE,
+    BundleFolder,
+    Json,
+    PytorchName,
+    Seed,
+    Targets,
+    listed,
+    one_of,
+)
+from funnel_export.cli.output import end, say, show_progress
+from funnel_export.spec.choices import PYTORCH, Device
+from funnel_export.spec.defaults import BATCHES, FACTOR, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
+from funnel_export.system.worker import SILENCE
+
+
+def check(
+    bundle: BundleFolder,
+    target: Targets = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, metavar="N", help="Tokens of a row to check besides the usual ones. May be given several times."
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Leave out longer rows, where memory does not suffice.")
+    ] = None,
+    factor: Annotated[
+        float, typer.Option(min=1.0, metavar="X", help="How many times eager PyTorch's own error is allowed.")
+    ] = FACTOR,
+    seed: Seed = SEED,
+    json_: Json = False,
+) -> None:
+    """Compare every runtime and engine with eager PyTorch. The exit code is 1 if one differs."""
+    from funnel_export.commands.check import check as run_check
+    from funnel_export.report.text import describe_parity
+
+    with show_progress() as progress:
+        found = run_check(
+            bundle,
+            targets=target or None,
+            lengths=length or (),
+            max_length=max_length,
+            factor=factor,
+            seed=seed,
+            progress=progress,
+        )
+    say(found.model_dump_json() if json_ else describe_parity(found))
+    end(found, passed=found.passed)
+
+
+def bench(
+    bundle: BundleFolder,
+    target: Targets = None,
+    pytorch: Annotated[
+        list[PytorchName] | None,
+        typer.Option(
+            metavar=one_of((*PYTORCH, NONE)),
+            help="How PyTorch runs beside them. May be given several times.",
+            show_default=listed(PYTORCH),
+        ),
+    ] = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Tokens of a row. May be given several times.", show_default=listed(LENGTHS)),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Rows of a batch. May be given several times.", show_default=listed(BATCHES)),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help=f"Timed calls of each model, at least {LEAST_ROUNDS}.")
+    ] = ROUNDS,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Fail unless the funnel is at least X times as fast as the dense model in every runtime, noise "
+            "accounted for.",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Longest rows of the comparison before it.",
+            show_default="the longest that are timed",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of one call.")] = SILENCE,
+    device: Annotated[Device, typer.Option(help="Where PyTorch runs.")] = Device.AUTO,
+    seed: Seed = SEED,
+    json_: Json = False,
+) -> None:
+    """Time the funnel beside the dense model. The exit code is 1 if it is wrong or not fast enough."""
+    from funnel_export.commands.bench import bench as run_bench
+    from funnel_export.report.text import describe_latency
+
+    with show_progress() as progress:
+        found = run_bench(
+            bundle,
+            targets=target or None,
+            pytorch=PYTORCH if pytorch is None else [each for each in pytorch if each != NONE],
+            lengths=length or LENGTHS,
+            batches=batch or BATCHES,
+            rounds=rounds,
+            min_speedup=min_speedup,
+            max_length=max_length,
+            timeout=timeout,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+    say(found.model_dump_json() if json_ else describe_latency(found))
+    end(found.parity, passed=found.passed)
+
+
+def report(bundle: BundleFolder, json_: Json = False) -> None:
+    """Write a page of HTML, one of Markdown and pictures of what `check` and `bench` found."""
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.report.pages import write_reports
+
+    paths = [str(path) for path in write_reports(load_bundle(bundle))]
+    say(json.dumps({"written": paths}) if json_ else "\n".join(paths))

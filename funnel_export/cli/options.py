@@ -1,0 +1,64 @@
+"""Arguments and options that several commands have, and the choices that options have."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from funnel_export.cli.output import GENERAL
+from funnel_export.spec.choices import AUTO, PYTORCH, Dtype, Task
+from funnel_export.spec.funnel import FunnelSpec
+
+NONE = "none"
+"""What stands for nothing: no funnel, no run of PyTorch."""
+
+if TYPE_CHECKING:
+    TaskName = str
+    DtypeName = str
+    PytorchName = str
+else:  # a type checker wants the names written out, which would be a second list of them
+
+    def _choice(name: str, values: Iterable[str]) -> Any:
+        return StrEnum(name, [(value, value) for value in values])
+
+    TaskName = _choice("TaskName", (AUTO, *Task))
+    DtypeName = _choice("DtypeName", (AUTO, *Dtype))
+    PytorchName = _choice("PytorchName", (*PYTORCH, NONE))
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Several defaults as `--help` shows them."""
+    return ", ".join(map(str, values))
+
+
+def one_of(values: Iterable[str]) -> str:
+    """The values of an option that may be given several times; those of others are shown by themselves."""
+    return f"<{'|'.join(values)}>"
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """The targets that a name may become."""
+    from funnel_export.targets.registry import target_names
+
+    return [name for name in target_names() if name.startswith(incomplete)]
+
+
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `export` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=GENERAL)]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Runtime to take, as `doctor` names it. May be given several times.",
+        show_default="all that work here",
+        autocompletion=complete_target,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random tokens.")]
+
+
+def default_of(field: str) -> str:
+    """The default of a funnel's setting."""
+    return str(FunnelSpec.__dataclass_fields__[field].default)
