@@ -1,6 +1,7 @@
 """Commands that judge a bundle, and what they found: check, bench, report."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,8 +9,10 @@ import typer
 from funnel_export.cli.options import (
     NONE,
     BundleFolder,
+    Engines,
     Json,
     PytorchName,
+    Reports,
     Seed,
     Targets,
     listed,
@@ -24,6 +27,7 @@ from funnel_export.system.worker import SILENCE
 def check(
     bundle: BundleFolder,
     target: Targets = None,
+    engine: Engines = None,
     length: Annotated[
         list[int] | None,
         typer.Option(
@@ -37,6 +41,7 @@ def check(
         float, typer.Option(min=1.0, metavar="X", help="How many times eager PyTorch's own error is allowed.")
     ] = FACTOR,
     seed: Seed = SEED,
+    reports: Reports = None,
     json_: Json = False,
 ) -> None:
     """Compare every runtime and engine with eager PyTorch. The exit code is 1 if one differs."""
@@ -47,10 +52,12 @@ def check(
         found = run_check(
             bundle,
             targets=target or None,
+            engines=engine or None,
             lengths=length or (),
             max_length=max_length,
             factor=factor,
             seed=seed,
+            reports=reports,
             progress=progress,
         )
     say(found.model_dump_json() if json_ else describe_parity(found))
@@ -60,6 +67,15 @@ def check(
 def bench(
     bundle: BundleFolder,
     target: Targets = None,
+    engine: Engines = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Dense bundle of the same weights to compare with.",
+            show_default="exported for the occasion",
+        ),
+    ] = None,
     pytorch: Annotated[
         list[PytorchName] | None,
         typer.Option(
@@ -99,6 +115,7 @@ def bench(
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of one call.")] = SILENCE,
     device: Annotated[Device, typer.Option(help="Where PyTorch runs.")] = Device.AUTO,
     seed: Seed = SEED,
+    reports: Reports = None,
     json_: Json = False,
 ) -> None:
     """Time the funnel beside the dense model. The exit code is 1 if it is wrong or not fast enough."""
@@ -109,6 +126,8 @@ def bench(
         found = run_bench(
             bundle,
             targets=target or None,
+            engines=engine or None,
+            dense=dense,
             pytorch=PYTORCH if pytorch is None else [each for each in pytorch if each != NONE],
             lengths=length or LENGTHS,
             batches=batch or BATCHES,
@@ -118,16 +137,17 @@ def bench(
             timeout=timeout,
             device=device,
             seed=seed,
+            reports=reports,
             progress=progress,
         )
     say(found.model_dump_json() if json_ else describe_latency(found))
     end(found.parity, passed=found.passed)
 
 
-def report(bundle: BundleFolder, json_: Json = False) -> None:
+def report(bundle: BundleFolder, reports: Reports = None, json_: Json = False) -> None:
     """Write a page of HTML, one of Markdown and pictures of what `check` and `bench` found."""
     from funnel_export.bundle.load import load_bundle
     from funnel_export.report.pages import write_reports
 
-    paths = [str(path) for path in write_reports(load_bundle(bundle))]
+    paths = [str(path) for path in write_reports(load_bundle(bundle), reports)]
     say(json.dumps({"written": paths}) if json_ else "\n".join(paths))

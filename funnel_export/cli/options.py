@@ -56,6 +56,22 @@ Targets = Annotated[
         autocompletion=complete_target,
     ),
 ]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Take this engine alone, and the runtimes that --target names. May be given several times.",
+        show_default="all that work here",
+    ),
+]
+Reports = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for the reports, where the bundle cannot be written.",
+        show_default="the bundle's `reports`",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random tokens.")]
 
 

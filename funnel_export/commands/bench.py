@@ -1,29 +1,24 @@
 """`bench`: how fast is a bundle with its funnel, beside the dense model in the same runtimes?"""
 
-import contextlib
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from funnel_export.bundle.engine import changed_engines
 from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
-from funnel_export.bundle.manifest import REPORTS
 from funnel_export.bundle.ports import PortKind
+from funnel_export.commands.baseline import baseline, open_baseline
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
-from funnel_export.commands.export import export
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import LATENCY
 from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE, Device, parse_choice
 from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
 from funnel_export.spec.profile import SEQUENCE
-from funnel_export.system.atomic import folder_beside
 from funnel_export.system.machine import processor
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import validate_timeout
@@ -40,6 +35,8 @@ def bench(
     bundle: Bundle | str | os.PathLike[str],
     *,
     targets: Sequence[str] | None = None,
+    engines: Sequence[str] | None = None,
+    dense: Bundle | str | os.PathLike[str] | None = None,
     pytorch: Sequence[str] = PYTORCH,
     lengths: Sequence[int] = LENGTHS,
     batches: Sequence[int] = BATCHES,
@@ -50,6 +47,7 @@ def bench(
     max_length: int | None = None,
     timeout: float = SILENCE,
     parity: "ParityReport | None" = None,
+    reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> "LatencyReport":
     """Time a bundle and the dense model side by side; the report goes into the bundle's `reports/latency.json`.
@@ -62,6 +60,10 @@ def bench(
     Args:
         bundle: a bundle with a funnel, or its folder.
         targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
+        engines: names of engines of the bundle: only these are timed, and no target on the graph unless `targets` names
+            it.
+        dense: a dense bundle, or its folder, to be the baseline instead of one that is exported: of the same weights,
+            config, task, dtype, opset and logits. It is not written to.
         pytorch: which of `eager` and `torch.compile` run beside them.
         lengths: tokens of a row, at most as many as the model has positions.
         batches: rows of a batch.
@@ -75,10 +77,13 @@ def bench(
             that takes longer ones only, these.
         timeout: seconds that one call of a runner may take; one that takes longer is ended, and has no numbers.
         parity: what `check` said of this bundle and all that is timed; without, it is asked.
+        reports: folder for the reports instead of the bundle's `reports`, as for a bundle that cannot be written.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for a dense bundle, invalid numbers, or a `parity` that does not cover all that is timed.
+        SpecError: for a dense bundle, invalid numbers, an engine that the bundle has not, a `dense` that is no dense
+            counterpart of the bundle, a `parity` that does not cover all that is timed, or a `reports` that cannot be
+            written or holds other files of these names.
         BundleError: if the bundle is not whole, or `parity` is of another one.
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
     """
@@ -88,34 +93,44 @@ def bench(
     _validate_pytorch(pytorch)
     asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
-    found = list(candidates(opened, targets))
+    given = None if dense is None else open_baseline(opened, dense)
+    found = list(candidates(opened, targets, engines))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
     chosen = _chosen_device(asked, found)
     from funnel_export.latency.trials import run_trials
     from funnel_export.latency.verdict import evaluate
-    from funnel_export.report.pages import check_no_link, keep_report
+    from funnel_export.report.folder import reports_folder
+    from funnel_export.report.pages import keep_report
     from funnel_export.verify.cases import Case
 
-    check_no_link(opened.path / REPORTS)
+    folder = reports_folder(opened, reports)
     if parity is None:
         longest = _longest(lengths, found) if max_length is None else max_length
         unseen = [] if EAGER in pytorch else [min(max(lengths), longest)]  # else each timed shape is compared with it
-        parity = compare(opened, targets=targets, lengths=unseen, max_length=longest, seed=seed, progress=progress)
+        parity = compare(
+            opened,
+            targets=targets,
+            engines=engines,
+            lengths=unseen,
+            max_length=longest,
+            seed=seed,
+            progress=progress,
+        )
     parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
     sound = [candidate for candidate in found if candidate.name in passed]
-    with _baseline(opened, progress) as dense:
-        unbuilt = _build_baselines(dense, sound, progress)
+    with baseline(opened, given, progress) as twin:
+        unbuilt = _build_baselines(twin, sound, progress)
         built = [candidate for candidate in sound if candidate.name not in unbuilt]
-        runners = list(_in_pytorch(opened, dense, dict.fromkeys(pytorch), chosen))
-        runners += _in_targets(opened, dense, built, shapes)
+        runners = list(_in_pytorch(opened, twin, dict.fromkeys(pytorch), chosen))
+        runners += _in_targets(opened, twin, built, shapes)
         tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape][PortKind.TOKENS].tolist() for shape in shapes}
         records = run_trials(runners, ids, rounds=rounds, timeout=timeout, progress=progress)
     report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
     progress("report")
-    keep_report(opened, LATENCY, report)
+    keep_report(opened, LATENCY, report, folder)
     return report
 
 
@@ -186,29 +201,6 @@ def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["C
             "the parity report is not of all that is to be timed", got=f"without {sorted(missing)}", hint=hint
         )
     return timed
-
-
-@contextlib.contextmanager
-def _baseline(bundle: Bundle, progress: Progress) -> Iterator[Bundle]:
-    """The dense model of the bundle's own weights as a bundle, in a folder of its own: its engines come and go."""
-    path = bundle.path.resolve()
-    if not os.access(path.parent, os.W_OK):  # beside it, weights are links; elsewhere they may be copies
-        path = Path(tempfile.gettempdir(), path.name)
-    with folder_beside(path) as folder:
-        spec = bundle.spec
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
-            dense = export(
-                bundle.path,
-                folder / "baseline" / "dense",  # not in `folder` itself, which is locked: an export would wait for it
-                funnel=None,
-                task=spec.task,
-                dtype=spec.dtype,
-                opset=spec.opset,
-                logits=spec.logits,
-                progress=lambda step, *_: progress(f"dense baseline: {step}"),
-            )
-        yield dense
 
 
 def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: str) -> Iterator["Runner"]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from funnel_export.bundle.engine import engine_names
 from funnel_export.bundle.load import Bundle, load_bundle
-from funnel_export.bundle.manifest import REPORTS
 from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import PARITY
@@ -22,10 +21,12 @@ def check(
     bundle: Bundle | str | os.PathLike[str],
     *,
     targets: Sequence[str] | None = None,
+    engines: Sequence[str] | None = None,
     lengths: Sequence[int] = (),
     max_length: int | None = None,
     factor: float = FACTOR,
     seed: int = SEED,
+    reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> "ParityReport":
     """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
@@ -38,25 +39,38 @@ def check(
     Args:
         bundle: a bundle or its folder.
         targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
+        engines: names of engines of the bundle: only these are compared, and no target on the graph unless `targets`
+            names it.
         lengths: sequence lengths to check besides those around the stride and the sliding window.
         max_length: leave out longer sequences; the report names what was left out.
         factor: how many times eager PyTorch's own error in the bundle's dtype a target may show.
         seed: seed of the tokens.
+        reports: folder for the reports instead of the bundle's `reports`, as for a bundle that cannot be written.
         progress: called with the name of each step.
 
     Raises:
+        SpecError: for invalid numbers, an engine that the bundle has not, or a `reports` that cannot be written or
+            holds other files of these names.
         BundleError: if the bundle is not whole, or an engine of a target that was asked for is not, or not for here.
         TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    from funnel_export.report.pages import check_no_link, keep_report
+    from funnel_export.report.folder import reports_folder
+    from funnel_export.report.pages import keep_report
 
-    check_no_link(opened.path / REPORTS)
+    folder = reports_folder(opened, reports)
     report = compare(
-        opened, targets=targets, lengths=lengths, max_length=max_length, factor=factor, seed=seed, progress=progress
+        opened,
+        targets=targets,
+        engines=engines,
+        lengths=lengths,
+        max_length=max_length,
+        factor=factor,
+        seed=seed,
+        progress=progress,
     )
     progress("report")
-    keep_report(opened, PARITY, report)
+    keep_report(opened, PARITY, report, folder)
     return report
 
 
@@ -64,6 +78,7 @@ def compare(
     opened: Bundle,
     *,
     targets: Sequence[str] | None = None,
+    engines: Sequence[str] | None = None,
     lengths: Sequence[int] = (),
     max_length: int | None = None,
     factor: float = FACTOR,
@@ -79,7 +94,7 @@ def compare(
             got=f"length {max(lengths)}",
             wanted=f"at most {positions} tokens",
         )
-    chosen = list(candidates(opened, targets))
+    chosen = list(candidates(opened, targets, engines))
     if not chosen:
         raise TargetUnavailableError(
             f"no target here runs a {opened.spec.dtype} graph, nor one of the bundle's engines",

@@ -31,11 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="bundle to test, written --funnel-bundle=DIR; without other paths, nothing else is tested",
     )
     group.addoption("--funnel-target", action="append", metavar="NAME", help="target to test (default: all that run)")
+    group.addoption("--funnel-engine", action="append", metavar="NAME", help="engine to test, and no other runtime")
     group.addoption("--funnel-min-speedup", type=float, metavar="X", help="wanted of every target, as by bench")
     group.addoption("--funnel-length", action="append", type=int, metavar="N", help="tokens of a row to time")
     group.addoption("--funnel-batch", action="append", type=int, metavar="N", help="rows to time")
     group.addoption("--funnel-rounds", type=int, metavar="N", help="counted calls of each, at least 6")
     group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
+    group.addoption(
+        "--funnel-reports", type=Path, metavar="DIR", help="folder for the reports, instead of the bundle's"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from funnel_export.commands.bench import shapes_to_time, validate_funnelled
     from funnel_export.commands.check import validate_numbers
     from funnel_export.errors import FunnelExportError
+    from funnel_export.report.folder import reports_folder
     from funnel_export.verify.candidates import candidates
 
     option = config.getoption
@@ -56,7 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         bundle = load_bundle(folder)
         with _noted(config):
-            names = [candidate.name for candidate in candidates(bundle, option("--funnel-target"))]
+            names = [candidate.name for candidate in candidates(bundle, **_runtimes(config))]
+        if option("--funnel-reports") is not None:
+            reports_folder(bundle, option("--funnel-reports"))
         validate_numbers(option("--funnel-length") or (), option("--funnel-max-length"))
         if option("--funnel-min-speedup") is not None:
             validate_funnelled(bundle)
@@ -129,7 +136,11 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
     lengths = option("--funnel-length") or ()
     with _working(pytestconfig):
         report = check(
-            funnel_bundle, targets=option("--funnel-target"), lengths=lengths, max_length=option("--funnel-max-length")
+            funnel_bundle,
+            **_runtimes(pytestconfig),
+            lengths=lengths,
+            max_length=option("--funnel-max-length"),
+            reports=option("--funnel-reports"),
         )
         if report.lengths_left_out:
             left_out = ", ".join(map(str, report.lengths_left_out))
@@ -149,11 +160,17 @@ def funnel_latency(
     with _working(pytestconfig):
         return bench(
             funnel_bundle,
-            targets=pytestconfig.getoption("--funnel-target"),
+            **_runtimes(pytestconfig),
             pytorch=("eager",),
             parity=funnel_parity,
+            reports=pytestconfig.getoption("--funnel-reports"),
             **_timing(pytestconfig),
         )
+
+
+def _runtimes(config: pytest.Config) -> dict[str, Any]:
+    """What is tested, as arguments of `check` and `bench`."""
+    return {"targets": config.getoption("--funnel-target"), "engines": config.getoption("--funnel-engine")}
 
 
 def _timing(config: pytest.Config) -> dict[str, Any]:

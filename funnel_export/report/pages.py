@@ -1,5 +1,6 @@
 """Writing the reports of a bundle: what is read, how it becomes text, and where it goes."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from funnel_export.errors import BundleError, FunnelExportWarning, printable
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.contents import Contents, collect
 from funnel_export.report.files import HTML, LATENCY, MARKDOWN, PAGES, PARITY
+from funnel_export.report.folder import ELSEWHERE, reports_folder
 from funnel_export.report.palette import DARK, LIGHT
 from funnel_export.system.atomic import write_bytes, write_text
 from funnel_export.system.files import LARGEST_JSON, read_bytes
@@ -30,25 +32,31 @@ SPECIAL = str.maketrans(
 )
 
 
-def write_reports(bundle: Bundle) -> list[Path]:
-    """Write `report.md`, `report.html` and the pictures into the bundle's `reports`, each whole or not at all.
+def write_reports(bundle: Bundle, reports: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Write `report.md`, `report.html` and the pictures, each whole or not at all.
 
-    They are made of `parity.json` and `latency.json` there; where one is missing, they say that it was not run.
+    They are made of `parity.json` and `latency.json` beside them, or else in the bundle's `reports`; where one is
+    missing, they say that it was not run.
+
+    Args:
+        bundle: a verified bundle.
+        reports: the folder to write into; by default the bundle's `reports`.
 
     Returns:
         The files that were written.
 
     Raises:
-        BundleError: if one of the two is damaged or of another bundle, or if `reports` is a link or cannot be written.
+        BundleError: if one of the two is damaged or of another bundle, or the bundle's `reports` is a link or cannot be
+            written.
+        SpecError: if `reports` cannot be written, or holds other files of these names.
     """
-    folder = bundle.path / REPORTS
-    check_no_link(folder)
-    parity = _read(folder / PARITY, ParityReport, "check")
-    latency = _read(folder / LATENCY, LatencyReport, "bench")
+    folder = reports_folder(bundle, reports)
+    parity = _read(_found(bundle, folder, PARITY), ParityReport, "check")
+    latency = _read(_found(bundle, folder, LATENCY), LatencyReport, "bench")
     if parity is not None:
-        check_made_from(parity, bundle, str(folder / PARITY), _again("check"))
+        check_made_from(parity, bundle, str(_found(bundle, folder, PARITY)), _again("check"))
     if latency is not None:
-        check_made_from(latency.parity, bundle, str(folder / LATENCY), _again("bench"))
+        check_made_from(latency.parity, bundle, str(_found(bundle, folder, LATENCY)), _again("bench"))
     if latency is not None and len(latency.rows) > MOST_ROWS:
         raise BundleError(
             "too many rows of latency",
@@ -65,8 +73,8 @@ def write_reports(bundle: Bundle) -> list[Path]:
     try:
         _replace(folder, texts, pictures)
     except OSError as err:
-        wanted, hint = f"to write into {folder}", "a copy of the bundle where you may write"
-        raise BundleError("the reports cannot be written", got=err, wanted=wanted, hint=hint) from err
+        wanted = f"to write into {folder}"
+        raise BundleError("the reports cannot be written", got=err, wanted=wanted, hint=ELSEWHERE) from err
     return [*texts, *pictures]
 
 
@@ -80,19 +88,26 @@ def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, by
         path.unlink(missing_ok=True)
 
 
-def keep_report(bundle: Bundle, file: str, report: BaseModel) -> None:
-    """Write what a command found into the bundle, for programs and for people; the caller has it even if that fails."""
-    folder = bundle.path / REPORTS
+def _found(bundle: Bundle, folder: Path, name: str) -> Path:
+    """Where a report is: in this folder, or else in the bundle's own."""
+    own = bundle.path / REPORTS
+    here = os.path.lexists(folder / name) or own.is_symlink()
+    return folder / name if here else own / name
+
+
+def keep_report(bundle: Bundle, file: str, report: BaseModel, folder: Path) -> None:
+    """Write what a command found, for programs and for people; the caller has it even if that fails."""
     try:
         write_text(folder / file, report.model_dump_json(indent=2) + "\n")
     except OSError as err:
         left = _remove(folder, (file, *PAGES))
         earlier = f"; files of an earlier run could not be removed: {', '.join(left)}" if left else ""
-        message = f"the report could not be kept in the bundle: {err}{earlier}"
+        place = "the bundle" if folder == bundle.path / REPORTS else folder
+        message = f"the report could not be kept in {place}: {err.strerror or err}{earlier}; try {ELSEWHERE}"
         warnings.warn(message, FunnelExportWarning, stacklevel=3)
         return
     try:
-        write_reports(bundle)
+        write_reports(bundle, folder)
     except BundleError as err:  # a report of the other command that is damaged, or cannot be drawn
         _remove(folder, PAGES)
         warnings.warn(f"{file} is written, but no page of it: {err}", FunnelExportWarning, stacklevel=3)
@@ -109,12 +124,6 @@ def _remove(folder: Path, names: Iterable[str]) -> list[str]:
         except OSError:
             left.append(name)
     return left
-
-
-def check_no_link(folder: Path) -> None:
-    """Raise `BundleError` if the bundle's reports would be written elsewhere."""
-    if folder.is_symlink():
-        raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {folder}")
 
 
 def _read(path: Path, kind: type[ReportT], command: str) -> ReportT | None:

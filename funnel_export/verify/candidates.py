@@ -44,26 +44,43 @@ class Candidate:
         return self.target.load(bundle.model, outputs=outputs, engine=self.engine)
 
 
-def candidates(bundle: Bundle, targets: Sequence[str] | None) -> Iterator[Candidate]:
-    """What is to be checked: what was asked for, or else everything that runs here."""
+def candidates(
+    bundle: Bundle, targets: Sequence[str] | None, engines: Sequence[str] | None = None
+) -> Iterator[Candidate]:
+    """What is to be checked: what was asked for, or else everything that runs here.
+
+    Args:
+        bundle: a verified bundle.
+        targets: names of targets: the graph in each, and its engines unless `engines` names some.
+        engines: names of engines: these alone, and the graph in `targets`.
+
+    Raises:
+        SpecError: for an engine that the bundle has not.
+        BundleError: if an engine that was asked for is not whole or not for here.
+        TargetUnavailableError: if a target that was asked for does not run the bundle here.
+    """
     validate_path(bundle)
     dtype = bundle.model.dtype
-    engines = _engines_by_target(bundle)
-    for target in map(get_target, dict.fromkeys(targets or target_names())):
-        if targets is not None:
+    strict = targets is not None or engines is not None
+    by_target = _engines_by_target(bundle) if engines is None else _named_engines(bundle, engines)
+    names = (
+        target_names() if targets is None and engines is None else [*(targets or ()), *(by_target if engines else ())]
+    )
+    for target in map(get_target, dict.fromkeys(names)):
+        if strict:
             require(target, dtype)
         elif not availability_of(target).available or target.supports(dtype) is not None:
             continue
-        if target.runs_graphs:
+        if target.runs_graphs and (engines is None or target.name in (targets or ())):
             yield Candidate(target)
-        elif targets is not None and target.name not in engines:
+        elif strict and target.name not in by_target:
             raise BundleError(
                 f"the bundle has no engine for {target.name}",
                 got=f"engines: {', '.join(engine_names(bundle)) or 'none'}",
                 hint=f"funnel-export compile {bundle.path} --target {target.name}",
             )
-        for name in engines.get(target.name, []):
-            engine = _open_engine(bundle, target, name, strict=targets is not None)
+        for name in by_target.get(target.name, []):
+            engine = _open_engine(bundle, target, name, strict=strict)
             if engine is not None:
                 yield Candidate(target, engine)
 
@@ -72,11 +89,7 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
     """Names of the engines of the graph that takes whole texts."""
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
-        try:
-            validate_engine_name(name)
-        except SpecError as err:
-            folder = bundle.path / ENGINES / name
-            raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
+        _validate_folder(bundle, name)
         try:
             manifest = read_engine_manifest(bundle.path / ENGINES / name)
             if manifest.graph == bundle.model.role:
@@ -84,6 +97,40 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
         except BundleError as err:  # of an unknown target: none that was asked for
             _raise_or_warn(err, strict=False)
     return found
+
+
+def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]:
+    """The engines that were asked for, by target."""
+    present = engine_names(bundle)
+    unknown = [name for name in names if name not in present]
+    if unknown:
+        raise SpecError(
+            "the bundle has no such engine",
+            got=", ".join(map(repr, unknown)),
+            wanted=f"any of {', '.join(present)}" if present else "an engine; the bundle has none",
+            hint=f"funnel-export compile {bundle.path}" if not present else None,
+        )
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        _validate_folder(bundle, name)
+        manifest = read_engine_manifest(bundle.path / ENGINES / name)
+        if manifest.graph != bundle.model.role:
+            raise SpecError(
+                "the engine is of a graph that takes no whole texts",
+                got=f"{name}, of the graph {manifest.graph}",
+                wanted=f"an engine of the graph {bundle.model.role}",
+            )
+        found.setdefault(manifest.target, []).append(name)
+    return found
+
+
+def _validate_folder(bundle: Bundle, name: str) -> None:
+    """Raise `BundleError` for an engine in a folder whose name no engine can have."""
+    try:
+        validate_engine_name(name)
+    except SpecError as err:
+        folder = bundle.path / ENGINES / name
+        raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
 
 
 def _open_engine(bundle: Bundle, target: Target, name: str, *, strict: bool) -> Engine | None:

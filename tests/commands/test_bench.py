@@ -1,8 +1,10 @@
 """The latency gate passes a funnel that is right and fast enough, and refuses what is not, naming the place."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,12 @@ from latencies import make_latency
 
 from funnel_export import Bundle, bench, check, compile_bundle
 from funnel_export.commands import bench as benching
+from funnel_export.commands.baseline import baseline
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
 from funnel_export.progress import no_progress
 from funnel_export.report.text import describe_latency
-from funnel_export.spec.choices import Device
+from funnel_export.spec.choices import Device, Task
 from funnel_export.system import atomic
 from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.targets.registry import get_target
@@ -76,7 +79,7 @@ def test_the_baseline_waits_for_no_lock_of_our_own(tmp_path: Path, monkeypatch: 
             yield alone
 
     monkeypatch.setattr(atomic, "_turn", watched)
-    with benching._baseline(own(tmp_path), no_progress):
+    with baseline(own(tmp_path), None, no_progress):
         assert len(turns) > 1
     assert all(turns)
 
@@ -263,3 +266,47 @@ def test_pytorch_runs_where_the_targets_run(monkeypatch: pytest.MonkeyPatch) -> 
         assert benching._chosen_device(Device.CUDA, on_cpu) == "cuda"
     monkeypatch.setattr(OpenVinoTarget, "on_gpu", lambda *_: True)
     assert benching._chosen_device(Device.AUTO, on_cpu) == "cuda"
+
+
+def test_a_dense_bundle_that_is_there_is_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.commands.baseline.export", None)  # nothing is exported
+    bundle = own(tmp_path)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    dense = shutil.copytree(Recipe(funnel=None).bundle().path, tmp_path / "dense")
+    before = {path: path.read_bytes() for path in dense.rglob("*") if path.is_file()}
+    options = QUICK | {"pytorch": (), "lengths": (7,)}
+    report = bench(bundle, engines=["mine"], dense=dense, **options)
+    assert report.passed
+    assert [(runner.runtime, runner.model) for runner in report.runners] == [("mine", model) for model in Model]
+    assert [row.runtime for row in report.rows] == ["mine"]
+    assert {path: path.read_bytes() for path in dense.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "dense"], "its copy is removed again"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        (Recipe(), "the baseline has a funnel"),
+        (Recipe(funnel=None, dtype="bfloat16"), "dtype: bfloat16"),
+        (Recipe(funnel=None, logits="last"), "logits: last"),
+        (Recipe(funnel=None, opset=18), "opset: 18"),
+        (Recipe(funnel=None, task=Task.FEATURE_EXTRACTION), "task: feature-extraction"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_baseline_of_something_else_is_refused(recipe: Recipe, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        bench(Recipe().bundle(), dense=recipe.bundle(), **QUICK)
+
+
+def test_a_baseline_of_other_weights_is_refused(tmp_path: Path) -> None:
+    dense = Recipe(funnel=None).bundle()
+    (record,) = dense.manifest.weights
+    other = replace(
+        dense, manifest=dense.manifest.model_copy(update={"weights": [record.model_copy(update={"size": 1})]})
+    )
+    capped = replace(dense, architecture=dense.architecture.model_copy(update={"sliding_window": 3}))
+    with pytest.raises(SpecError, match=r"(?s)not the dense counterpart.*weights: model.safetensors \(1 bytes"):
+        bench(Recipe().bundle(), dense=other, **QUICK)
+    with pytest.raises(SpecError, match=r"(?s)got: config, sliding_window: 3.*wanted: config, sliding_window: 5"):
+        bench(Recipe().bundle(), dense=capped, **QUICK)

@@ -9,6 +9,8 @@ import pytest
 from breaks import another_softcap, changed, own, slower, wide_window
 from exported import Recipe
 
+from funnel_export import compile_bundle
+
 # Imported for `imported`.
 from funnel_export.commands import bench  # noqa: F401
 from funnel_export.commands.check import compare
@@ -59,6 +61,19 @@ def test_a_broken_graph_fails_and_the_place_is_named(pytester: pytest.Pytester) 
     assert "onnxruntime first differs at layers.2" in out
     assert "1 failed, 1 skipped" in out
     assert "torch.__trace" not in out
+
+
+def test_an_engine_alone_and_reports_elsewhere(pytester: pytest.Pytester) -> None:
+    bundle = own(pytester.path)
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    out = pytester.path / "out"
+    options = ("--funnel-engine=mine", "--funnel-max-length=2", f"--funnel-reports={out}")
+    code, printed, _ = run(pytester, f"--funnel-bundle={bundle.path}", *options, "-v")
+    assert code == 0, printed
+    assert "test_parity[mine] PASSED" in printed
+    assert "1 passed, 1 skipped" in printed
+    assert (out / "parity.json").is_file()
+    assert not (bundle.path / "reports").exists()
 
 
 def test_a_slower_funnel_fails_and_the_place_is_named(tmp_path: Path) -> None:
@@ -163,6 +178,8 @@ def test_no_target_here_is_no_gate(pytester: pytest.Pytester, monkeypatch: pytes
         *((["--funnel-bundle={bundle}", f"--funnel-min-speedup={x}"], "positive") for x in ("nan", "inf", "0", "-1")),
         (["--funnel-bundle="], "there is no bundle here"),
         (["--funnel-bundle={bundle}", "--funnel-target="], "unknown target"),
+        (["--funnel-bundle={bundle}", "--funnel-engine=gone"], "the bundle has no such engine"),
+        (["--funnel-bundle={bundle}", "--funnel-reports=/dev/null"], "the reports cannot be written there"),
         (["--funnel-bundle={bundle}", "--funnel-length=0"], "length of a check is at least 1"),
         (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "max_length of a check is at least 1"),
         (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "a dense bundle has nothing to be compared with"),

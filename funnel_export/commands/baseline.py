@@ -1,0 +1,101 @@
+"""The dense baseline of a benchmark: exported from the bundle's own weights, or a bundle that is there already."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.commands.export import export
+from funnel_export.errors import SpecError
+from funnel_export.progress import Progress
+from funnel_export.system.atomic import folder_beside
+from funnel_export.system.place import Placing, place
+
+
+def open_baseline(bundle: Bundle, dense: Bundle | str | os.PathLike[str]) -> Bundle:
+    """A dense bundle that is to be the baseline of another one.
+
+    Raises:
+        SpecError: if it has a funnel, or its weights, its config or what it computes differ; all that differs is named.
+        BundleError: if it is not whole.
+    """
+    opened = dense if isinstance(dense, Bundle) else load_bundle(dense)
+    if opened.spec.funnel is not None:
+        raise SpecError(
+            "the baseline has a funnel", got=f"{opened.path}: {opened.spec.funnel}", wanted="a dense bundle"
+        )
+    wanted = replace(bundle.spec, funnel=None)
+    differences = [
+        (field.name, getattr(opened.spec, field.name), getattr(wanted, field.name))
+        for field in fields(wanted)
+        if getattr(opened.spec, field.name) != getattr(wanted, field.name)
+    ]
+    differences += [
+        (f"config, {name}", getattr(opened.architecture, name), getattr(bundle.architecture, name))
+        for name in type(bundle.architecture).model_fields
+        if getattr(opened.architecture, name, None) != getattr(bundle.architecture, name)
+    ]
+    if opened.manifest.weights != bundle.manifest.weights:
+        found, expected = (", ".join(map(str, each.manifest.weights)) for each in (opened, bundle))
+        differences.append(("weights", found, expected))
+    if differences:
+        raise SpecError(
+            "the baseline is not the dense counterpart of the bundle",
+            got="\n".join(f"{name}: {found}" for name, found, _ in differences),
+            wanted="\n".join(f"{name}: {expected}" for name, _, expected in differences),
+            hint="without --dense, the baseline is exported for the occasion",
+        )
+    return opened
+
+
+@contextlib.contextmanager
+def baseline(bundle: Bundle, given: Bundle | None, progress: Progress) -> Iterator[Bundle]:
+    """The dense model as a bundle in a folder of its own, where engines may come and go.
+
+    Args:
+        bundle: the bundle with the funnel.
+        given: its dense counterpart; without, one is exported from the bundle's own weights.
+        progress: called with the name of each step.
+    """
+    with _folder(bundle if given is None else given) as folder:
+        # Not in `folder` itself, which is locked: an export would wait for it.
+        yield _export(bundle, folder, progress) if given is None else _copy(given, folder)
+
+
+@contextlib.contextmanager
+def _folder(bundle: Bundle) -> Iterator[Path]:
+    """A folder beside a bundle, where weights are links, or elsewhere, where they may be copies."""
+    path = bundle.path.resolve()
+    if not os.access(path.parent, os.W_OK):
+        path = Path(tempfile.gettempdir(), path.name)
+    with folder_beside(path) as folder:
+        yield folder / "baseline" / "dense"
+
+
+def _export(bundle: Bundle, out: Path, progress: Progress) -> Bundle:
+    spec = bundle.spec
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
+        return export(
+            bundle.path,
+            out,
+            funnel=None,
+            task=spec.task,
+            dtype=spec.dtype,
+            opset=spec.opset,
+            logits=spec.logits,
+            progress=lambda step, *_: progress(f"dense baseline: {step}"),
+        )
+
+
+def _copy(bundle: Bundle, out: Path) -> Bundle:
+    """The bundle's files without its engines and reports, as hard links where that is possible."""
+    out.mkdir(parents=True)
+    for path in bundle.path.iterdir():
+        if path.is_file():
+            place(path, out / path.name, Placing.LINK)
+    return load_bundle(out)

@@ -1,0 +1,70 @@
+"""What is compared: everything that runs here, or the targets and engines that were asked for."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from breaks import own
+from command_line import run
+
+from funnel_export import Bundle, bench, check, compile_bundle
+from funnel_export.errors import BundleError, SpecError
+from funnel_export.verify.candidates import candidates
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with three engines."""
+    bundle = own(tmp_path_factory.mktemp("engines"))
+    compile_bundle(bundle, "onnxruntime", name="one")
+    compile_bundle(bundle, "onnxruntime", name="two")
+    compile_bundle(bundle, "openvino", name="vino")
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("targets", "engines", "names"),
+    [
+        (None, None, ["onnxruntime", "one", "two", "openvino", "vino"]),
+        (["openvino"], None, ["openvino", "vino"]),
+        (None, ["two"], ["two"]),
+        (None, ["vino", "one", "vino"], ["vino", "one"]),
+        (["openvino"], ["two"], ["openvino", "two"]),
+        (["onnxruntime"], ["two"], ["onnxruntime", "two"]),
+        (None, [], []),
+    ],
+)
+def test_what_is_asked_for(
+    targets: list[str] | None, engines: list[str] | None, names: list[str], compiled: Bundle
+) -> None:
+    assert [candidate.name for candidate in candidates(compiled, targets, engines)] == names
+
+
+def test_the_command_compares_one_engine(compiled: Bundle) -> None:
+    done = run("check", compiled.path, "--engine", "two", "--max-length", 2)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[0] for line in done.stdout.splitlines()[2:] if line and not line.startswith("l")]
+    assert set(rows) == {"two"}
+
+
+@pytest.mark.parametrize("command", [check, bench])
+def test_an_unknown_engine_is_refused_by_name(command: object, compiled: Bundle) -> None:
+    with pytest.raises(SpecError, match=r"(?s)no such engine.*got: 'three'.*wanted: any of one, two, vino"):
+        command(compiled, engines=["two", "three"])  # type: ignore[operator]
+
+
+def test_a_bundle_without_engines_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"(?s)no such engine.*the bundle has none.*funnel-export compile"):
+        check(own(tmp_path), engines=["one"])
+
+
+def test_an_engine_that_was_asked_for_has_to_be_whole(compiled: Bundle, tmp_path: Path) -> None:
+    copy = own(tmp_path)
+    shutil.copytree(compiled.path / "engines", copy.path / "engines")
+    next((copy.path / "engines" / "two").glob("*.onnx")).write_bytes(b"changed")
+    with pytest.raises(BundleError, match="not the one that was built"):
+        list(candidates(copy, None, ["two"]))
+    assert [candidate.name for candidate in candidates(copy, None, ["one"])] == ["one"]
+    (copy.path / "engines" / "one" / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError):
+        list(candidates(copy, None, ["one"]))
