@@ -57,19 +57,20 @@ def _measure(c: Array, r: Array, *, logits: bool) -> Metrics:
         max_rel=float(difference.max() / _scale(np.abs(r).max())),
         rms_rel=float(np.sqrt((difference**2).mean()) / _scale(np.sqrt((r**2).mean()))),
         cosine=float(cosine.min()),
-        kl=_divergence(c, r) if logits else None,
+        kl=float(divergences(c, r).max()) if logits else None,
         top1=float((c.argmax(-1) == r.argmax(-1)).mean()) if logits else None,
     )
 
 
+def divergences(candidate: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
+    """KL(reference || candidate) at each position, [positions] in nats, of logits [positions, width]."""
+    p, q = _log_softmax(reference.astype(np.float64)), _log_softmax(candidate.astype(np.float64))
+    result: Array = (np.exp(p) * (p - q)).sum(-1)
+    return result
+
+
 def _scale(value: float) -> float:
     return float(value) if value > 0 else 1.0
-
-
-def _divergence(candidate: Array, reference: Array) -> float:
-    """max over positions of KL(reference || candidate)."""
-    p, q = _log_softmax(reference), _log_softmax(candidate)
-    return float((np.exp(p) * (p - q)).sum(-1).max())
 
 
 def _log_softmax(x: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import fdtri
 
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind, feed
@@ -34,12 +35,14 @@ from funnel_export.verify.boundaries import (
 )
 from funnel_export.verify.candidates import Candidate
 from funnel_export.verify.cases import Case, CasePlan
-from funnel_export.verify.metrics import Metrics, measure
+from funnel_export.verify.metrics import Metrics, divergences, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 SMALLEST_KL = 1e-12
 """In nats: below, the divergence of float64 logits is rounding."""
+FALSE_ALARMS = 1e-4
+"""How often a graph that is right may exceed the limit of the divergence by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class _Expected:
     outputs: list[NDArray[Any]]
     """Of the reference."""
     floor: Metrics
+    divergences: NDArray[Any] | None
+    """The floor's, at each position of all cases; None for what has no logits."""
     top1: float | None
     """Share of all positions at which the floor's highest logit is the reference's."""
     shown: int | None
@@ -85,7 +90,7 @@ def check_parity(
         floor=expected.floor,
         limit_max_rel=factor * expected.floor.max_rel,
         limit_rms_rel=factor * expected.floor.rms_rel,
-        limit_kl=_limit_kl(expected.floor, dtype, factor),
+        limit_kl=limit_kl(expected.divergences, dtype, factor),
         limit_top1=_limit_top1(expected, factor),
         lengths_left_out=list(plan.left_out),
         targets=[],
@@ -103,14 +108,22 @@ def check_parity(
     return report.with_targets(results)
 
 
-def _limit_kl(floor: Metrics, dtype: Dtype, factor: float) -> float | None:
-    """The divergence grows with the square of the error, and so does its limit in float32.
+def limit_kl(floors: NDArray[Any] | None, dtype: Dtype, factor: float) -> float | None:
+    """The largest divergence of one position that passes, from the floor's at each position.
 
-    In 16 bits that would let a wrong constant pass, and graphs that are right stay near the floor.
+    A divergence grows with the square of the error, and so does its limit in float32. In 16 bits that would let a wrong
+    constant pass, and graphs that are right stay near the floor.
+
+    A few positions may make up most of the floor, as with one class for each text. Then it is uncertain itself, and the
+    limit is as high as the ratio of two such estimates: F-distributed, with the effective number of positions (their
+    participation ratio) as degrees of freedom.
     """
-    if floor.kl is None:
+    if floors is None:
         return None
-    return (factor**2 if dtype is Dtype.FLOAT32 else factor) * max(floor.kl, SMALLEST_KL)
+    floors = np.maximum(floors, SMALLEST_KL)  # not a number stays what it is
+    effective = floors.sum() ** 2 / (floors**2).sum()
+    chance = float(fdtri(effective, effective, 1 - FALSE_ALARMS))
+    return float(floors.max()) * max(factor**2 if dtype is Dtype.FLOAT32 else factor, chance)
 
 
 def _limit_top1(expected: "_Expected", factor: float) -> float | None:
@@ -149,7 +162,10 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     floors = [measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)]
     outputs = [row[output] for row in reference]
     top1 = _share([floor.top1 for floor in floors], list(map(len, outputs)))
-    return _Expected(inputs, outputs, _worst(floors), top1, shown, insides)
+    kl = None
+    if logits:
+        kl = np.concatenate([divergences(e[output], r[output]) for e, r in zip(eager, reference, strict=True)])
+    return _Expected(inputs, outputs, _worst(floors), kl, top1, shown, insides)
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:

@@ -1,15 +1,22 @@
 """Each limit refuses by itself, and a report passes only if every target does."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exported import Recipe
 from latencies import make_parity
+from models import save_tiny_checkpoint
+from transformers import Gemma2ForSequenceClassification
 
+from funnel_export import export
+from funnel_export.commands.check import compare
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
-from funnel_export.verify.parity import _Expected, _limit_kl, _limit_top1, _share
+from funnel_export.verify.parity import _Expected, _limit_top1, _share, limit_kl
 from funnel_export.verify.parity_report import ParityReport
 
 SOUND = {"max_abs": 1.0, "mean_abs": 1.0, "p999_abs": 1.0, "cosine": 0.9, "max_rel": 3e-4, "rms_rel": 3e-5, "kl": 3e-6}
@@ -51,11 +58,28 @@ def test_one_target_that_fails_fails_the_report(failing: int) -> None:
 
 
 def test_the_limit_of_the_divergence_follows_the_dtype() -> None:
-    floor = Metrics.model_validate(SOUND)
-    assert _limit_kl(floor, Dtype.FLOAT32, 4.0) == pytest.approx(16 * 3e-6)
-    assert _limit_kl(floor, Dtype.BFLOAT16, 4.0) == pytest.approx(4 * 3e-6)
-    assert _limit_kl(floor.model_copy(update={"kl": 0.0}), Dtype.FLOAT32, 4.0) == pytest.approx(16e-12)
-    assert _limit_kl(floor.model_copy(update={"kl": None}), Dtype.FLOAT32, 4.0) is None
+    many = np.full(200, 3e-6)
+    assert limit_kl(many, Dtype.FLOAT32, 4.0) == pytest.approx(16 * 3e-6)
+    assert limit_kl(many, Dtype.BFLOAT16, 4.0) == pytest.approx(4 * 3e-6)
+    assert limit_kl(np.zeros(200), Dtype.FLOAT32, 4.0) == pytest.approx(16e-12)
+    assert limit_kl(None, Dtype.FLOAT32, 4.0) is None
+
+
+def test_the_limit_of_the_divergence_is_higher_where_few_positions_are_the_floor() -> None:
+    """As an F distribution says: with 10 degrees of freedom on both sides, one ratio in 10,000 is above 14.9."""
+    ten = np.full(10, 3e-6)
+    assert limit_kl(ten, Dtype.BFLOAT16, 4.0) == pytest.approx(3e-6 * 14.9, rel=0.01)
+    mostly_ten = np.concatenate([ten, np.full(1000, 1e-12)])
+    assert limit_kl(mostly_ten, Dtype.BFLOAT16, 4.0) == pytest.approx(3e-6 * 14.9, rel=0.01)
+    assert not math.isfinite(limit_kl(np.append(ten, np.nan), Dtype.BFLOAT16, 4.0) or 0.0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_classifier_that_is_right_passes_in_16_bits(seed: int, tmp_path: Path) -> None:
+    """One class for each text: the floor rests on some twenty divergences."""
+    save_tiny_checkpoint(tmp_path / "checkpoint", Gemma2ForSequenceClassification, torch.bfloat16, seed=seed)
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel="1:3:2")
+    assert compare(bundle, targets=["openvino"], max_length=9).passed
 
 
 def test_a_limit_that_lets_zeros_pass_is_none() -> None:
@@ -68,9 +92,13 @@ def test_a_limit_that_lets_zeros_pass_is_none() -> None:
 def test_four_positions_more_than_four_times_the_floors_may_change() -> None:
     floor = Metrics.model_validate(SOUND)
     outputs = [np.zeros((60, 3)), np.zeros((40, 3))]
-    assert _limit_top1(_Expected([], outputs, floor, 0.99, None, {}), 4.0) == pytest.approx(1 - 4 * 0.01 - 4 / 100)
-    assert _limit_top1(_Expected([], outputs, floor, 0.5, None, {}), 4.0) == 0
-    assert _limit_top1(_Expected([], outputs, floor, None, None, {}), 4.0) is None
+
+    def limit(top1: float | None) -> float | None:
+        return _limit_top1(_Expected([], outputs, floor, None, top1, None, {}), 4.0)
+
+    assert limit(0.99) == pytest.approx(1 - 4 * 0.01 - 4 / 100)
+    assert limit(0.5) == 0
+    assert limit(None) is None
 
 
 def test_the_share_counts_positions() -> None:
