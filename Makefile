@@ -36,9 +36,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml plugins/optimum/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev]' --editable plugins/optimum
 	touch $@
 
 $(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.txt
@@ -48,4 +49,4 @@ $(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.tx
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OTHERS) demo-out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OTHERS) demo-out build *.egg-info plugins/*/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,6 @@ STATIONS = [
     "commands",
     "cli",
     "gates",
-    "plugins",
     "__main__",
 ]
 """From first to last; `__init__` only names what others hold."""

@@ -1,5 +1,6 @@
 """`optimum-cli export funnel` is `funnel-export export`: the same bundle, help and errors, found once installed."""
 
+import functools
 import hashlib
 import re
 import shutil
@@ -186,37 +187,50 @@ def major(package: str) -> int:
         return 0
 
 
+PACKAGE, PLUGIN = Path(), Path("plugins", "optimum")
+"""The distributions, by their folders in the repository."""
+
+Build = Callable[[Path], Path]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built of a copy of the tree, since a build leaves its folders behind."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Builds the wheel of a distribution, of a copy of its tree, since a build leaves its folders behind."""
     for package, oldest in {"pip": 21, "setuptools": 77}.items():
         if (found := major(package)) < oldest:
             pytest.skip(f"a wheel is built with {package} {oldest} or later; here it is {found or 'missing'}")
-    folder = tmp_path_factory.mktemp("wheel")
-    tree = shutil.copytree(ROOT / "funnel_export", folder / "tree" / "funnel_export").parent
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    build = ("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, tree)
-    done = subprocess.run([sys.executable, "-m", "pip", *map(str, build)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = folder.glob("*.whl")
-    return made
+
+    def build(distribution: Path) -> Path:
+        folder = tmp_path_factory.mktemp("wheel")
+        built = shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+        for name in ("funnel_export", "plugins"):
+            shutil.copytree(ROOT / name, folder / "tree" / name, ignore=built)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, folder / "tree")
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder)
+        command = [sys.executable, "-m", "pip", "wheel", *map(str, options), str(folder / "tree" / distribution)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (made,) = folder.glob("*.whl")
+        return made
+
+    return functools.cache(build)
 
 
-def test_the_wheel_puts_it_into_optimums_namespace(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+@pytest.mark.parametrize(("distribution", "package"), [(PACKAGE, "funnel_export"), (PLUGIN, "optimum")], ids=str)
+def test_a_wheel_holds_its_own_package_only(distribution: Path, package: str, wheel: Build) -> None:
+    """Beside funnel_export, the namespace of Optimum would pass for Optimum itself where that is not installed."""
+    with zipfile.ZipFile(wheel(distribution)) as archive:
         names = archive.namelist()
-    assert [name for name in names if name.startswith("optimum/")] == ["optimum/commands/register/funnel.py"]
-    assert not [name for name in names if "plugins" in name]
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "funnel_export").rglob("*.py")}
-    assert {name for name in names if name.startswith("funnel_export/") and name.endswith(".py")} == {
-        source for source in sources if not source.startswith("funnel_export/plugins/")
-    }
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {package}
+    sources = {str(path.relative_to(ROOT / distribution)) for path in (ROOT / distribution / package).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == sources
 
 
-def test_the_wheel_is_found_by_optimum(wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
+def test_the_wheels_are_found_by_optimum(wheel: Build, tmp_path: Path) -> None:
+    for distribution in (PACKAGE, PLUGIN):
+        with zipfile.ZipFile(wheel(distribution)) as archive:
+            archive.extractall(tmp_path)
     # First on the path, and asked where the module came from: the tree itself may be installed too.
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
@@ -225,3 +239,15 @@ def test_the_wheel_is_found_by_optimum(wheel: Path, tmp_path: Path) -> None:
     )
     done = run(code)
     assert done.stdout.strip() == str(tmp_path / "optimum" / "commands" / "register" / "funnel.py"), done.stderr
+
+
+def test_without_optimum_there_is_no_optimum(wheel: Build, tmp_path: Path) -> None:
+    """What transformers asks before it uses Optimum: whether it can be imported."""
+    command = ("-m", "pip", "install", "--no-deps", "--no-index", "--target", tmp_path, wheel(PACKAGE))
+    subprocess.run([sys.executable, *map(str, command)], capture_output=True, check=True)
+    code = (
+        "import importlib.util as u; print(*(u.find_spec(name) is not None for name in ('funnel_export', 'optimum')))"
+    )
+    alone = {"env": {"PYTHONPATH": str(tmp_path)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-S", "-c", code], **alone, check=True)
+    assert done.stdout.split() == ["True", "False"]
