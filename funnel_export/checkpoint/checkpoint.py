@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
 from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
+from funnel_export.checkpoint.tokenizer import SETTINGS, readable_by_all
 from funnel_export.errors import CheckpointError
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
@@ -27,7 +28,7 @@ COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
+    SETTINGS,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -35,7 +36,7 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
 )
-"""Files that travel with a model as they are: saving a tokenizer again would change what other versions can read."""
+"""Files that travel with a model: saving a tokenizer again would change what other versions can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class Checkpoint:
         return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
     def companions(self) -> dict[str, bytes]:
-        """The content of the files that travel with the model, by name.
+        """The content of the files that travel with the model, by name; names in the tokenizer's settings are
+        those that every version of transformers knows.
 
         A link is followed within the checkpoint, and from a snapshot in the Hub's cache to that model's blobs: anywhere
         else, it would carry a stranger's choice of this machine's files into a bundle.
@@ -133,7 +135,7 @@ class Checkpoint:
                 hint=f"if you know where they lead: cp -rL {shlex.quote(str(folder))} {copy}, and export {copy}",
             )
         try:
-            return {name: read_bytes(file, LARGEST_COMPANION) for name, file in files.items()}
+            content = {name: read_bytes(file, LARGEST_COMPANION) for name, file in files.items()}
         except OSError as err:
             raise CheckpointError(
                 "a file of the checkpoint cannot be read",
@@ -141,6 +143,7 @@ class Checkpoint:
                 wanted="readable files, tokenizer and all",
                 hint=permission_hint(err),
             ) from err
+        return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
 
     def find(self, parameter: str) -> StoredTensor:
         """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.

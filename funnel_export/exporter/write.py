@@ -34,7 +34,8 @@ def write_bundle(
     """Fill a folder, in which derived weights may lie already, with a bundle.
 
     Weight files are hard-linked, or copied where that is asked for or the folder is on another file system.
-    `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied as they are.
+    `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied, with names in their settings
+    that transformers 4 reads too.
 
     Args:
         folder: where to write.

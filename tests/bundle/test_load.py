@@ -161,6 +161,13 @@ def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:
     assert not (made.path / "train.py").exists()
 
 
+def test_the_tokenizers_class_has_a_name_that_transformers_4_knows(tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+    (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    made = export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    assert (made.path / "tokenizer_config.json").read_text() == '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -1,5 +1,6 @@
 """A bundle with what it must compute, and the comparison that every runtime has to pass."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ TASKS = ("feature-extraction", "text-generation", "text-classification", "token-
 SIDES = ("left", "right")
 LINKED = "text-generation-linked"
 """`text-generation-funnel` with hard-linked weights, as `export` writes them by default."""
-NAMES = (*(f"{task}-{kind}" for task in TASKS for kind in ("funnel", "dense")), LINKED)
+UNNAMED = "feature-extraction-unnamed"
+"""A funnel whose checkpoint has a tokenizer without a class of its own, as transformers 5 writes it."""
+NAMES = (*(f"{task}-{kind}" for task in TASKS for kind in ("funnel", "dense")), LINKED, UNNAMED)
 
 RELATIVE = 2e-5
 """Largest error in float32, over the largest output."""
@@ -39,6 +42,11 @@ class Case:
     def texts(self) -> list[str]:
         """The rows as text."""
         return self.reference["texts"].tolist()
+
+    @property
+    def tokens(self) -> dict[str, list[int]]:
+        """Many strange texts, and what transformers 5 makes of each."""
+        return json.loads(str(self.reference["tokens"]))
 
     def inputs(self, side: str) -> dict[str, NDArray[np.int64]]:
         """The texts' tokens, int64 [batch, columns], padded on a side."""

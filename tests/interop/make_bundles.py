@@ -4,6 +4,7 @@ Run in the main environment: `PYTHONPATH=tests python tests/interop/make_bundles
 NAME such as `text-generation-funnel`, the bundle NAME/ and NAME.npz with texts, tokens and expected outputs.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from cases import UNNAMED
 from exported import CLASSES
 from models import save_tiny_checkpoint
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from funnel_export import Bundle, FunnelSpec, apply_funnel, export
 from funnel_export.bundle.ports import PortKind, feed
@@ -34,6 +36,7 @@ TEXTS = (
 LABELS = {0: "ACTION", 1: "OBJECT", 2: "OTHER"}
 FUNNELS = {"funnel": FunnelSpec.parse("1:3:2"), "dense": None}
 NEW_TOKENS = 8
+SPECIAL = ["<tool>", "<image>"]
 
 
 def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
@@ -53,6 +56,23 @@ def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
     return folder
 
 
+def unnamed(tokenizer: Any) -> Any:
+    """The same tokens from a tokenizer without a class of its own, with special tokens of its own."""
+    special = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, padding_side="left", extra_special_tokens=SPECIAL, **special
+    )
+
+
+def strange_texts() -> list[str]:
+    """Words, spaces, special tokens and characters of any script in any order."""
+    rng = np.random.default_rng(0)
+    known = [*SPECIAL, "<bos>", "<eos>", "<unk>", " ", "  ", "\n", "\t", "▁", *" ".join(TEXTS).split()]
+    characters = [chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000]  # no surrogates
+    pieces = lambda: [*rng.choice(known, 4), *rng.choice(characters, 4), *map(chr, rng.integers(32, 256, 4))]  # noqa: E731
+    return ["".join(rng.permutation(pieces())) for _ in range(500)]
+
+
 def generate(bundle: Bundle, row: NDArray[np.int64]) -> list[int]:
     """What PyTorch writes after a row, greedily and with its cache."""
     model = CLASSES[bundle.spec.task].from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
@@ -70,6 +90,7 @@ def reference(bundle: Bundle) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"texts": np.array(TEXTS), "task": str(bundle.spec.task)}
     tokenizer = AutoTokenizer.from_pretrained(bundle.path)
+    found["tokens"] = np.array(json.dumps({text: tokenizer(text)["input_ids"] for text in strange_texts()}))
     session = get_target("onnxruntime").load(bundle.model)
     output = bundle.model.output.name
     for side in ("left", "right"):
@@ -100,6 +121,10 @@ def main(out: Path) -> None:
             if task is Task.TEXT_GENERATION:
                 linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNELS["funnel"], weights="link")
                 os.link(linked.path / "model.safetensors", out / "linked.safetensors")  # as the checkpoint's would be
+    with TemporaryDirectory(dir=out) as folder:
+        checkpoint = make_checkpoint(Path(folder), Task.FEATURE_EXTRACTION, unnamed(tokenizer))
+        bundle = export(checkpoint, out / UNNAMED, funnel=FUNNELS["funnel"], weights="copy")
+        np.savez(out / f"{UNNAMED}.npz", **reference(bundle))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import SIDES, Case, assert_close
+from cases import SIDES, UNNAMED, Case, assert_close
 from runtimes import RUNTIMES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,13 +28,25 @@ def test_transformers_4_reads_the_tokenizer(case: Case, side: str) -> None:
     batch = tokenizer(case.texts, padding=True, padding_side=side, return_tensors="np")
     for name, wanted in case.inputs(side).items():
         assert batch[name].tolist() == wanted.tolist()
+    for text, ids in case.tokens.items():
+        assert tokenizer(text)["input_ids"] == ids, repr(text)
 
 
-def test_transformers_4_does_not_know_the_class_that_5_writes(bundles: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(bundles / "text-generation-funnel", tmp_path / "bundle")
+@pytest.mark.parametrize(
+    ("name", "written", "message"),
+    [
+        ("PreTrainedTokenizerFast", "TokenizersBackend", "TokenizersBackend does not exist"),
+        ("additional_special_tokens", "extra_special_tokens", "no attribute 'keys'"),
+    ],
+)
+def test_transformers_4_does_not_know_what_5_writes(
+    name: str, written: str, message: str, bundles: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundles / UNNAMED, tmp_path / "bundle")
     config = folder / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("GemmaTokenizer", "TokenizersBackend"))
-    with pytest.raises(ValueError, match="TokenizersBackend does not exist"):
+    assert name in config.read_text()
+    config.write_text(config.read_text().replace(name, written))
+    with pytest.raises((ValueError, AttributeError), match=message):
         AutoTokenizer.from_pretrained(folder)
 
 
