@@ -25,9 +25,9 @@ import funnel_export
 from funnel_export.bundle import load as bundle
 from funnel_export.commands import export as pipeline
 from funnel_export.exporter import build, write
-from funnel_export.system import atomic, place
+from funnel_export.system import atomic, claims, filling, locks, place
 
-FILES = {str(module.__file__) for module in (atomic, bundle, pipeline, place, write)}
+FILES = {str(module.__file__) for module in (atomic, bundle, claims, filling, locks, pipeline, place, write)}
 
 
 def prepare(folder: Path) -> dict[str, Callable[[], None]]:

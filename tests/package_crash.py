@@ -12,9 +12,9 @@ from killing import digest, forked
 from funnel_export import package
 from funnel_export.packaging import triton
 from funnel_export.spec.triton import TritonOptions
-from funnel_export.system import atomic, place
+from funnel_export.system import atomic, claims, filling, locks, place
 
-FILES = {str(module.__file__) for module in (atomic, place, triton)}
+FILES = {str(module.__file__) for module in (atomic, claims, filling, locks, place, triton)}
 POINTS = 12
 
 

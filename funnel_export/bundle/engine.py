@@ -21,7 +21,7 @@ from funnel_export.bundle.weights import WeightRecords
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
-from funnel_export.system.atomic import is_partial
+from funnel_export.system.claims import is_partial
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
 
 CACHES = ("runtime.cache", "runtime.cache.json")

@@ -8,7 +8,7 @@ from funnel_export.bundle.load import Bundle, check_made_from
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, REPORTS, NamedFiles
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX
 from funnel_export.errors import BundleError
-from funnel_export.system.atomic import is_partial
+from funnel_export.system.claims import is_hidden, is_partial
 from funnel_export.system.place import Placing, place
 
 
@@ -23,7 +23,7 @@ def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
     if named is None:
         return folder
     files = named.names | {MANIFEST, CONFIG, INDEX, *COMPANIONS}
-    for entry in sorted(folder.iterdir()):
+    for entry in sorted(entry for entry in folder.iterdir() if not is_hidden(entry)):
         if entry.name == ENGINES:
             foreign = _first_foreign(entry, is_engine)
         elif entry.name == REPORTS:

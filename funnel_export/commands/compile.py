@@ -80,7 +80,7 @@ def compile_bundle(
         raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
     validate_timeout(timeout)
     request = replace(request, timeout=timeout, earlier=_earlier(chosen, opened, folder))
-    with replace_folder(folder, is_engine) as fresh:
+    with replace_folder(folder, is_engine, hint="another --name, or a copy of the bundle where you may write") as fresh:
         compiled = chosen.compile(request, fresh, progress)
         manifest = _manifest(chosen, request, opened.manifest.weights, built_for, compiled, fresh)
         (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -24,6 +24,8 @@ from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import replace_folder, write_text
 from funnel_export.system.files import LARGEST_JSON, read_bytes
+from funnel_export.system.room import no_room
+from funnel_export.system.site import elsewhere
 from funnel_export.targets.base import availability_of
 from funnel_export.targets.registry import get_target, target_names
 from funnel_export.verify.reference import without_progress_bars
@@ -41,11 +43,11 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     Leaves `out/checkpoint`, `out/dense`, `out/funnel` and the report, `out/demo.json`.
 
     Raises:
-        BundleError: if `out` holds something else than an earlier demo.
+        BundleError: if `out` holds something else than an earlier demo, or cannot be written, or if there is no room.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
         raise BundleError("the output folder holds something else", got=out, wanted="a new folder", hint="another name")
-    write_text(out / MARK, STARTED)
+    _mark(out, STARTED)
     progress("making a small Gemma2")
     with replace_folder(out / "checkpoint", _is_checkpoint) as folder:  # new files: bundles' hard links keep the old
         make_checkpoint(folder)
@@ -65,8 +67,17 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         parity=parity,
         progress=partial(_in_stage, progress, "latency"),
     )
-    write_text(out / MARK, report.model_dump_json(indent=2) + "\n")
+    _mark(out, report.model_dump_json(indent=2) + "\n")
     return report
+
+
+def _mark(out: Path, text: str) -> None:
+    try:
+        write_text(out / MARK, text)
+    except OSError as err:
+        raise no_room(err, out) or BundleError(
+            "the output folder cannot be written", got=err, wanted=f"to create {out / MARK}", hint=elsewhere(out)
+        ) from err
 
 
 def _is_demo(out: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.bundle.manifest import MANIFEST
 from funnel_export.bundle.replace import foreign_entry, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
@@ -19,8 +20,9 @@ from funnel_export.spec.choices import AUTO, Dtype, Logits, Task, parse_choice
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
-from funnel_export.system.atomic import check_replaceable, replace_folder
-from funnel_export.system.place import Placing
+from funnel_export.system.atomic import check_place, replace_folder
+from funnel_export.system.place import Placing, copied_bytes
+from funnel_export.system.room import check_room
 
 
 def export(
@@ -61,7 +63,8 @@ def export(
     Raises:
         SpecError: for invalid options or an invalid funnel.
         CheckpointError: for a checkpoint that cannot be exported.
-        BundleError: if `out` holds something else or cannot be written.
+        BundleError: if `out` holds something else, or cannot be written, or if there
+            is no room.
         ExportError: if the graph fails its audit.
     """
     asked_task = None if task == AUTO else parse_choice("task", Task, task)
@@ -71,8 +74,10 @@ def export(
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
     if not is_here(checkpoint):
         progress("looking for the model on the Hub")
-        check_replaceable(target, _may_replace)  # not after a download only
+        check_place(target, _may_replace, seal=MANIFEST)  # not after a download only
     found = find_checkpoint(checkpoint, revision)
+    _check_not_the_checkpoint(found.folder, target)
+    check_place(target, _may_replace, seal=MANIFEST)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
     spec = ExportSpec(
@@ -88,33 +93,33 @@ def export(
         message = f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice"
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
-    _check_not_the_checkpoint(source, target)
     source.companions()  # what cannot be copied is said before the seconds that tracing takes
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
-    with _collector_paused():
-        return _build_and_write(source, target, spec, name, placing, progress)
-
-
-def _build_and_write(
-    source: Checkpoint, target: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
-) -> Bundle:
-    from funnel_export.exporter import audit, build, write
-
-    with replace_folder(target, _may_replace) as folder:
-        progress("tracing")
-        graphs = build.build_graphs(source, spec)
-        progress("auditing the graph")
-        audit.audit(graphs, source.family, source.architecture, spec)
-        progress("writing the bundle")
-        write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
-        bundle = load_bundle(folder)
+    with _collector_paused(), replace_folder(target, _may_replace, seal=MANIFEST) as folder:
+        bundle = _build_and_write(source, folder, spec, name, placing, progress)
         gone = take_engines(target, bundle)
     if gone:
         message = (
             f"engines of the bundle that was replaced are removed, since graph or weights changed: {', '.join(gone)}"
         )
-        warnings.warn(f"{message}; compile again", FunnelExportWarning, stacklevel=3)
+        warnings.warn(f"{message}; compile again", FunnelExportWarning, stacklevel=2)
     return replace(bundle, path=target)
+
+
+def _build_and_write(
+    source: Checkpoint, folder: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
+) -> Bundle:
+    from funnel_export.exporter import audit, build, write
+
+    weights = [source.path / file.file for file in source.weights]
+    check_room(folder, copied_bytes(weights, folder, placing), "the weight files that are copied")
+    progress("tracing")
+    graphs = build.build_graphs(source, spec)
+    progress("auditing the graph")
+    audit.audit(graphs, source.family, source.architecture, spec)
+    progress("writing the bundle")
+    write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
+    return load_bundle(folder)
 
 
 def _may_replace(folder: Path) -> bool:
@@ -156,11 +161,11 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
     return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
 
 
-def _check_not_the_checkpoint(source: Checkpoint, target: Path) -> None:
+def _check_not_the_checkpoint(checkpoint: Path, target: Path) -> None:
     """Refuse to replace a folder in which the checkpoint, or a file that it links to, lies."""
-    if not target.exists():
-        return
-    for path in (source.path, *source.path.iterdir()):
+    if not target.exists() or not os.access(checkpoint, os.R_OK) or not checkpoint.is_dir():
+        return  # of the checkpoint, `Checkpoint.open` says what is wrong
+    for path in (checkpoint, *checkpoint.iterdir()):
         real = path.resolve()
         if any(place.exists() and place.samefile(target) for place in (real, *real.parents)):
             raise BundleError(

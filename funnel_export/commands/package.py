@@ -64,6 +64,6 @@ def package(
     if built is not None:
         warn_of_gaps(built, config.max_batch_size)
     check_unchanged(target)
-    with replace_folder(target, is_model) as folder:
+    with replace_folder(target, is_model, hint="another --name, or another OUT in which you may write") as folder:
         write_model(folder, opened, config, engine, placing, progress)
     return Package(target, config, engine)

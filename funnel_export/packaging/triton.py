@@ -17,7 +17,8 @@ from funnel_export.progress import Progress
 from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import BATCH
 from funnel_export.system.files import LARGEST_JSON, read_bytes
-from funnel_export.system.place import Placing, place
+from funnel_export.system.place import Placing, copied_bytes, place
+from funnel_export.system.room import check_room
 
 CONFIG, VERSION, PLAN, ENGINE = "config.pbtxt", "1", "model.plan", "engine.json"
 GRAPH = "model.onnx"
@@ -54,7 +55,9 @@ def write_model(
     folder: Path, bundle: Bundle, config: Any, engine: str | None, placing: Placing, progress: Progress
 ) -> None:
     """Write the model into a folder that is empty so far."""
+    linked = Placing.LINK if placing is Placing.AUTO else placing  # nothing refuses plans with several names
     try:
+        _check_room(folder, bundle, engine, placing if engine is None else linked)
         _write_config(folder, config)
         shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
         (folder / VERSION).mkdir()
@@ -65,11 +68,18 @@ def write_model(
             progress("verifying the engine")
             plan = load_engine(bundle, engine)
             progress("writing the engine")
-            linked = Placing.LINK if placing is Placing.AUTO else placing  # nothing refuses plans with several names
             place(plan.file, folder / VERSION / PLAN, linked)
             shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
     except OSError as err:
         raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err
+
+
+def _check_room(folder: Path, bundle: Bundle, engine: str | None, placing: Placing) -> None:
+    if engine is None:
+        large = [bundle.path / weight.file for weight in bundle.manifest.weights]
+    else:
+        large = [bundle.path / ENGINES / engine / PLAN]
+    check_room(folder, copied_bytes(large, folder, placing), "the files that are copied")
 
 
 def model_folder(bundle: Bundle, out: Path, name: str | None) -> Path:

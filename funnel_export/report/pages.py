@@ -16,8 +16,9 @@ from funnel_export.report.contents import Contents, collect
 from funnel_export.report.files import HTML, LATENCY, MARKDOWN, PAGES, PARITY
 from funnel_export.report.folder import ELSEWHERE, reports_folder
 from funnel_export.report.palette import DARK, LIGHT
-from funnel_export.system.atomic import write_bytes, write_text
+from funnel_export.system.atomic import write_files, write_text
 from funnel_export.system.files import LARGEST_JSON, read_bytes
+from funnel_export.system.room import no_room
 from funnel_export.verify.parity_report import ParityReport
 
 if TYPE_CHECKING:
@@ -74,16 +75,14 @@ def write_reports(bundle: Bundle, reports: str | os.PathLike[str] | None = None)
         _replace(folder, texts, pictures)
     except OSError as err:
         wanted = f"to write into {folder}"
-        raise BundleError("the reports cannot be written", got=err, wanted=wanted, hint=ELSEWHERE) from err
+        full = no_room(err, folder)
+        raise full or BundleError("the reports cannot be written", got=err, wanted=wanted, hint=ELSEWHERE) from err
     return [*texts, *pictures]
 
 
 def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, bytes]) -> None:
     """Write files, and remove the pictures of an earlier report that this one has not."""
-    for path, text in texts.items():
-        write_text(path, text)
-    for path, content in pictures.items():
-        write_bytes(path, content)
+    write_files({**{path: text.encode() for path, text in texts.items()}, **pictures})
     for path in {folder / name for name in PAGES} - {*texts, *pictures}:
         path.unlink(missing_ok=True)
 
@@ -103,7 +102,8 @@ def keep_report(bundle: Bundle, file: str, report: BaseModel, folder: Path) -> N
         left = _remove(folder, (file, *PAGES))
         earlier = f"; files of an earlier run could not be removed: {', '.join(left)}" if left else ""
         place = "the bundle" if folder == bundle.path / REPORTS else folder
-        message = f"the report could not be kept in {place}: {err.strerror or err}{earlier}; try {ELSEWHERE}"
+        why = no_room(err, folder.parent) or err.strerror or err
+        message = f"the report could not be kept in {place}: {why}{earlier}; try {ELSEWHERE}"
         warnings.warn(message, FunnelExportWarning, stacklevel=3)
         return
     try:

@@ -7,54 +7,88 @@ on the parent folder makes writers take turns where they look at or rename what 
 
 import contextlib
 import ctypes
-import fcntl
+import errno
 import os
-import re
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from funnel_export.errors import BundleError
+from funnel_export.system.claims import EARLIER, INSIDE, PARTIAL, claim, is_hidden
+from funnel_export.system.filling import fill, is_interrupted, recover
+from funnel_export.system.locks import turn
+from funnel_export.system.room import no_room, no_room_in
+from funnel_export.system.site import site_of
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <fcntl.h>, renameat2(2)
-PATIENCE = 5.0
-"""Seconds to wait for other writers, who hold the lock for some renames only."""
-ASIDE = ".old"
-"""Ends the name of an earlier folder where two names cannot be swapped in one step."""
-PARTIAL, PARTIAL_END = ".partial-", r"[a-z0-9_]{8}(\.old)?"  # as tempfile and `_take_place` name what is written
 
 
 @contextlib.contextmanager
-def replace_folder(target: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
+def replace_folder(
+    target: Path, may_replace: Callable[[Path], bool], *, seal: str | None = None, hint: str | None = None
+) -> Iterator[Path]:
     """Give a new folder to fill; when the block ends without an error, it becomes `target`.
 
     The new folder is made beside the target, so that giving it its name is one step. Whatever goes wrong before,
-    `target` stays as it was, and the new folder is removed. Of several writers the last to end wins.
+    `target` stays as it was, and the new folder is removed. Of several writers the last to end wins. A target that
+    keeps its name, since it is a mount point or lies where this user may not write, is filled in place if it has a
+    seal: see `funnel_export.system.filling`.
 
     Args:
         target: the folder to write; a missing or empty one, or one that `may_replace` accepts.
         may_replace: whether a folder with content may be replaced.
+        seal: name of a file without which the folder is not what it should be.
+        hint: what to try if nothing can be written there; by default a place that would do.
 
     Raises:
-        BundleError: if the target holds something else, or cannot be written.
+        BundleError: if the target holds something else, or cannot be written, or if there is no room.
     """
-    check_replaceable(target, may_replace)
+    filled = seal if check_place(target, may_replace, seal=seal, hint=hint) == target else None
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            fresh = stack.enter_context(folder_beside(target))
+            if seal is not None and target.is_dir():
+                recover(target, seal)
+            fresh = stack.enter_context(folder_beside(target / INSIDE if filled else target))
             fresh.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
         except OSError as err:
-            raise BundleError("the output folder cannot be written", got=err, wanted=f"to create {target}") from err
-        yield fresh
+            full = no_room(err, target.parent)
+            raise full or BundleError(
+                "the output folder cannot be written", got=err, wanted=f"to create {target}"
+            ) from err
         try:
-            with _turn(target.parent):
+            yield fresh
+        except Exception as err:
+            error = no_room_in(fresh, err) if fresh.exists() else _gone(target, err)
+            if error is None:
+                raise
+            raise error from err
+        try:
+            with turn(fresh.parent):
                 check_replaceable(target, may_replace)
-                _take_place(fresh, target)
+                if filled:
+                    fill(fresh, filled)
+                else:
+                    _take_place(fresh, target, seal)
         except OSError as err:
-            raise BundleError("the output could not be put in its place", got=err, wanted=target) from err
+            full = no_room(err, fresh.parent)
+            raise full or BundleError(
+                "the output could not be put in its place", got=err, wanted=target, hint="another name"
+            ) from err
+
+
+def check_place(
+    target: Path, may_replace: Callable[[Path], bool], *, seal: str | None = None, hint: str | None = None
+) -> Path:
+    """Say before any work whether `replace_folder` can write there; arguments and errors are its own.
+
+    Returns:
+        The folder in which the new one is made: one above the target, or the target.
+    """
+    if not is_interrupted(target):  # else `replace_folder` looks when that is mended
+        check_replaceable(target, may_replace)
+    return site_of(target, fillable=seal is not None, hint=hint)
 
 
 @contextlib.contextmanager
@@ -66,12 +100,21 @@ def folder_beside(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be made.
     """
-    fresh, claim = _claim(target, tempfile.mkdtemp)
+    fresh, lock = claim(target, tempfile.mkdtemp)
     try:
         yield fresh
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        claim.close()
+        lock.close()
+
+
+def _gone(target: Path, err: Exception) -> BundleError:
+    return BundleError(
+        "the folder that was being written was removed or replaced by somebody else",
+        got=err,
+        wanted=f"{target.parent} as it was",
+        hint="again, with one command at a time",
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,20 +124,31 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step, making its folder: a reader sees the old content or the new."""
+    write_files({path: content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, each in one step, making their folders; none of them before there is room for all."""
+    with contextlib.ExitStack() as stack:
+        written = {path: stack.enter_context(_file_beside(path, content)) for path, content in contents.items()}
+        for path, fresh in written.items():
+            fresh.replace(path)
+
+
+@contextlib.contextmanager
+def _file_beside(path: Path, content: bytes) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, claim = _claim(path, _make_file)
+    fresh, lock = claim(path, _make_file)
     try:
         fresh.write_bytes(content)
         fresh.chmod(0o666 & ~_umask())
-        fresh.replace(path)
+        yield fresh
+    except OSError as err:
+        err.filename = err.filename or str(path)  # a write does not say to where
+        raise
     finally:
         fresh.unlink(missing_ok=True)
-        claim.close()
-
-
-def is_partial(path: Path) -> bool:
-    """Whether this is named as what a writer makes beside its target, and leaves there when it is killed."""
-    return re.fullmatch(rf"\..+{PARTIAL}{PARTIAL_END}", path.name) is not None
+        lock.close()
 
 
 def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names it
@@ -103,70 +157,10 @@ def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names 
     return name
 
 
-def _claim(target: Path, make: Callable[..., str]) -> tuple[Path, contextlib.ExitStack]:
-    """Make something new beside the target and lock it, after removing what dead writers left."""
-    prefix = f".{target.name}{PARTIAL}"
-    ours = re.compile(re.escape(prefix) + PARTIAL_END)
-    claim = contextlib.ExitStack()
-    with _turn(target.parent) as alone:
-        for path in list(target.parent.iterdir()) if alone else []:
-            if ours.fullmatch(path.name):
-                _remove_if_left(path, target)
-        fresh = Path(make(prefix=prefix, dir=target.parent))
-        with contextlib.suppress(OSError):  # without locks nothing counts as left behind either
-            claim.enter_context(_locked(fresh))
-    return fresh, claim
-
-
-def _remove_if_left(path: Path, target: Path) -> None:
-    """Remove what nobody writes any more; an earlier folder that was set aside goes back to its place first."""
-    try:
-        with _locked(path):
-            if path.suffix == ASIDE and not target.exists():
-                path.rename(target)
-            elif path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    except OSError:  # locked, or gone, or another user's: it stays
-        return
-
-
-@contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[bool]:
-    """Wait until no other writer looks at or renames what is in the folder; whether that could be had.
-
-    It cannot on a file system without locks, or where somebody holds the folder's lock for longer than `PATIENCE`, as
-    `flock FOLDER command` does. Then nothing is tidied up, and writers to one place must not meet.
-    """
-    with contextlib.ExitStack() as stack:
-        end, alone = time.monotonic() + PATIENCE, False
-        while not alone and time.monotonic() < end:
-            try:
-                stack.enter_context(_locked(folder))
-                alone = True
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:
-                break
-        yield alone
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder; `BlockingIOError` if somebody else does, `OSError` if there is none."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
 def check_replaceable(target: Path, may_replace: Callable[[Path], bool]) -> None:
     """Raise `BundleError` if the target holds what may not be replaced, or cannot be looked into."""
     try:
-        filled = target.is_dir() and any(target.iterdir()) and not target.is_symlink()
+        filled = target.is_dir() and not target.is_symlink() and not all(map(is_hidden, target.iterdir()))
     except OSError as err:
         raise BundleError("the output folder cannot be read", got=err, wanted=target) from err
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -176,16 +170,35 @@ def check_replaceable(target: Path, may_replace: Callable[[Path], bool]) -> None
             "the output folder holds something else, which is left as it is",
             got=target,
             wanted="a new folder, an empty one or a bundle",
-            hint="another name",
+            hint=f"another name, or a new folder in it: {target / target.name}",
         )
 
 
-def _take_place(fresh: Path, target: Path) -> None:
+def _take_place(fresh: Path, target: Path, seal: str | None) -> None:
+    """Give `fresh` the name `target`, and what had it before the name of `fresh`; or fill what keeps its name."""
+    try:
+        _swap(fresh, target)
+    except OSError:  # a folder of an image's layer, or another user's in a folder as /tmp
+        if seal is None or not target.is_dir():
+            raise
+        inside = fresh.rename(target / f".{INSIDE}{PARTIAL}{fresh.name[-8:]}")
+        try:
+            fill(inside, seal)
+        finally:
+            shutil.rmtree(inside, ignore_errors=True)
+
+
+def _swap(fresh: Path, target: Path) -> None:
     """Give `fresh` the name `target`; what had it before gets the name of `fresh`."""
-    if not target.exists():
-        fresh.rename(target)
-    elif not _exchange(fresh, target):  # no such call on this system: a moment without a bundle
-        aside = fresh.with_name(fresh.name + ASIDE)
+    try:
+        fresh.rename(target)  # nothing is there, or an empty folder
+    except OSError as err:
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    else:
+        return
+    if not _exchange(fresh, target):  # no such call on this system: a moment without a bundle
+        aside = fresh.with_name(fresh.name + EARLIER)
         target.rename(aside)
         try:
             fresh.rename(target)

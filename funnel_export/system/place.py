@@ -3,8 +3,11 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
+
+from funnel_export.system.mounts import mount_of
 
 
 class Placing(StrEnum):
@@ -16,6 +19,17 @@ class Placing(StrEnum):
     """Link a file that has several names already, and copy others: onnx refuses weights with several names."""
 
 
+def copied_bytes(sources: Iterable[Path], folder: Path, placing: Placing) -> int:
+    """Bytes of the files that `place` will copy into a folder.
+
+    Raises:
+        OSError: if a source cannot be read.
+    """
+    mount = mount_of(folder)
+    found = [source.resolve() for source in sources]
+    return sum(path.stat().st_size for path in found if not (_is_linked(path, placing) and mount_of(path) == mount))
+
+
 def place(source: Path, target: Path, placing: Placing) -> None:
     """Put `source` at the new name `target`; a link that the file system cannot make becomes a copy.
 
@@ -23,7 +37,7 @@ def place(source: Path, target: Path, placing: Placing) -> None:
         OSError: if the source cannot be read, or the target not be written.
     """
     real = source.resolve()  # a Hub cache holds links; what we write must hold files
-    if placing is Placing.LINK or (placing is Placing.AUTO and real.stat().st_nlink > 1):
+    if _is_linked(real, placing):
         try:
             os.link(real, target)
         except OSError as err:
@@ -32,3 +46,7 @@ def place(source: Path, target: Path, placing: Placing) -> None:
         else:
             return
     shutil.copyfile(real, target)
+
+
+def _is_linked(file: Path, placing: Placing) -> bool:
+    return placing is Placing.LINK or (placing is Placing.AUTO and file.stat().st_nlink > 1)

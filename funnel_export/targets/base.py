@@ -14,6 +14,7 @@ from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.profile import Profile
+from funnel_export.system.room import check_room
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.options import Options
 
@@ -195,6 +196,19 @@ def check_fits(target: Target, engine: Engine) -> None:
             wanted="an engine for this version and this device",
             hint="compile the bundle again, here",
         )
+
+
+def check_room_for_engine(graph: Graph, folder: Path) -> None:
+    """Raise `BundleError` unless an engine that holds the graph's weights finds room in a folder.
+
+    They are counted in the smaller of two dtypes: that in which they are stored, and that in which the graph computes.
+    """
+    import onnx_ir as ir
+
+    tensors = [value.const_value for value in ir.load(graph.path).graph.initializers.values()]
+    itemsize = 4 if graph.dtype is Dtype.FLOAT32 else 2
+    needed = sum(min(each.nbytes, each.size * itemsize) for each in tensors if each is not None)
+    check_room(folder, int(needed), "the weights in the engine")
 
 
 def validate_timeout(timeout: float) -> None:

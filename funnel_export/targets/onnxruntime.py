@@ -17,7 +17,7 @@ from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import processor, this_platform
-from funnel_export.targets.base import Availability, Compiled, CompileRequest, require
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine, require
 from funnel_export.targets.options import MOST_THREADS, Options, parse_options, validate_allowed
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -170,6 +170,7 @@ class OnnxRuntimeTarget:
         """Optimise the graph as a session does, and keep the result: its weights are a copy, laid out anew."""
         import onnxruntime as ort
 
+        check_room_for_engine(request.graph, folder)
         progress("optimising the graph")
         options = request.options_as(OnnxRuntimeOptions)
         session = _session_options(options)

@@ -17,7 +17,7 @@ from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.machine import this_platform
-from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, require
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, check_room_for_engine, require
 from funnel_export.targets.options import MOST_THREADS, Options, validate_allowed
 
 DEVICE, BLOB = "CPU", "model.blob"
@@ -99,6 +99,7 @@ class OpenVinoTarget:
         """Compile, and export the compiled model: a blob that holds the weights too."""
         import openvino
 
+        check_room_for_engine(request.graph, folder)
         progress("compiling")
         core = openvino.Core()
         start = time.perf_counter()
@@ -106,7 +107,10 @@ class OpenVinoTarget:
         progress("writing the blob")
         try:
             with (folder / BLOB).open("wb") as stream:
-                compiled.export_model(_Writer(stream))
+                writer = _Writer(stream)
+                compiled.export_model(writer)
+                if writer.failure is not None:
+                    raise writer.failure
         except OSError as err:
             raise BundleError("the blob could not be written", got=err, wanted=folder) from err
         return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
@@ -190,9 +194,14 @@ class _Writer(io.BytesIO):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self._file = file
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as err:  # raised here it is lost in OpenVINO, which then has written a part
+            self.failure = self.failure or err
+            return 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._file.seek(offset, whence)

@@ -241,7 +241,7 @@ def test_a_bundle_that_was_set_aside_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_locked_parent_folder_is_waited_for_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("funnel_export.system.atomic.PATIENCE", 0.05)
+    monkeypatch.setattr("funnel_export.system.locks.PATIENCE", 0.05)
     (tmp_path / ".out.partial-abcdefgh").mkdir()
     handle = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)  # as `flock FOLDER funnel-export ...` does

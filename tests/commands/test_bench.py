@@ -33,7 +33,7 @@ from funnel_export.latency.latency_report import LatencyReport, Model, RunnerRes
 from funnel_export.progress import no_progress
 from funnel_export.report.text import describe_latency
 from funnel_export.spec.choices import Device, Task
-from funnel_export.system import atomic
+from funnel_export.system import claims
 from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.targets.registry import get_target
 from funnel_export.verify.candidates import Candidate
@@ -70,7 +70,7 @@ def test_rows_of_every_runtime(benched: tuple[Bundle, LatencyReport]) -> None:
 
 
 def test_the_baseline_waits_for_no_lock_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns, turn = [], atomic._turn
+    turns, turn = [], claims.turn
 
     @contextmanager
     def watched(folder: Path) -> Iterator[bool]:
@@ -78,7 +78,7 @@ def test_the_baseline_waits_for_no_lock_of_our_own(tmp_path: Path, monkeypatch: 
             turns.append(alone)
             yield alone
 
-    monkeypatch.setattr(atomic, "_turn", watched)
+    monkeypatch.setattr(claims, "turn", watched)
     with baseline(own(tmp_path), None, no_progress):
         assert len(turns) > 1
     assert all(turns)

@@ -5,40 +5,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exported import Recipe
 from fuzz.watch import listing
+from mounting import namespace
 
 from funnel_export import bench, check, compile_bundle, export, load_bundle
-from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import BundleError
-from funnel_export.exporter import build
 
 READY = Path(__file__).with_name("ready_graph.py")
-
-
-@pytest.fixture
-def ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports that need no tracing."""
-    graphs = build.build_graphs(Checkpoint.open(Recipe().checkpoint()), Recipe().bundle().spec)
-    monkeypatch.setattr(build, "build_graphs", lambda *_: graphs)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that every user may enter, with a checkpoint that every user may read."""
-    with tempfile.TemporaryDirectory(prefix="funnel-export-") as name:
-        folder = Path(name)
-        shutil.copytree(Recipe().checkpoint(), folder / "checkpoint")
-        shutil.copytree(Recipe().bundle().path, folder / "made")
-        folder.chmod(0o755)
-        for path in folder.rglob("*"):
-            path.chmod(0o755)
-        yield folder
 
 
 def command(folder: Path, out: str) -> list[str]:
@@ -104,18 +81,6 @@ def test_a_new_folder_inside_the_checkpoint_leaves_its_files(weights: str, ready
     assert listing(folder / "checkpoint") == before
 
 
-def namespace(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script with `folder` as $0 where it may mount; skip where it may not."""
-    prefix = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None:
-        pytest.skip("no unshare here")
-    probe = [*prefix, 'mount -t tmpfs none "$0"', str(folder / "mnt")]
-    tried = subprocess.run(probe, capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"no file system may be mounted here: {tried.stderr.strip()}")
-    return subprocess.run([*prefix, script, str(folder), *arguments], capture_output=True, text=True, check=False)
-
-
 SCRIPT = """
 set -e
 mount -t tmpfs -o size={size}k none "$0/mnt"
@@ -132,7 +97,7 @@ state > "$0/after"
 
 @pytest.mark.parametrize(
     ("then", "message"),
-    [("", "No space left on device"), ('mount -o remount,ro "$0/mnt"', "Read-only file system")],
+    [("", "not enough room on the disk"), ('mount -o remount,ro "$0/mnt"', "Read-only file system")],
     ids=["no space", "read-only"],
 )
 def test_a_file_system_that_takes_no_more(then: str, message: str, folder: Path) -> None:
@@ -162,14 +127,29 @@ def test_no_permission(out: str, folder: Path) -> None:
     closed = folder / "closed"
     shutil.copytree(folder / "made", closed / "out")
     before = listing(closed)
-    closed.chmod(0o555)
+    for path in (closed / "out", closed):
+        path.chmod(0o555)
     started = [*without_power(), *command(folder, str(folder / out))]
     done = subprocess.run(started, capture_output=True, text=True, check=False)
-    closed.chmod(0o755)
+    for path in (closed, closed / "out"):
+        path.chmod(0o755)
     assert done.returncode == 2
     assert "Permission denied" in done.stderr
+    assert "  try: /" in done.stderr
     assert "Traceback" not in done.stderr
     assert listing(closed) == before
+
+
+def test_a_folder_of_ones_own_in_a_closed_one_is_filled(folder: Path) -> None:
+    """As /srv/out, which an administrator made for a user."""
+    (folder / "closed" / "out").mkdir(parents=True)
+    (folder / "closed").chmod(0o555)
+    started = [*without_power(), *command(folder, str(folder / "closed" / "out"))]
+    done = subprocess.run(started, capture_output=True, text=True, check=False)
+    (folder / "closed").chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(folder / "closed" / "out").spec == load_bundle(folder / "made").spec
+    assert [path.name for path in (folder / "closed").iterdir()] == ["out"]
 
 
 HALF_WRITTEN = """

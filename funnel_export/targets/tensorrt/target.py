@@ -13,7 +13,7 @@ from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
-from funnel_export.targets.base import Availability, Compiled, CompileRequest
+from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine
 from funnel_export.targets.options import parse_options
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour, has_polygraphy
 from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
@@ -106,6 +106,8 @@ class _Base:
         """See `Target.compile`."""
         options, graph = request.options_as(TensorRtOptions), request.graph
         keeps_timings = self.flavour is TENSORRT
+        if not options.strip_plan:
+            check_room_for_engine(graph, folder)
         earlier = [path for path in (options.timing_cache, request.earlier.get(TIMINGS)) if path and path.is_file()]
         facts = build_in_process(
             BuildRequest(
