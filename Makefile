@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 OTHERS := .venv-interop
 BUNDLES := build/interop
+TRITON := .venv-triton
 
-.PHONY: demo test check soak interop fuzz format clean
+.PHONY: demo test check soak interop triton fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -32,6 +33,10 @@ interop: $(INSTALLED) $(OTHERS)/installed
 	PYTHONPATH=tests $(BIN)/python tests/interop/make_bundles.py $(BUNDLES)
 	$(OTHERS)/bin/pytest tests/interop --config-file tests/interop/pytest.ini --bundles=$(BUNDLES)
 
+# Packages in a real Triton server.
+triton: $(INSTALLED) $(TRITON)/installed
+	FUNNEL_EXPORT_TRITON=$(TRITON) $(BIN)/pytest tests/packaging/test_triton_server.py
+
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -48,5 +53,10 @@ $(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.tx
 		--constraint tests/interop/constraints.txt --requirement tests/interop/requirements.txt
 	touch $@
 
+$(TRITON)/installed: tests/packaging/requirements-triton.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install --quiet --disable-pip-version-check --requirement tests/packaging/requirements-triton.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OTHERS) demo-out build *.egg-info plugins/*/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OTHERS) $(TRITON) demo-out build *.egg-info plugins/*/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
