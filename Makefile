@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 OTHERS := .venv-interop
 BUNDLES := build/interop
+LOWEST := .venv-lowest
 TRITON := .venv-triton
 
-.PHONY: demo test check soak interop triton fuzz format clean
+.PHONY: demo test check soak interop lowest triton fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -33,6 +34,10 @@ interop: $(INSTALLED) $(OTHERS)/installed
 	PYTHONPATH=tests $(BIN)/python tests/interop/make_bundles.py $(BUNDLES)
 	$(OTHERS)/bin/pytest tests/interop --config-file tests/interop/pytest.ini --bundles=$(BUNDLES)
 
+# The command line with the lowest version of every dependency.
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest tests/lowest --config-file tests/lowest/pytest.ini
+
 # Packages in a real Triton server.
 triton: $(INSTALLED) $(TRITON)/installed
 	FUNNEL_EXPORT_TRITON=$(TRITON) $(BIN)/pytest tests/packaging/test_triton_server.py
@@ -53,10 +58,21 @@ $(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.tx
 		--constraint tests/interop/constraints.txt --requirement tests/interop/requirements.txt
 	touch $@
 
+# uv asks PyPI alone; UV_CONSTRAINT names a file with another torch where only its CUDA build is to be had.
+$(LOWEST)/installed: pyproject.toml plugins/optimum/pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --no-deps --resolution lowest-direct --no-emit-package funnel-export \
+		--extra onnxruntime --extra openvino --extra triton --output-file $(LOWEST)/lowest.txt \
+		pyproject.toml plugins/optimum/pyproject.toml
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt \
+		--editable '.[onnxruntime,openvino,triton]' --editable plugins/optimum pytest
+	touch $@
+
 $(TRITON)/installed: tests/packaging/requirements-triton.txt
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/pip install --quiet --disable-pip-version-check --requirement tests/packaging/requirements-triton.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OTHERS) $(TRITON) demo-out build *.egg-info plugins/*/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OTHERS) $(LOWEST) $(TRITON) demo-out build *.egg-info plugins/*/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,8 +8,8 @@ import torch
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
-# They have an environment of their own, without this package: `make interop`.
-collect_ignore = ["interop"]
+# They have environments of their own: `make interop`, `make lowest`.
+collect_ignore = ["interop", "lowest"]
 
 # Before any test imports the package: the hook sees only modules loaded after it.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
