@@ -66,10 +66,10 @@ def main() -> None:
     shutil.copytree(folder / "checkpoint", checkpoint)
     check(bundle, targets=["onnxruntime"], max_length=2)
     compile_bundle(bundle, "onnxruntime")
-    linked = partial(export, checkpoint, funnel="1:3:2", opset=21)
+    linked = partial(export, checkpoint, funnel="1:3:2", opset=21, overwrite=True)
     result = {}
     for name, free, job in (
-        ("export, copies", 190_000, partial(export, folder / "checkpoint", bundle, funnel="1:3:2")),
+        ("export, copies", 190_000, partial(export, folder / "checkpoint", bundle, funnel="1:3:2", overwrite=True)),
         ("export, links", 40_000, partial(linked, bundle)),
         ("export, new", 40_000, partial(linked, disk / "new")),
         ("onnxruntime, told", 190_000, partial(compile_bundle, bundle, "onnxruntime")),

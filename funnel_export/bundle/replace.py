@@ -35,6 +35,12 @@ def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
     return None
 
 
+def reports_of(folder: Path) -> list[str]:
+    """The files in a bundle's `reports`, without what a killed command left."""
+    reports = folder / REPORTS
+    return sorted(f"{REPORTS}/{file.name}" for file in reports.glob("*") if not is_partial(file))
+
+
 def take_engines(earlier: Path, bundle: Bundle) -> list[str]:
     """Put the engines of an earlier bundle that were compiled from the same graph and weights into a new bundle.
 

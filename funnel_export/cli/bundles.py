@@ -72,7 +72,7 @@ def export(
     dtype: Annotated[
         DtypeName,
         typer.Option(
-            help="What the graph computes in. `auto` is what the checkpoint is stored in.", rich_help_panel=GRAPH
+            help="What the graph computes in. `auto` is what its embedding is stored in.", rich_help_panel=GRAPH
         ),
     ] = AUTO,
     logits: Annotated[
@@ -101,6 +101,14 @@ def export(
             rich_help_panel=FILES,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Remove an earlier bundle's reports, and engines that do not fit.",
+            rich_help_panel=FILES,
+        ),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
@@ -124,6 +132,7 @@ def export(
             weights=weights,
             opset=opset,
             revision=revision,
+            overwrite=overwrite,
             progress=progress,
         )
     say(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")

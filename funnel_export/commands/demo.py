@@ -52,7 +52,13 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     with replace_folder(out / "checkpoint", _is_checkpoint) as folder:  # new files: bundles' hard links keep the old
         make_checkpoint(folder)
     _, funnel = (
-        export(out / "checkpoint", out / name, funnel=spec, progress=partial(_in_stage, progress, f"{name} bundle"))
+        export(
+            out / "checkpoint",
+            out / name,
+            funnel=spec,
+            overwrite=True,
+            progress=partial(_in_stage, progress, f"{name} bundle"),
+        )
         for name, spec in (("dense", None), ("funnel", FUNNEL))
     )
     for target in map(get_target, target_names()):

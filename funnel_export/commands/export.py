@@ -4,13 +4,15 @@ import contextlib
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from funnel_export.bundle.load import Bundle, load_bundle
-from funnel_export.bundle.manifest import MANIFEST
-from funnel_export.bundle.replace import foreign_entry, take_engines
+from funnel_export.bundle.manifest import ENGINES, MANIFEST
+from funnel_export.bundle.replace import foreign_entry, reports_of, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
@@ -36,6 +38,7 @@ def export(
     weights: Placing | str = EXPORT_WEIGHTS,
     opset: int = DEFAULT_OPSET,
     revision: str | None = None,
+    overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Bundle:
     """Export a checkpoint to a bundle, without loading its weights.
@@ -43,7 +46,7 @@ def export(
     Args:
         checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
         out: the bundle's folder; a bundle that is there already is replaced once the new one is whole. Its engines stay
-            if they were compiled from the same graph and weights; its reports go.
+            if they were compiled from the same graph and weights.
         funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel that the
             checkpoint's config carries.
         task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
@@ -55,6 +58,7 @@ def export(
         weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
         opset: ONNX opset, 18 to 22.
         revision: branch, tag or commit of a Hub id; by default `main`.
+        overwrite: whether reports and other engines of an earlier bundle may be removed.
         progress: called with the name of each step.
 
     Returns:
@@ -63,7 +67,7 @@ def export(
     Raises:
         SpecError: for invalid options or an invalid funnel.
         CheckpointError: for a checkpoint that cannot be exported.
-        BundleError: if `out` holds something else, or cannot be written, or if there
+        BundleError: if `out` holds something else, or what only `overwrite` removes, or cannot be written, or if there
             is no room.
         ExportError: if the graph fails its audit.
     """
@@ -72,12 +76,13 @@ def export(
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     validate_opset(opset)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    may_replace = partial(_may_replace, overwrite=overwrite)
     if not is_here(checkpoint):
         progress("looking for the model on the Hub")
-        check_place(target, _may_replace, seal=MANIFEST)  # not after a download only
+        check_place(target, may_replace, seal=MANIFEST)  # not after a download only
     found = find_checkpoint(checkpoint, revision)
     _check_not_the_checkpoint(found.folder, target)
-    check_place(target, _may_replace, seal=MANIFEST)
+    check_place(target, may_replace, seal=MANIFEST)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
     spec = ExportSpec(
@@ -95,9 +100,11 @@ def export(
 
     source.companions()  # what cannot be copied is said before the seconds that tracing takes
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
-    with _collector_paused(), replace_folder(target, _may_replace, seal=MANIFEST) as folder:
+    with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
         bundle = _build_and_write(source, folder, spec, name, placing, progress)
         gone = take_engines(target, bundle)
+        if gone and not overwrite:
+            _refuse_to_remove([f"{ENGINES}/{engine}" for engine in gone], target)
     if gone:
         message = (
             f"engines of the bundle that was replaced are removed, since graph or weights changed: {', '.join(gone)}"
@@ -122,7 +129,7 @@ def _build_and_write(
     return load_bundle(folder)
 
 
-def _may_replace(folder: Path) -> bool:
+def _may_replace(folder: Path, *, overwrite: bool) -> bool:
     foreign = foreign_entry(folder, REPORT_FILES)
     if foreign not in (None, folder):
         raise BundleError(
@@ -131,7 +138,19 @@ def _may_replace(folder: Path) -> bool:
             wanted="nothing but what was exported, compiled and reported",
             hint="move it, or export to another name",
         )
+    reports = reports_of(folder)
+    if foreign is None and reports and not overwrite:
+        _refuse_to_remove(reports, folder)
     return foreign is None
+
+
+def _refuse_to_remove(entries: Sequence[str], bundle: Path) -> NoReturn:
+    raise BundleError(
+        "the export would remove what was made of the earlier bundle",
+        got=f"{', '.join(entries)} in {bundle}",
+        wanted="a bundle without them: reports, and engines that do not fit the new graph and weights, do not stay",
+        hint="--overwrite to remove them (overwrite=True in Python), or another name",
+    )
 
 
 @contextlib.contextmanager

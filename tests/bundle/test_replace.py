@@ -9,6 +9,7 @@ from tamper import listing
 
 from funnel_export import Bundle, check, export, load_bundle
 from funnel_export.bundle.engine import engine_names
+from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.errors import BundleError, FunnelExportWarning
 
 
@@ -23,8 +24,32 @@ def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
 def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
     names = engine_names(bundle)
     with pytest.warns(FunnelExportWarning, match=f"(?s)are removed.*{', '.join(names)}; compile again"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2", overwrite=True)
     assert engine_names(load_bundle(bundle.path)) == []
+
+
+def test_an_export_removes_no_engine_unasked(bundle: Bundle) -> None:
+    before = listing(bundle.path)
+    names = ", ".join(f"engines/{name}" for name in engine_names(bundle))
+    with pytest.raises(BundleError, match=f"(?s)would remove.*{names} in {bundle.path}.*--overwrite"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+    assert listing(bundle.path) == before
+
+
+def test_an_export_removes_no_report_unasked(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(bundle, max_length=2)
+    before = listing(bundle.path)
+    monkeypatch.setattr(Checkpoint, "open", lambda _: pytest.fail("it is said before any work"))
+    with pytest.raises(BundleError, match=r"(?s)would remove.*reports/parity.json, .*report.md in .*--overwrite"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert listing(bundle.path) == before
+
+
+def test_an_export_over_nothing_but_a_bundle_needs_no_leave(bundle: Bundle) -> None:
+    shutil.rmtree(bundle.path / "engines")
+    (bundle.path / "reports").mkdir()
+    made = export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+    assert load_bundle(bundle.path).spec == made.spec
 
 
 @pytest.mark.parametrize("file", ["reports/notes.txt", "engines/openvino-cpu/notes.txt", "reports/runs/notes.txt"])
@@ -54,7 +79,7 @@ def test_an_export_does_not_follow_a_link_out_of_the_bundle(folder: str, bundle:
 def test_an_export_may_replace_what_commands_have_written(bundle: Bundle) -> None:
     check(bundle, max_length=2)
     (bundle.path / "reports" / ".parity.json.partial-abcdefgh").write_text("{}")  # of a check that was killed
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", overwrite=True)
     assert not (bundle.path / "reports").exists()
 
 
