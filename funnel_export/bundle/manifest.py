@@ -141,8 +141,13 @@ class NamedFiles(BaseModel):
     @property
     def names(self) -> set[str]:
         """Names of graphs and weight files."""
+        return self.graph_digests.keys() | self.weight_names
+
+    @property
+    def graph_digests(self) -> dict[str, str]:
+        """Digests of graphs by the names of their files."""
         graphs = self.graphs.values() if isinstance(self.graphs, dict) else self.graphs
-        return {each.file for each in (*graphs, *self.weights)}
+        return {each.file: each.sha256 for each in graphs}
 
     @property
     def weight_names(self) -> set[str]:

@@ -1,14 +1,17 @@
 """What an export may replace: a bundle's folder with nothing else in it; and what of it stays."""
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from funnel_export.bundle.engine import is_engine, read_engine_manifest
 from funnel_export.bundle.load import Bundle, check_made_from
-from funnel_export.bundle.manifest import ENGINES, MANIFEST, REPORTS, NamedFiles
+from funnel_export.bundle.manifest import ENGINES, MANIFEST, REPORTS, Manifest, NamedFiles, read_manifest
+from funnel_export.bundle.weights import WeightRecord
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX
-from funnel_export.errors import BundleError
+from funnel_export.errors import BundleError, CheckpointError
 from funnel_export.system.claims import is_hidden, is_partial
+from funnel_export.system.files import sha256_of
 from funnel_export.system.place import Placing, place
 
 
@@ -39,6 +42,57 @@ def reports_of(folder: Path) -> list[str]:
     """The files in a bundle's `reports`, without what a killed command left."""
     reports = folder / REPORTS
     return sorted(f"{REPORTS}/{file.name}" for file in reports.glob("*") if not is_partial(file))
+
+
+def changed_files(earlier: Path, bundle: Bundle) -> list[str]:
+    """Files of an earlier bundle that the user may have changed, and that the new one has not just like that.
+
+    They are graphs, weights and `config.json` that are not as they were exported, and companions, of which no manifest
+    tells what was exported.
+
+    Args:
+        earlier: folder of the earlier bundle, of any version; without a manifest it has no such files.
+        bundle: the new one.
+
+    Raises:
+        BundleError: if one cannot be read.
+    """
+    named = NamedFiles.read(earlier / MANIFEST)
+    if named is None:
+        return []
+    exported = {CONFIG: named.config_sha256, **named.graph_digests, **dict.fromkeys(COMPANIONS)}
+    try:
+        digests = {file: sha256_of(earlier / file) for file in exported if (earlier / file).exists()}
+        changed = {file: digest for file, digest in digests.items() if digest != exported[file]}
+        kept = {file for file, digest in changed.items() if _has(bundle.path / file, digest)}
+    except OSError as err:
+        raise BundleError("a file of the earlier bundle cannot be read", got=err, hint="another name") from err
+    return sorted([*(changed.keys() - kept), *_changed_weights(earlier, bundle)])
+
+
+def _changed_weights(earlier: Path, bundle: Bundle) -> list[str]:
+    """See `changed_files`; what is no weight file any more is of no use to anybody."""
+    with contextlib.suppress(BundleError):  # of another version
+        exported = read_manifest(earlier, Manifest, "bundle", "funnel-export export").weights
+        fresh = {weight.file: weight for weight in bundle.manifest.weights}
+        return [
+            weight.file
+            for weight in exported
+            if _differs(weight, earlier / weight.file)
+            and (weight.file not in fresh or _differs(fresh[weight.file], earlier / weight.file))
+        ]
+    return []
+
+
+def _differs(weight: WeightRecord, file: Path) -> bool:
+    try:
+        return weight.mismatch(file) is not None
+    except CheckpointError:
+        return False
+
+
+def _has(file: Path, digest: str) -> bool:
+    return file.exists() and sha256_of(file) == digest
 
 
 def take_engines(earlier: Path, bundle: Bundle) -> list[str]:

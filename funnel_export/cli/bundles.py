@@ -105,7 +105,7 @@ def export(
         bool,
         typer.Option(
             "--overwrite",
-            help="Remove an earlier bundle's reports, and engines that do not fit.",
+            help="Remove an earlier bundle's reports, engines that do not fit, and files that were changed.",
             rich_help_panel=FILES,
         ),
     ] = False,

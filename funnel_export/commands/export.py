@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST
-from funnel_export.bundle.replace import foreign_entry, reports_of, take_engines
+from funnel_export.bundle.replace import changed_files, foreign_entry, reports_of, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
@@ -58,7 +58,7 @@ def export(
         weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
         opset: ONNX opset, 18 to 22.
         revision: branch, tag or commit of a Hub id; by default `main`.
-        overwrite: whether reports and other engines of an earlier bundle may be removed.
+        overwrite: whether an earlier bundle's reports, other engines, and files that were changed may be removed.
         progress: called with the name of each step.
 
     Returns:
@@ -103,8 +103,9 @@ def export(
     with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
         bundle = _build_and_write(source, folder, spec, name, placing, progress)
         gone = take_engines(target, bundle)
-        if gone and not overwrite:
-            _refuse_to_remove([f"{ENGINES}/{engine}" for engine in gone], target)
+        lost = [*changed_files(target, bundle), *(f"{ENGINES}/{engine}" for engine in gone)]
+        if lost and not overwrite:
+            _refuse_to_remove(lost, target)
     if gone:
         message = (
             f"engines of the bundle that was replaced are removed, since graph or weights changed: {', '.join(gone)}"
@@ -146,9 +147,9 @@ def _may_replace(folder: Path, *, overwrite: bool) -> bool:
 
 def _refuse_to_remove(entries: Sequence[str], bundle: Path) -> NoReturn:
     raise BundleError(
-        "the export would remove what was made of the earlier bundle",
+        "the export would remove what was added to the earlier bundle, or changed in it",
         got=f"{', '.join(entries)} in {bundle}",
-        wanted="a bundle without them: reports, and engines that do not fit the new graph and weights, do not stay",
+        wanted="a bundle as it was exported, perhaps with engines that fit the new graph and weights",
         hint="--overwrite to remove them (overwrite=True in Python), or another name",
     )
 

@@ -1,10 +1,12 @@
 """What an export to an earlier bundle keeps, removes and refuses to remove."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from exported import Recipe
+from safetensors.torch import load_file, save_file
 from tamper import listing
 
 from funnel_export import Bundle, check, export, load_bundle
@@ -43,6 +45,44 @@ def test_an_export_removes_no_report_unasked(bundle: Bundle, monkeypatch: pytest
     with pytest.raises(BundleError, match=r"(?s)would remove.*reports/parity.json, .*report.md in .*--overwrite"):
         export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
     assert listing(bundle.path) == before
+
+
+def scale_weights(file: Path) -> None:
+    save_file({name: weight * 2 for name, weight in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", lambda file: file.write_text("{}")),
+        ("config.json", lambda file: file.write_text(file.read_text().replace("}", ' ,"mine": 1}', 1))),
+        ("model.onnx", lambda file: file.write_bytes(file.read_bytes() + b"\x0a\x00")),
+        ("model.safetensors", scale_weights),
+    ],
+)
+def test_an_export_removes_no_file_that_was_changed(
+    file: str, change: Callable[[Path], object], bundle: Bundle
+) -> None:
+    change(bundle.path / file)
+    before = listing(bundle.path)
+    with pytest.raises(BundleError, match=f"(?s)would remove.*got: {file}.* in {bundle.path}.*--overwrite"):
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    assert listing(bundle.path) == before
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", overwrite=True)
+    load_bundle(bundle.path)
+
+
+def test_what_the_new_bundle_has_too_is_not_lost(bundle: Bundle, tmp_path: Path) -> None:
+    """As where links share the weights: who trains the checkpoint in place changes the bundle, and exports again."""
+    shutil.rmtree(bundle.path / "engines")
+    source = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+    scale_weights(source / "model.safetensors")
+    (bundle.path / "model.safetensors").unlink()
+    (bundle.path / "model.safetensors").hardlink_to(source / "model.safetensors")
+    with pytest.raises(BundleError):
+        load_bundle(bundle.path)
+    export(source, bundle.path, funnel="1:3:2")
+    load_bundle(bundle.path)
 
 
 def test_an_export_over_nothing_but_a_bundle_needs_no_leave(bundle: Bundle) -> None:
