@@ -8,9 +8,9 @@ from torch import Tensor
 def take_columns(
     x: Float[Tensor, "batch column width"], columns: Int[Tensor, "batch taken"]
 ) -> Float[Tensor, "batch taken width"]:
-    """Gather columns of each row, as one gather over all rows: the form that every runtime takes.
+    """Gather columns of each row with one gather over all rows, which every runtime supports.
 
-    Columns beyond the tensor, which only absent slots and padding name, are clamped.
+    Columns outside the tensor are clamped; only absent slots and padding have such columns.
     """
     batch, length, width = x.shape
     rows = torch.arange(batch, device=x.device)[:, None] * length

@@ -1,8 +1,8 @@
-"""The funnelled model: a forward that runs some layers on slots, for one pass and for chunks with a cache.
+"""The forward of a funnel model: it runs some layers on slots, in one pass or in chunks with a cache.
 
-Every step on hidden states is a *part*: a decoder layer, the pooling, the recovery. Parts are called through a
-`PartRunner`, so that the same forward serves eager PyTorch, an export that traces each part once, and a comparison that
-wants to see the hidden states between the parts.
+Every step on hidden states is a *part*: a decoder layer, the pooling or the recovery. The forward calls its parts
+through a `PartRunner`. Eager PyTorch, the export (which traces each distinct part once) and the parity check (which
+records the hidden states between parts) use the same forward with different runners.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,21 +32,21 @@ from funnel_export.spec.funnel import FunnelSpec, Segment, layer_name
 Part = Callable[..., Tensor]
 
 
-@runtime_checkable  # so that annotations can be checked while testing
+@runtime_checkable  # so that tests can check annotations at run time
 class PartRunner(Protocol):
-    """Calls a part of the forward, which gives hidden states [batch, length, width] from those in `tensors[0]`."""
+    """Runs a part of the forward: takes hidden states in `tensors[0]` and returns new ones, [batch, length, width]."""
 
     def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor: ...
 
 
 def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG001 - a part runner's signature
-    """The plain runner: call the part."""
+    """The default runner: call the part."""
     return part(*tensors)
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # torch.compile of PyTorch 2.11 hashes one before its fields are set
+@dataclass(frozen=True, slots=True, eq=False)  # torch.compile in PyTorch 2.11 hashes instances before fields are set
 class LayerPart:
-    """A decoder layer as a part: (hidden states, attention bias, cos, sin) to hidden states."""
+    """A decoder layer as a part: takes hidden states, attention bias, cos and sin, and returns hidden states."""
 
     layer: nn.Module
     cache: Cache | None = None
@@ -61,7 +61,7 @@ class LayerPart:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a patched model runs: its family, its segments, and the runner of its parts."""
+    """How a patched model runs: its family, its segments and the runner of its parts."""
 
     family: Family
     spec: FunnelSpec | None
@@ -69,9 +69,9 @@ class Plan:
     segments: tuple[Segment, ...]
     run: PartRunner = call_part
     config: PreTrainedConfig | None = None
-    """The model's own config, if it was replaced by a copy that carries the funnel."""
+    """The model's original config, if a copy with the funnel replaced it."""
     last_only: bool = False
-    """Whether only each row's last token goes on to the final norm and the head."""
+    """Whether only each row's last token goes through the final norm and the head."""
 
 
 @merge_with_config_defaults  # type: ignore[untyped-decorator]
@@ -86,18 +86,17 @@ def funnel_forward(
     use_cache: bool | None = None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPast:
-    """The forward of a model without its head, with a funnel.
+    """Forward of a funnel model without its head; it replaces Hugging Face's.
 
     Args:
-        input_ids: [batch, length] tokens of this chunk; or `inputs_embeds`, [batch, length, hidden_size].
+        input_ids: [batch, length] tokens of this chunk. Alternatively `inputs_embeds`, [batch, length, hidden_size].
         attention_mask: [batch, columns so far], 1 for real tokens; None if there is no padding.
-        position_ids: as Hugging Face's callers pass them; they must number each row's tokens one by one, as the mask
-            does anyway.
-        past_key_values: a `FunnelCache`, or an empty cache of another class, which is then replaced.
+        position_ids: [batch, length]. They are only checked: the tokens of a row must have consecutive positions.
+        past_key_values: a `FunnelCache`, or an empty cache of another class, which a `FunnelCache` replaces.
         use_cache: whether to return a cache.
 
     Raises:
-        SpecError: for a mask or a cache that does not fit.
+        SpecError: if the mask, the positions, the cache or the attention implementation do not fit.
         ValueError: unless exactly one of `input_ids` and `inputs_embeds` is given.
     """
     if (input_ids is None) == (inputs_embeds is None):
@@ -111,7 +110,7 @@ def funnel_forward(
         _check_positions(position_ids, rows)
     attention = model.layers[0].self_attn.config._attn_implementation
     if attention != "eager":
-        raise SpecError("a funnelled model runs with eager attention", got=attention, wanted="eager")
+        raise SpecError("a funnel model needs eager attention", got=attention, wanted="eager")
     tokens = Resolution(Context(model, plan.family, plan.run, cache, kwargs), rows.queries, rows.keys)
     for segment in plan.segments:
         if segment.funnel is None:
@@ -127,7 +126,7 @@ def funnel_forward(
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every step of one forward needs."""
+    """Values that every step of one forward needs."""
 
     model: Any
     """The model without its head."""
@@ -135,13 +134,14 @@ class Context:
     run: PartRunner
     cache: FunnelCache | None
     kwargs: dict[str, Any]
-    """Whatever the caller gave for Hugging Face's layers."""
+    """Further keyword arguments of the caller, passed to Hugging Face's layers."""
 
 
 class Resolution:
-    """Layers that run on the same positions: what they share is made once.
+    """Runs layers on the same positions; they share attention biases and RoPE angles.
 
-    `queries` are the positions of the hidden states, [batch, length]; `keys` those of all that they may see.
+    `queries`, [batch, length], are the positions of the hidden states; `keys`, [batch, keys], those of all keys,
+    cached ones included.
     """
 
     def __init__(self, context: Context, queries: Tensor, keys: Tensor) -> None:
@@ -150,7 +150,7 @@ class Resolution:
         self._angles: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     def run_layers(self, x: Tensor, layers: range) -> Tensor:
-        """Hidden states [batch, length, width] through the layers of that range."""
+        """Run the given layers on hidden states [batch, length, width]."""
         model, family = self.context.model, self.context.family
         for index in layers:
             layer_type = family.layer_type_of(model.config, index)
@@ -169,9 +169,9 @@ class Resolution:
 
 
 def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tensor, rows: Rows) -> Tensor:
-    """Pool the newly closed windows, run the segment's layers on them, recover the chunk's tokens."""
+    """Pool the newly closed windows, run the segment's layers on their slots, and recover the chunk's tokens."""
     run, cache, first = context.run, context.cache, rows.first
-    if cache is not None and cache.open is not None:  # the open window's tokens stand left of the chunk's
+    if cache is not None and cache.open is not None:  # the open window's tokens come before the chunk's
         columns = torch.cat([cache.open, x], dim=1)
         first = first + cache.open.shape[1]
     else:
@@ -179,11 +179,11 @@ def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tenso
     closed = closed_slots(rows.before, spec.stride)
     if cache is None:
         count = spec.num_slots(x.shape[1])
-    else:  # only as many as the batch needs: in most decoding steps none
+    else:  # only as many as the batch needs: in most decoding steps 0
         count = int((closed_slots(rows.length, spec.stride) - closed).max())
-        if cache.pooled is None:  # a first chunk of nothing but padding: an absent slot stands for none
+        if cache.pooled is None:  # a first chunk of padding only still gets one slot, an absent one
             count = max(count, 1)
-    slots = torch.arange(count, device=x.device)[None] + closed  # of one row if that serves all
+    slots = torch.arange(count, device=x.device)[None] + closed  # one row if all rows are the same
     pooled = run(segment.pooled_name, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
     positions = slot_positions(slots, rows.length, spec)
     keys = positions
@@ -194,7 +194,7 @@ def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tenso
         middle = Resolution(context, positions, keys).run_layers(pooled, segment.layers)
     reads = read_slots(rows.queries, spec) - closed
     if cache is not None:
-        if cache.pooled is not None and cache.middle is not None:  # a token may read the slot closed before the chunk
+        if cache.pooled is not None and cache.middle is not None:  # tokens may read the last slot before the chunk
             pooled = torch.cat([cache.pooled, pooled], dim=1)
             middle = torch.cat([cache.middle, middle], dim=1)
             reads = reads + 1
@@ -212,7 +212,7 @@ def _remember(
     middle: Tensor,
     positions: Tensor,
 ) -> None:
-    """Keep what the next chunk needs: the tokens of the open window, and the last slot."""
+    """Store in the cache what the next chunk needs: the tokens of the open window and the last slot."""
     tail = rows.length - torch.arange(spec.stride - 1, 0, -1, device=columns.device)
     cache.open = take_columns(columns, first + tail)
     carried = 0 if cache.pooled is None else 1
@@ -225,7 +225,7 @@ def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> Fun
     if spec is not None and spec.lookahead:
         if given is not None:
             raise SpecError(
-                "a lookahead funnel takes the whole text at once",
+                "a lookahead funnel cannot use a cache: it needs the whole text at once",
                 got=f"past_key_values of class {type(given).__name__}",
                 wanted="no past_key_values",
                 hint="use_cache=False",
@@ -235,26 +235,29 @@ def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> Fun
         return given
     if given is not None and given.get_seq_length() > 0:
         raise SpecError(
-            "this cache was filled by another model",
+            "the cache was filled by another model",
             got=f"a {type(given).__name__} with {given.get_seq_length()} tokens",
-            wanted="a FunnelCache, an empty cache or none",
+            wanted="a FunnelCache, an empty cache, or no cache",
             hint="pass the past_key_values that this model returned",
         )
     return FunnelCache() if given is not None or use_cache else None
 
 
 def _check_positions(position_ids: Tensor, rows: Rows) -> None:
-    """Positions may begin anywhere, as RoPE is relative, but texts packed into one row would see each other."""
+    """Raise `SpecError` unless each row's positions are consecutive.
+
+    They may start at any number, because RoPE is relative. Texts packed into one row would see each other.
+    """
     real = rows.queries >= 0
     begins = position_ids - rows.queries
     lowest = torch.where(real, begins, begins.max()).amin(-1)
     highest = torch.where(real, begins, begins.min()).amax(-1)
     if bool((real.any(-1) & (lowest != highest)).any()):
         raise SpecError(
-            "these position_ids do not number the tokens of a row one by one",
+            "the position_ids of a row are not consecutive",
             got=position_ids.tolist() if position_ids.numel() <= 32 else tuple(position_ids.shape),
-            wanted="none, or 0, 1, 2, ... from each row's first token",
-            hint="one text per row: texts packed into one row would see each other",
+            wanted="no position_ids, or 0, 1, 2, ... from each row's first token",
+            hint="put one text in each row: texts packed into one row would see each other",
         )
 
 
@@ -264,7 +267,7 @@ def _real_tokens(attention_mask: Tensor | None, x: Tensor, cache: FunnelCache | 
         return torch.ones(x.shape[0], columns, dtype=torch.bool, device=x.device)
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != (x.shape[0], columns):
         raise SpecError(
-            "the attention mask does not fit the text",
+            "the attention mask has the wrong shape",
             got=tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__,
             wanted=f"[batch, columns so far] = {(x.shape[0], columns)}",
         )

@@ -1,4 +1,4 @@
-"""Putting a funnel on a loaded model, and taking it off."""
+"""Apply a funnel to a loaded model, and remove it."""
 
 import copy
 from dataclasses import replace
@@ -16,24 +16,24 @@ M = TypeVar("M", bound=PreTrainedModel)
 
 
 def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
-    """Put a funnel on this model, in place; parameters, their names and every other model stay as they are.
+    """Apply a funnel to a model, in place. Its parameters, their names and all other models stay unchanged.
 
     Args:
-        model: a loaded Hugging Face model of one of the families, with eager attention.
-        spec: the funnel; by default the one that the model's `config.json` carries under "funnel".
+        model: a loaded Hugging Face model of a supported family, with eager attention.
+        spec: the funnel; by default the one under "funnel" in the model's config.
 
     Returns:
-        The same model. Its config carries the funnel from now on, so that `save_pretrained` writes it.
+        The same model. Its config now has the funnel, so `save_pretrained` writes it to `config.json`.
 
     Raises:
-        SpecError: if the funnel does not fit the model or its task, or the model has one already.
-        CheckpointError: if the model is of no family that can carry a funnel.
+        SpecError: if the funnel does not fit the model or its task, or the model already has one.
+        CheckpointError: if the model's family, attention or forward is not supported.
     """
     if spec is None:
         stored = getattr(model.config, "funnel", None)
         if stored is None:
             raise SpecError(
-                "no funnel was given, and the model's config has none",
+                "no funnel given, and the model's config has none",
                 got=f"a {type(model).__name__} without config.funnel",
                 wanted="a FunnelSpec",
                 hint='apply_funnel(model, FunnelSpec.parse("6:20:2"))',
@@ -51,7 +51,7 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
 
 
 def remove_funnel(model: M) -> M:
-    """Take the funnel off again: the model runs as it did, and its config has no funnel.
+    """Remove the funnel, in place: the model gets its original forward and config back.
 
     Raises:
         SpecError: if the model has no funnel.
@@ -70,27 +70,27 @@ def remove_funnel(model: M) -> M:
 def patch_forward(
     model: PreTrainedModel, spec: FunnelSpec | None, run: PartRunner = call_part, *, last_only: bool = False
 ) -> None:
-    """Replace the forward of this model without its head; with no funnel it computes what the dense model computes.
+    """Replace the forward of the model's base, in place. Without a funnel it computes the same as the dense model.
 
-    With `last_only` it gives the hidden states of each row's last token only, [batch, 1, width].
+    With `last_only` it returns the hidden states of each row's last token only, [batch, 1, width].
 
     Raises:
-        SpecError: if it is replaced already.
-        CheckpointError: if the model is of no family here, or has another attention than the eager one.
+        SpecError: if the forward is already replaced.
+        CheckpointError: if the model's family, attention or forward is not supported.
     """
     family, _ = family_of(model)
     base = family.base_of(model)
     if "funnel_plan" in base.__dict__:
         raise SpecError(
-            "the model has a funnel already",
+            "the model already has a funnel",
             got=f"{base.funnel_plan.spec}",
-            wanted="a model without one",
-            hint="remove_funnel(model) first",
+            wanted="a model without a funnel",
+            hint="call remove_funnel(model) first",
         )
     attention = base.config._attn_implementation
     if attention != "eager":
         raise CheckpointError(
-            "a funnel needs eager attention: other kinds drop softcaps in some versions of transformers",
+            "a funnel needs eager attention: other implementations drop softcaps in some versions of transformers",
             got=f"attn_implementation={attention!r}",
             wanted="attn_implementation='eager'",
             hint=f"{type(model).__name__}.from_pretrained(..., attn_implementation='eager')",
@@ -103,21 +103,23 @@ def patch_forward(
         )
     if "forward" in base.__dict__:
         raise CheckpointError(
-            "something else has replaced this model's forward, and the two would undo each other",
-            got=f"{type(model).__name__} with a forward of its own",
-            wanted="the class's forward",
-            hint="load it without device_map and other hooks, then apply the funnel",
+            "the model's forward was already replaced by other code",
+            got=f"a {type(model).__name__} with a replaced forward",
+            wanted="the forward of its class",
+            hint="load the model without device_map and other hooks, then apply the funnel",
         )
     segments = segments_of(spec, model.config.num_hidden_layers)
     base.funnel_plan = Plan(family, spec, segments, run, last_only=last_only)
     base.forward = MethodType(funnel_forward, base)
-    # The proof that it took: what a call of the model reaches is this forward, with this funnel.
+    # A class can override attribute access, so check that calls reach this forward with this funnel.
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:
-        raise CheckpointError("the funnel did not take", got=type(base).__name__, wanted="a model loaded as it is")
+        raise CheckpointError(
+            "the forward of this model cannot be replaced", got=type(base).__name__, wanted="an unmodified model"
+        )
 
 
 def unpatch_forward(model: PreTrainedModel) -> None:
-    """Give the model its own forward back; `SpecError` if it has it."""
+    """Restore the model's original forward; raise `SpecError` if it is not replaced."""
     base = family_of(model)[0].base_of(model)
     if "funnel_plan" not in base.__dict__:
         raise SpecError("the model has no funnel", got=type(model).__name__, wanted="a model after apply_funnel")

@@ -1,4 +1,4 @@
-"""Pooling: from the tokens of each window to one slot."""
+"""Pooling: make one slot of the tokens of each window."""
 
 import torch
 from jaxtyping import Float, Int
@@ -18,17 +18,18 @@ def pool(
     length: Int[Tensor, "batch 1"],
     spec: FunnelSpec,
 ) -> Float[Tensor, "batch slot width"]:
-    """Summarise each slot's window from hidden states `x`.
+    """Pool the tokens of each slot's window into one hidden state.
 
     Args:
-        x: hidden states of the tokens at the pool point.
-        slots: numbers of the slots to make; one row serves every row of the batch.
-        first: the column in which a row's token 0 stands, or would stand.
-        length: number of real tokens in a row.
-        spec: stride and pooling.
+        x: hidden states before the pool layer.
+        slots: numbers of the slots to make; a single row counts for all rows of the batch.
+        first: column of each row's token 0; negative if that token is in an earlier chunk.
+        length: number of real tokens in each row.
+        spec: gives stride and pooling.
 
-    Rows are anchored at their own first token, so padding never moves a window. Tokens outside a row are replaced by
-    the nearest real one, which changes neither a maximum nor an end, and have no weight in a mean.
+    Windows start at a row's first real token, so padding never shifts them. A window's tokens outside its row are
+    replaced by the nearest real token, which does not change the maximum, the first or the last; in a mean they have
+    weight 0.
     """
     numbers = window_tokens(slots, spec.stride).expand(x.shape[0], -1, -1)
     inside = torch.minimum(numbers.clamp(min=0), length[:, :, None] - 1)
@@ -38,12 +39,12 @@ def pool(
         case Pooling.LAST:
             return take_columns(x, first + inside[:, :, -1])
         case Pooling.MAX:
-            # Widened, which changes no maximum: torch's translation of a 16-bit amax gives float32 by another name.
+            # Widened (the maximum stays the same) because torch exports a 16-bit amax with the wrong dtype.
             return widen(_windows(x, first, inside)).amax(dim=2).to(x.dtype)
         case Pooling.MEAN:
             wide = widen(_windows(x, first, inside))
             weight = (numbers == inside).to(wide.dtype)[..., None]
-            count = weight.sum(dim=2).clamp(min=1)  # a slot that its row does not have holds no token
+            count = weight.sum(dim=2).clamp(min=1)  # an absent slot has no tokens
             return ((wide * weight).sum(dim=2) / count).to(x.dtype)
 
 

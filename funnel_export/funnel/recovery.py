@@ -1,4 +1,4 @@
-"""Recovery: from the middle layers' slots back to every token."""
+"""Recovery: give every token the result of its slot."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,17 +16,18 @@ def recover(
     reads: Int[Tensor, "batch column"],
     spec: FunnelSpec,
 ) -> Float[Tensor, "batch column width"]:
-    """Give each token what the middle layers made of the slot that it reads.
+    """Combine each token's hidden state with the slot that it reads.
 
     Args:
-        x: hidden states of the tokens at the pool point.
-        pooled: the slots that went into the middle layers.
-        middle: the same slots as they came out.
-        reads: which of these slots each token reads.
-        spec: recovery.
+        x: hidden states of the tokens before the pool layer.
+        pooled: the slots before the middle layers.
+        middle: the same slots after the middle layers.
+        reads: index of the slot that each token reads.
+        spec: gives the recovery.
 
-    `delta` x + (out - in), `add` x + out (Funnel-Transformer, Dai & Le 2020), `average` (x + out)/2, `replace` out.
-    Sums accumulate in float32; with stride 1, `delta` then gives back `out`, but for float32's rounding.
+    With `in` and `out` for a token's slot in `pooled` and `middle`: `delta` is x + (out - in), `add` is x + out
+    (Funnel-Transformer, Dai & Le 2020), `average` is (x + out)/2, `replace` is out. Sums accumulate in float32. With
+    stride 1, `delta` equals `out` up to float32 rounding.
     """
     match spec.recovery:
         case Recovery.REPLACE:

@@ -1,4 +1,4 @@
-"""Where the tokens of each row stand in the columns of a batch."""
+"""Which columns of a batch hold the tokens of each row."""
 
 from dataclasses import dataclass
 
@@ -13,25 +13,25 @@ from funnel_export.funnel.windows import token_numbers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """The rows of a batch: a chunk of columns, and the columns of earlier chunks before it."""
+    """The rows of a batch: the columns of one chunk and of the chunks before it."""
 
     keys: Int[Tensor, "batch column"]
     """Token number of every column so far, `ABSENT` for padding."""
     queries: Int[Tensor, "batch new"]
-    """Token number of the chunk's columns."""
+    """Token number of each column of the chunk."""
     length: Int[Tensor, "batch 1"]
-    """Real tokens so far."""
+    """Number of real tokens so far."""
     before: Int[Tensor, "batch 1"] | int
-    """Real tokens before this chunk; 0 if it is the first."""
+    """Number of real tokens before this chunk; 0 for the first chunk."""
     first: Int[Tensor, "batch 1"]
-    """Column of the chunk in which token 0 stands; negative where it stands in an earlier chunk."""
+    """Column of token 0, counted from the chunk's first column; negative if it is in an earlier chunk."""
 
     @classmethod
     def of(cls, real: Bool[Tensor, "batch column"], past: int) -> "Rows":
-        """Read the rows off the mask of real tokens, of which `past` columns belong to earlier chunks.
+        """Make the rows from a mask that is true for real tokens; its first `past` columns are earlier chunks.
 
         Raises:
-            SpecError: if padding stands between the tokens of a row (not checked while tracing).
+            SpecError: if a row has padding between its tokens (not checked while tracing).
         """
         if has_values(real):
             _check_padding(real)
@@ -46,7 +46,7 @@ class Rows:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor can be looked into; while tracing it has a shape only."""
+    """Whether a tensor's values can be read; while tracing, tensors have only shapes."""
     return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
@@ -54,7 +54,7 @@ def _check_padding(real: Bool[Tensor, "batch column"]) -> None:
     starts = (real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0].long()
     if bool((starts > 1).any()):
         raise SpecError(
-            "padding stands between the tokens of a row",
+            "there is padding between the tokens of a row",
             got=f"attention_mask with holes in row {int((starts > 1).nonzero()[0])}",
-            wanted="each row's tokens side by side, with padding left or right of them",
+            wanted="contiguous tokens in each row, with padding only before or after them",
         )

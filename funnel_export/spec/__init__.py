@@ -1,1 +1,1 @@
-"""Settings: what an export, a funnel and an optimization profile are asked to be."""
+"""Settings of funnels, exports, optimization profiles and Triton models, validated on construction."""

@@ -1,4 +1,4 @@
-"""The choices that settings have, by the names that users write."""
+"""Enumerations of the values that settings accept, with the names that users write."""
 
 from enum import StrEnum
 from typing import TypeVar
@@ -7,10 +7,10 @@ from funnel_export.errors import SpecError
 
 E = TypeVar("E", bound=StrEnum)
 AUTO = "auto"
-"""What stands for a choice that the input makes: a checkpoint's task, dtype and funnel."""
+"""Take the value (task, dtype, funnel) from the checkpoint."""
 EAGER, TORCH_COMPILE = "eager", "torch.compile"
 PYTORCH = (EAGER, TORCH_COMPILE)
-"""The ways to run PyTorch itself; targets and engines stand beside them in reports, and have other names."""
+"""Ways to run PyTorch. Reports list them with targets and engines, which must have other names."""
 
 
 class Pooling(StrEnum):
@@ -23,7 +23,7 @@ class Pooling(StrEnum):
 
 
 class Recovery(StrEnum):
-    """How a token takes up what the middle layers made of its slot."""
+    """How a token's hidden state is combined with its slot after the middle layers."""
 
     DELTA = "delta"
     ADD = "add"
@@ -32,14 +32,14 @@ class Recovery(StrEnum):
 
 
 class SlotPositions(StrEnum):
-    """Which position a slot has in RoPE and masks: its window's last real token, or its own number."""
+    """Position of a slot in RoPE and masks: that of its window's last real token, or the slot's own number."""
 
     ORIGINAL = "original"
     COMPACT = "compact"
 
 
 class Task(StrEnum):
-    """What the exported graph computes, named as Optimum names it."""
+    """What the exported graph computes; the names are Optimum's."""
 
     FEATURE_EXTRACTION = "feature-extraction"
     TEXT_GENERATION = "text-generation"
@@ -56,29 +56,29 @@ class Dtype(StrEnum):
 
 
 class Logits(StrEnum):
-    """For which tokens a language model's graph gives logits: all, or each row's last, which is what a prompt needs."""
+    """Which tokens a language model's graph returns logits for: all, or only each row's last (enough for a prompt)."""
 
     ALL = "all"
     LAST = "last"
 
 
 class Device(StrEnum):
-    """What PyTorch runs on where it is timed."""
+    """Device on which PyTorch is timed."""
 
     AUTO = "auto"
-    """A GPU if PyTorch has one and everything else that is timed runs on one."""
+    """A GPU if PyTorch has one and everything else that is timed runs on a GPU."""
     CPU = "cpu"
     CUDA = "cuda"
 
 
 class Format(StrEnum):
-    """What a bundle is packaged as."""
+    """Format that a bundle is packaged in."""
 
     TRITON = "triton"
 
 
 class Backend(StrEnum):
-    """What of Triton runs the model."""
+    """Triton backend that runs the model."""
 
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
@@ -93,7 +93,7 @@ class Kind(StrEnum):
 
 
 def parse_choice(name: str, kind: type[E], value: object) -> E:
-    """`value` as a member of `kind`; `SpecError` names the choices."""
+    """`value` as a member of `kind`. Raises `SpecError` with the valid choices."""
     try:
         return kind(value)  # type: ignore[arg-type]  # StrEnum raises ValueError for anything else
     except ValueError as err:

@@ -1,4 +1,4 @@
-"""What an export computes: one value, settled before anything is traced, and read from every bundle."""
+"""`ExportSpec`: what an export computes. It is complete before tracing starts, and every bundle's manifest has it."""
 
 from dataclasses import dataclass
 
@@ -14,35 +14,35 @@ DEFAULT_LOGITS = Logits.ALL
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSpec:
-    """What a bundle's graphs compute, whatever checkpoint they are of."""
+    """What a bundle's graphs compute, independent of the checkpoint."""
 
     task: Task
     dtype: Dtype
-    """What the graphs compute in, whatever the checkpoint stores."""
+    """Compute dtype of the graphs; the checkpoint may store another one."""
     funnel: FunnelSpec | None = None
     """The funnel, None for the dense model."""
     opset: int = DEFAULT_OPSET
     logits: Logits = DEFAULT_LOGITS
-    """For which tokens a language model's graph gives logits."""
+    """Which tokens a language model's graph returns logits for."""
 
     def __post_init__(self) -> None:
-        """Check every field, and that the fields fit each other; `SpecError` names the first that does not."""
+        """Validate the fields, alone and in combination; raise `SpecError` for the first invalid one."""
         for name, kind in (("task", Task), ("dtype", Dtype), ("logits", Logits)):
             object.__setattr__(self, name, parse_choice(name, kind, getattr(self, name)))
         validate_opset(self.opset)
         if self.logits is Logits.LAST and self.task is not Task.TEXT_GENERATION:
             raise SpecError(
-                "only text generation has logits of the last token alone",
+                "only text generation can return logits for the last token only",
                 got=f"logits {self.logits} for {self.task}",
                 wanted="logits all",
             )
         if self.funnel is not None:
             if not isinstance(self.funnel, FunnelSpec):
-                raise SpecError("the funnel of an export is a FunnelSpec", got=repr(self.funnel), wanted="a FunnelSpec")
+                raise SpecError("the funnel is not a FunnelSpec", got=repr(self.funnel), wanted="a FunnelSpec or None")
             self.funnel.validate_task(self.task)
 
 
 def validate_opset(opset: int) -> None:
-    """Raise `SpecError` for an opset that cannot be exported."""
+    """Raise `SpecError` for an unsupported opset."""
     if type(opset) is not int or opset not in OPSETS:
-        raise SpecError("this opset cannot be exported", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")
+        raise SpecError("unsupported opset", got=opset, wanted=f"{OPSETS[0]} to {OPSETS[-1]}")

@@ -1,4 +1,4 @@
-"""A funnel, and the segments that it makes of a model: which layers run at which length."""
+"""`FunnelSpec`, and the segments into which it divides a model: which layers run at which length."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from funnel_export.errors import SpecError
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions, Task, parse_choice
 
 LARGEST_STRIDE = 1 << 20
-"""Longer than any text; positions times the stride still fit 64 bits."""
+"""Longer than any text; positions multiplied by the stride still fit in 64 bits."""
 
 
 def layer_name(index: int) -> str:
@@ -20,24 +20,24 @@ def layer_name(index: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunnelSpec:
-    """Which layers run on the short sequence, and how it is made and undone.
+    """A funnel: which layers run on the short sequence, how tokens are pooled, and how they are recovered.
 
-    Layers [0, pool_layer) are the entry and [recover_layer, N) the exit, both at full length; layers
-    [pool_layer, recover_layer) are the middle and run on about 1/stride of the tokens.
+    Layers [0, pool_layer) are the entry and layers [recover_layer, N) the exit; both run at full length. Layers
+    [pool_layer, recover_layer) are the middle; they run on about 1/stride of the positions.
     """
 
     pool_layer: int
-    """First layer that runs on pooled tokens; 0 pools the embeddings."""
+    """First layer that runs on slots; 0 pools the embeddings."""
     recover_layer: int
-    """First layer that runs at full length again; the number of layers recovers before the final norm."""
+    """First layer that runs at full length again; N, the number of layers, recovers before the final norm."""
     stride: int
-    """Tokens in a window; the first token of a text always has a window of its own."""
+    """Tokens in a window, except that the first token of a text always has its own window."""
     pooling: Pooling = Pooling.MEAN
     """How the real tokens of a window become one slot."""
     recovery: Recovery = Recovery.DELTA
-    """How a token takes up what the middle layers made of its slot."""
+    """How a token's hidden state is combined with its slot after the middle layers."""
     slot_positions: SlotPositions = SlotPositions.ORIGINAL
-    """Position of a slot in RoPE and sliding windows."""
+    """Position of a slot in RoPE and masks."""
     lookahead: bool = False
     """Whether an unfinished last window has a slot too; tokens then see up to stride - 1 later tokens."""
 
@@ -45,35 +45,37 @@ class FunnelSpec:
         for name in ("pool_layer", "recover_layer", "stride"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise SpecError(f"{name} of a funnel is a whole number", got=repr(value), wanted="an int")
+                raise SpecError(f"{name} is not a whole number", got=repr(value), wanted="an int")
         if not isinstance(self.lookahead, bool):
-            raise SpecError("lookahead of a funnel is true or false", got=repr(self.lookahead), wanted="a bool")
+            raise SpecError("lookahead is not true or false", got=repr(self.lookahead), wanted="a bool")
         for name, kind in (("pooling", Pooling), ("recovery", Recovery), ("slot_positions", SlotPositions)):
             object.__setattr__(self, name, parse_choice(name, kind, getattr(self, name)))
         if not 0 <= self.pool_layer < self.recover_layer:
             raise SpecError(
-                "a funnel pools before it recovers",
+                "pool_layer must be less than recover_layer",
                 got=f"pool_layer {self.pool_layer}, recover_layer {self.recover_layer}",
                 wanted="0 <= pool_layer < recover_layer",
             )
         if self.stride < 1:
-            raise SpecError("a funnel's stride is at least 1", got=self.stride, wanted="stride >= 1", hint="2 or 4")
+            raise SpecError(
+                "stride must be at least 1", got=self.stride, wanted="stride >= 1", hint="use stride 2 or 4"
+            )
         if self.stride > LARGEST_STRIDE:
-            raise SpecError("a funnel's stride has a limit", got=self.stride, wanted=f"stride <= {LARGEST_STRIDE}")
+            raise SpecError("the stride is too large", got=self.stride, wanted=f"stride <= {LARGEST_STRIDE}")
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> Self:
-        """The funnel that `P:R:S` names, for example `6:20:2`; `options` are the remaining fields.
+        """Parse `P:R:S`, for example `6:20:2`; `options` are the remaining fields.
 
         Raises:
-            SpecError: if the text or the value of an option is not a funnel's.
+            SpecError: if the text or an option is invalid.
         """
         match = re.fullmatch(r"(\d{1,6}):(\d{1,6}):(\d{1,6})", text.strip(), re.ASCII)
         if match is None:
             raise SpecError(
-                "a funnel is written pool_layer:recover_layer:stride",
+                "invalid funnel",
                 got=repr(text),
-                wanted="three whole numbers P:R:S",
+                wanted="three whole numbers P:R:S (pool_layer:recover_layer:stride)",
                 hint="--funnel 6:20:2",
             )
         pool_layer, recover_layer, stride = map(int, match.groups())
@@ -81,16 +83,16 @@ class FunnelSpec:
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """The funnel that `to_dict` wrote, as `config.json` carries it under "funnel".
+        """The funnel from a dict as `to_dict` returns it and `config.json` stores it under "funnel".
 
         Raises:
-            SpecError: if keys are missing or unknown, or a value is not a funnel's.
+            SpecError: if keys are missing or unknown, or a value is invalid.
         """
         names = [field.name for field in fields(cls)]
         required = {"pool_layer", "recover_layer", "stride"}
         if not isinstance(values, dict) or not required <= set(values) <= set(names):
             raise SpecError(
-                "a funnel in JSON is an object with a funnel's fields",
+                "a funnel in JSON must be an object with the fields of a funnel",
                 got=values,
                 wanted=f"{', '.join(sorted(required))}, and optionally {', '.join(names[3:])}",
             )
@@ -114,21 +116,21 @@ class FunnelSpec:
             )
 
     def validate_task(self, task: Task) -> None:
-        """Raise `SpecError` if the funnel looks ahead in a task whose outputs must not depend on later tokens."""
+        """Raise `SpecError` if the funnel has lookahead and the task needs a causal model."""
         if self.lookahead and task is Task.TEXT_GENERATION:
             raise SpecError(
-                "a lookahead funnel shows a token what comes after it, so it cannot generate text",
+                "a lookahead funnel cannot generate text: tokens see later tokens",
                 got=f"lookahead with {task}",
                 wanted="a causal funnel",
-                hint="leave out --lookahead, or export text-classification or token-classification",
+                hint="remove --lookahead, or use --task text-classification or token-classification",
             )
 
     def num_slots(self, num_tokens: int) -> int:
-        """Length of the short sequence for a row of `num_tokens` >= 1 real tokens."""
+        """Number of slots for a row of `num_tokens` >= 1 real tokens."""
         return (num_tokens - 1 + (self.stride - 1 if self.lookahead else 0)) // self.stride + 1
 
     def segments(self, num_layers: int) -> "tuple[Segment, ...]":
-        """The segments of a model of `num_layers` layers, in order; those without a layer are left out.
+        """The segments of a model with `num_layers` layers, in order and without empty ones.
 
         Raises:
             SpecError: if the funnel does not fit the model.
@@ -142,23 +144,23 @@ class FunnelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Layers that run one after the other on one sequence: on all tokens, or on slots."""
+    """Consecutive layers that run on the same sequence: all tokens, or slots."""
 
     name: str
     layers: range
     funnel: FunnelSpec | None = None
-    """How its slots are made before its first layer, and undone after its last; None for layers that run on tokens."""
+    """The funnel that pools before its first layer and recovers after its last; None for layers that run on tokens."""
     label: str = "funnel"
-    """What the names of its pooling and recovery begin with; segments of one model have different ones."""
+    """Prefix of the names of its pooling and recovery; it is unique within a model."""
 
     @property
     def pooled_name(self) -> str:
-        """Name of the hidden states that go into its first layer."""
+        """Name of the hidden states after pooling, the input of its first layer."""
         return f"{self.label}.pooled"
 
     @property
     def recovered_name(self) -> str:
-        """Name of the hidden states that are made of its last layer's."""
+        """Name of the hidden states after recovery."""
         return f"{self.label}.recovered"
 
     @property
@@ -168,16 +170,16 @@ class Segment:
 
     @property
     def stride(self) -> int:
-        """Tokens for one position."""
+        """Tokens per position: 1 for layers that run on tokens."""
         return 1 if self.funnel is None else self.funnel.stride
 
     def length(self, num_tokens: int) -> int:
-        """How many positions its layers run on, for a row of `num_tokens` >= 1 real tokens."""
+        """Number of positions that its layers run on, for a row of `num_tokens` >= 1 real tokens."""
         return num_tokens if self.funnel is None else self.funnel.num_slots(num_tokens)
 
 
 def segments_of(funnel: FunnelSpec | None, num_layers: int) -> tuple[Segment, ...]:
-    """The segments of a model with a funnel, or the single one of a dense model.
+    """The segments of a model with a funnel, or the single segment of a dense model.
 
     Raises:
         SpecError: if the funnel does not fit the model.
@@ -186,12 +188,12 @@ def segments_of(funnel: FunnelSpec | None, num_layers: int) -> tuple[Segment, ..
 
 
 def segment_of(segments: Sequence[Segment], layer: int) -> Segment:
-    """The segment in which a layer runs."""
+    """The segment that contains a layer."""
     return next(segment for segment in segments if layer in segment.layers)
 
 
 def boundary_names(segments: Sequence[Segment]) -> list[str]:
-    """The hidden states between the parts of a model, in the order in which they are computed."""
+    """Names of the hidden states between the parts of a model, in the order of computation."""
     names: list[str] = []
     for segment in segments:
         inner = [layer_name(index) for index in segment.layers]
@@ -200,12 +202,12 @@ def boundary_names(segments: Sequence[Segment]) -> list[str]:
 
 
 def is_pooled_name(name: str) -> bool:
-    """Whether a boundary is a pooling."""
+    """Whether a boundary is the result of a pooling."""
     return name.endswith(".pooled")
 
 
 def is_recovered_name(name: str) -> bool:
-    """Whether a boundary is a recovery."""
+    """Whether a boundary is the result of a recovery."""
     return name.endswith(".recovered")
 
 
@@ -213,7 +215,7 @@ _STEPS = {".pooled": "/pool", ".recovered": "/recover"}
 
 
 def node_prefix(boundary: str) -> str:
-    """What the names of the nodes that compute a boundary begin with: `layers.3`, `funnel/pool` or `funnel/recover`."""
+    """Prefix of the names of the nodes that compute a boundary: `layers.3`, `funnel/pool` or `funnel/recover`."""
     for ending, step in _STEPS.items():
         if boundary.endswith(ending):
             return boundary.removesuffix(ending) + step
@@ -221,7 +223,7 @@ def node_prefix(boundary: str) -> str:
 
 
 def boundary_of(prefix: str) -> str:
-    """The boundary that nodes under a prefix compute."""
+    """The boundary that the nodes with this prefix compute; the inverse of `node_prefix`."""
     for ending, step in _STEPS.items():
         if prefix.endswith(step):
             return prefix.removesuffix(step) + ending

@@ -131,7 +131,7 @@ SPOILS: dict[Callable[[Path], object], str] = {
         f / "manifest.json", lambda m: m["graphs"]["model"].update(file="../x")
     ): "is not a manifest",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "name different funnels",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride is at least 1",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride must be at least 1",
     lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "config.json is not the one",
     lambda f: (f / "config.json").unlink(): "config.json is missing",
     lambda f: (f / "config.json").rename(f / "c") and (f / "config.json").symlink_to("c"): "is a symbolic link",

@@ -187,5 +187,5 @@ def test_an_engine_with_a_profile_of_other_axes_is_refused(bundle: Bundle) -> No
     manifest = json.loads((engine.path / "manifest.json").read_text())
     manifest["profiles"] = [{"axes": {"columns": {"min": 1, "opt": 1, "max": 1}}}]
     (engine.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"(?s)a profile for another graph.*without batch, sequence; with columns"):
+    with pytest.raises(BundleError, match=r"(?s)a profile for another graph.*missing batch, sequence; unknown columns"):
         load_engine(bundle, engine.name)

@@ -1,4 +1,4 @@
-"""Each check of `properties` passes on a sound model and refuses the same model once it is broken on purpose."""
+"""Each check in `properties` passes on a correct model and fails on the same model after it is broken on purpose."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,12 +37,12 @@ ROWS = random_rows(lengths_around(3))
 
 @pytest.fixture(autouse=True)
 def exact() -> Iterator[None]:
-    """Hugging Face's layers in float64, as in the tests of the properties."""
+    """Run Hugging Face's layers in float64, as the tests of the properties do."""
     with true_float64():
         yield
 
 
-# Checks, bound to a sound model: what they compare with is computed before the model is broken.
+# Checks of a correct model: the expected values are computed before the model is broken.
 
 
 def equals_oracle(sound: PreTrainedModel, spec: FunnelSpec) -> Check:
@@ -86,7 +86,7 @@ def slides_over_tokens(sound: PreTrainedModel, spec: FunnelSpec) -> Check:
 
 
 def refit(broken: PreTrainedModel, patch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Another funnel than the one that is said to be there."""
+    """Replace the funnel by another one."""
     spec = FunnelSpec.from_dict(broken.config.funnel)
     apply_funnel(remove_funnel(broken), replace(spec, **changes))
 
@@ -122,7 +122,7 @@ def shift_windows(by: int, broken: PreTrainedModel, patch: pytest.MonkeyPatch) -
 
 
 def rows_in_step(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
-    """Every row closes the windows of the longest."""
+    """Every row closes as many windows as the longest row."""
     sound = model.closed_slots
 
     def longest(length: Any, stride: int) -> Any:
@@ -133,25 +133,25 @@ def rows_in_step(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
 
 
 def forget(state: str, broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
-    """A cache that does not keep a part of its state."""
+    """The cache does not store one part of its state."""
     patch.setattr(FunnelCache, state, property(lambda *_: None, lambda *_: None), raising=False)
 
 
 def never_renew(state: str, broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
-    """A cache that keeps the first value of a part of its state."""
+    """The cache never updates one part of its state."""
     values: list[Any] = []
     first = property(lambda _: next((v for v in values if v is not None), None), lambda _, value: values.append(value))
     patch.setattr(FunnelCache, state, first, raising=False)
 
 
 def beams_stay(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
-    """The state of the open window does not follow its beam."""
+    """The state of open windows is not reordered with the beams."""
     patch.setattr(FunnelCache, "_map_rows", lambda *_: None)
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A sound model, a check of it, and what breaks it."""
+    """A correct model, a check, and a change that breaks the model."""
 
     check: Callable[[PreTrainedModel, FunnelSpec], Check]
     breaks: Break

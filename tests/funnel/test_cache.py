@@ -1,4 +1,4 @@
-"""FunnelCache: what it holds, and that its rows can be chosen, repeated and forgotten like those of any cache."""
+"""FunnelCache: its contents, and selecting, repeating and clearing its rows."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[Callable[[FunnelCache], None], list[int]]] = {
 
 @pytest.mark.parametrize(("choose", "rows"), CHOICES.values(), ids=CHOICES.keys())
 def test_rows_of_the_cache_can_be_chosen(choose: Callable[[FunnelCache], None], rows: list[int]) -> None:
-    """Rows at different phases change places in the middle of a text, and go on as if they had always stood there."""
+    """Rows with different open windows are reordered in the middle of a text; the outputs must not change."""
     model, batch = funnelled(Gemma2ForCausalLM, SPEC, dtype=torch.float32), make_batch(ROWS)
     ids, mask = batch.input_ids, batch.attention_mask
     want = model(input_ids=ids[rows], attention_mask=mask[rows], use_cache=False).logits[:, 6:]
@@ -54,7 +54,7 @@ def test_middle_layers_cache_slots_only() -> None:
     assert cache.get_seq_length() == 9
 
 
-def test_middle_layers_rest_while_no_window_closes() -> None:
+def test_middle_layers_run_only_when_a_window_closes() -> None:
     model, calls = funnelled(Gemma2Model, FunnelSpec(pool_layer=1, recover_layer=3, stride=4)), []
     model.layers[1].register_forward_hook(lambda *_: calls.append(1))
     cache, runs = FunnelCache(), []

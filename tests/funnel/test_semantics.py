@@ -1,4 +1,4 @@
-"""What a funnel computes, against the oracle, dense Hugging Face, and the funnel itself."""
+"""What a funnel computes, compared with the oracle, with dense Hugging Face models, and with itself."""
 
 import itertools
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ seeds = st.integers(0, 99)
 
 @pytest.fixture(scope="module", autouse=True)
 def exact() -> Iterator[None]:
-    """Hugging Face's layers in float64 for this module, and no noise to hide in."""
+    """Run Hugging Face's layers in float64, so that limits can be tight."""
     with true_float64():
         yield
 

@@ -132,7 +132,7 @@ def test_a_plan_gives_bfloat16_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batch_size": 5}, r"(?s)takes batches as large.*at most 4, of the profile a:batch=1:1:4"),
+        ({"max_batch_size": 5}, r"(?s)exceeds the engine's.*at most 4, the limit of profile a:batch=1:1:4"),
         ({"engine": "nonesuch"}, "no such engine"),
         ({"engine": "../engines/here"}, "no such engine"),
         ({"engine": "rtx"}, "rtx of target tensorrt-rtx"),

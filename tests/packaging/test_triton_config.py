@@ -113,12 +113,12 @@ def test_dynamic_batching(options: dict[str, Any], meant: str) -> None:
         ({"instances": 0}, "invalid instances"),
         ({"max_queue_delay_us": -1}, "invalid max_queue_delay_us"),
         ({"preferred_batch_size": (0,)}, "invalid preferred_batch_size"),
-        ({"preferred_batch_size": (4,), "max_batch_size": 3}, "larger than any batch"),
+        ({"preferred_batch_size": (4,), "max_batch_size": 3}, "exceeds max_batch_size"),
         ({"dynamic_batching": True, "max_batch_size": 1}, "at least two rows"),
         ({"max_queue_delay_us": 5, "max_batch_size": 0}, "at least two rows"),
         ({"gpus": (-1,)}, "invalid gpu"),
-        ({"gpus": (1, 1)}, "named twice"),
-        ({"kind": Kind.CPU, "gpus": (0,)}, "use no GPU"),
+        ({"gpus": (1, 1)}, "given twice"),
+        ({"kind": Kind.CPU, "gpus": (0,)}, "does not use GPUs"),
         ({"kind": Kind.CPU, "backend": Backend.TENSORRT}, "GPUs only"),
         ({"engine": "here"}, "--backend tensorrt"),
     ],
@@ -130,13 +130,13 @@ def test_options_are_checked_at_birth(options: dict[str, Any], message: str) -> 
 
 
 def test_options_that_only_the_model_rules_out() -> None:
-    with pytest.raises(SpecError, match="larger than any batch"):
+    with pytest.raises(SpecError, match="exceeds max_batch_size"):
         made(preferred_batch_size=(9,))
     with pytest.raises(SpecError, match="no bfloat16 kernels for the CPU"):
         made(dtype=Dtype.BFLOAT16, kind=Kind.CPU)
     with pytest.raises(SpecError, match="at least two rows"):
         made("batch=1,sequence=8", backend=Backend.TENSORRT, dynamic_batching=True)
-    with pytest.raises(SpecError, match=r"(?s)takes batches as large.*at most 4, of the profile a:batch=1:1:4"):
+    with pytest.raises(SpecError, match=r"(?s)exceeds the engine's.*at most 4, the limit of profile a:batch=1:1:4"):
         made("a:batch=1:1:4,sequence=8", "b:batch=1,sequence=8", backend=Backend.TENSORRT, max_batch_size=5)
 
 

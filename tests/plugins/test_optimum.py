@@ -132,7 +132,7 @@ def test_optimum_lists_it_with_its_first_sentence() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("CHECKPOINT", "OUT", "--funnel", "1:3"), 2, "error: a funnel is written pool_layer:recover_layer:stride\n"),
+        (("CHECKPOINT", "OUT", "--funnel", "1:3"), 2, "error: invalid funnel\n"),
         (("--funnel", "1:9:2", "CHECKPOINT", "OUT"), 2, "beyond the model's layers"),
         (("CHECKPOINT", "FILE/out", "--funnel", "1:3:2"), 2, "error: "),
         (("CHECKPOINT", "OUT", "--pool", "max"), 2, "No such option: --pool"),

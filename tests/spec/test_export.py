@@ -24,12 +24,12 @@ def test_names_become_choices() -> None:
         ({"opset": 23}, "opset"),
         ({"opset": 20.0}, "opset"),
         ({"opset": True}, "opset"),
-        ({"funnel": "1:3:2"}, "is a FunnelSpec"),
+        ({"funnel": "1:3:2"}, "not a FunnelSpec"),
         ({"task": "token-classification", "logits": "last"}, "only text generation"),
         ({"funnel": FunnelSpec.parse("1:3:2", lookahead=True)}, "cannot generate text"),
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_fields_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ExportSpec(**{**GENERATION, **changes})

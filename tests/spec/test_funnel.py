@@ -1,4 +1,4 @@
-"""FunnelSpec: what it accepts, that it says no with SpecError only, and that writing and reading it are inverse."""
+"""FunnelSpec: which values it accepts, that others raise SpecError, and that parsing is the inverse of writing."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_any_json_is_a_funnel_or_an_error(values: Any) -> None:
 
 
 @given(st.fixed_dictionaries({**dict.fromkeys(MINIMAL, st.integers(-1, 5))}), st.sampled_from(field_names), json_values)
-def test_any_value_is_taken_or_refused(values: dict[str, Any], name: str, value: Any) -> None:
+def test_any_value_is_accepted_or_refused(values: dict[str, Any], name: str, value: Any) -> None:
     values[name] = value
     try:
         spec = FunnelSpec.from_dict(values)
@@ -130,7 +130,7 @@ def test_missing_field_is_named(missing: str) -> None:
 
 
 @pytest.mark.parametrize("values", [None, [], "6:20:2", 3, [("pool_layer", 6)]])
-def test_what_is_no_dict_is_refused(values: object) -> None:
+def test_values_other_than_a_dict_are_refused(values: object) -> None:
     with pytest.raises(SpecError, match="object"):
         FunnelSpec.from_dict(values)
 
@@ -175,7 +175,7 @@ def test_a_funnel_is_a_frozen_value() -> None:
     assert len({spec, dataclasses.replace(spec)}) == 1
 
 
-def test_segments_say_which_layers_run_at_which_length() -> None:
+def test_segments_have_layers_and_lengths() -> None:
     entry, middle, exit_ = FunnelSpec.parse("2:5:3").segments(7)
     assert [(s.name, [*s.layers], s.stride, s.pooled) for s in (entry, middle, exit_)] == [
         ("entry", [0, 1], 1, False),
@@ -189,8 +189,8 @@ def test_segments_say_which_layers_run_at_which_length() -> None:
         FunnelSpec.parse("2:8:2").segments(7)
 
 
-def test_funnels_in_a_row_have_boundaries_and_places_of_their_own() -> None:
-    """Segments that no funnel makes yet: whatever reads segments tells the two apart."""
+def test_two_funnels_have_different_boundaries_and_places() -> None:
+    """No `FunnelSpec` makes two funnels yet, but all code that reads segments must tell them apart."""
     first, second = FunnelSpec.parse("0:2:2"), FunnelSpec.parse("2:3:4")
     segments = [Segment("a", range(2), first), Segment("b", range(2, 3), second, label="second")]
     assert boundary_names(segments) == [

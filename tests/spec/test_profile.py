@@ -1,4 +1,4 @@
-"""Optimization profiles: what they are written as, and what fits into them."""
+"""Optimization profiles: their text form, and which sizes they allow."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from funnel_export.errors import SpecError
 from funnel_export.spec.profile import SINGLE_PASS, Profile, Range, fitting_profiles
 
 
-def test_a_written_profile_says_itself_again() -> None:
+def test_text_and_json_round_trip() -> None:
     for text in ("default:batch=1:1:8,sequence=16:512:4096", "chat:batch=1:2:4,sequence=1:1:1"):
         assert str(Profile.parse(text)) == text
         assert Profile.model_validate_json(Profile.parse(text).model_dump_json()) == Profile.parse(text)
 
 
-def test_one_size_stands_for_all_three_and_axes_come_in_any_order() -> None:
+def test_a_single_size_and_any_order_of_axes_are_accepted() -> None:
     assert str(Profile.parse("sequence=128,batch=2")) == "default:batch=2:2:2,sequence=128:128:128"
 
 
@@ -37,13 +37,13 @@ def test_one_size_stands_for_all_three_and_axes_come_in_any_order() -> None:
         "batch=" + "111111=1" * 200 + "!",
     ],
 )
-def test_anything_else_is_refused_with_an_example(text: str) -> None:
+def test_invalid_profiles_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(SpecError, match="--profile batch=1:1:8,sequence=16:512:4096"):
         Profile.parse(text)
 
 
-def test_ranges_are_checked_at_birth() -> None:
-    with pytest.raises(ValueError, match="do not grow: 4:1:1"):
+def test_ranges_are_validated_on_construction() -> None:
+    with pytest.raises(ValueError, match="min <= opt <= max: 4:1:1"):
         Range(min=4, opt=1, max=1)
 
 
