@@ -1,1 +1,1 @@
-"""What comes in: a Hugging Face checkpoint, read without loading its weights."""
+"""Input checkpoints: Hugging Face folders and Hub models, read without loading their weights."""

@@ -1,4 +1,4 @@
-"""Reading a checkpoint without loading its weights: config, tensor offsets, files, samples of weights."""
+"""Reads a checkpoint without loading its weights: config, tensor offsets, tokenizer files."""
 
 import json
 import os
@@ -36,26 +36,26 @@ COMPANIONS = (
     "vocab.json",
     "merges.txt",
 )
-"""Files that travel with a model: saving a tokenizer again would change what other versions can read."""
+"""Files that are copied into bundles; a tokenizer that is saved again may not load in other versions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk, of one of the families."""
+    """A checkpoint on disk, of a supported family."""
 
     path: Path
     config: dict[str, Any]
-    """`config.json` as it is."""
+    """The content of `config.json`."""
     family: Family
     architecture: Architecture
     weights: tuple[WeightFile, ...]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a checkpoint folder; reads JSON, safetensors headers and a sample of every tensor.
+        """Open a checkpoint folder; reads JSON files, safetensors headers and a sample of every tensor.
 
         Raises:
-            CheckpointError: if it is not a checkpoint of one of the families, in safetensors.
+            CheckpointError: if it is not a safetensors checkpoint of a supported family.
         """
         folder = Path(path)
         names = _list(folder)
@@ -67,7 +67,7 @@ class Checkpoint:
         family = get_family(config.get("model_type"))
         if config.get("transformers_weights"):
             raise CheckpointError(
-                "config.json names weight files of its own",
+                "transformers_weights in config.json is not supported",
                 got=config["transformers_weights"],
                 wanted=f"{SINGLE} or {INDEX}",
             )
@@ -85,42 +85,45 @@ class Checkpoint:
 
     @property
     def funnel(self) -> FunnelSpec | None:
-        """The funnel that `config.json` carries, if any."""
+        """The funnel in `config.json`, None if there is none."""
         stored = self.config.get("funnel")
         return None if stored is None else FunnelSpec.from_dict(stored)
 
     @property
     def task(self) -> Task:
-        """The task that the checkpoint's `architectures` name."""
+        """The task of the class under `architectures` in `config.json`.
+
+        Raises:
+            CheckpointError: if no known class is named there.
+        """
         names = self.architecture.architectures or []
         tasks = {name: task for task, name in self.family.class_names.items()}
         for name in names:
             if name in tasks:
                 return tasks[name]
         raise CheckpointError(
-            "the checkpoint does not say what it was made for",
-            got=f"architectures {names}",
+            "the task of the checkpoint is unknown",
+            got=f"architectures {names} in config.json",
             wanted=" | ".join(tasks),
-            hint="name the task, for example --task text-generation",
+            hint="give the task, for example --task text-generation",
         )
 
     @property
     def dtype(self) -> Dtype:
         """The dtype in which the embedding is stored.
 
-        Hugging Face's `dtype="auto"` asks `config.json` first, which may name another one than the files hold.
+        Hugging Face's `dtype="auto"` reads it from `config.json` first, which may differ from the files.
         """
         return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
     def companions(self) -> dict[str, bytes]:
-        """The content of the files that travel with the model, by name; names in the tokenizer's settings are
-        those that every version of transformers knows.
+        """The contents of the files that are copied into bundles, by name; tokenizer settings with names that all versions read.
 
-        A link is followed within the checkpoint, and from a snapshot in the Hub's cache to that model's blobs: anywhere
-        else, it would carry a stranger's choice of this machine's files into a bundle.
+        Links may point within the checkpoint, or from a snapshot in the Hub's cache to its model's blobs. Others are
+        refused: a checkpoint from a stranger could use them to copy any file of this machine into a bundle.
 
         Raises:
-            CheckpointError: with all that are links that lead elsewhere, or with one that cannot be read.
+            CheckpointError: if files are links out of the checkpoint (lists all of them), or a file cannot be read.
         """
         folder = self.path.resolve()
         blobs = [parent / "blobs" for parent in folder.parents if parent.name.startswith("models--")]
@@ -129,10 +132,10 @@ class Checkpoint:
         if outside:
             copy = shlex.quote(f"{folder}-copy")
             raise CheckpointError(
-                "files of the checkpoint are links that lead out of it, and are not copied into a bundle",
+                "files of the checkpoint are links out of it, which are not copied into a bundle",
                 got="\n".join(f"{name} -> {file}" for name, file in outside.items()),
-                wanted="files, and links within the checkpoint",
-                hint=f"if you know where they lead: cp -rL {shlex.quote(str(folder))} {copy}, and export {copy}",
+                wanted="files, or links within the checkpoint",
+                hint=f"if you trust these links: cp -rL {shlex.quote(str(folder))} {copy}, and export {copy}",
             )
         try:
             content = {name: read_bytes(file, LARGEST_COMPANION) for name, file in files.items()}
@@ -140,16 +143,16 @@ class Checkpoint:
             raise CheckpointError(
                 "a file of the checkpoint cannot be read",
                 got=err,
-                wanted="readable files, tokenizer and all",
+                wanted="readable files",
                 hint=permission_hint(err),
             ) from err
         return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
 
     def find(self, parameter: str) -> StoredTensor:
-        """Where a model's parameter is stored, whether the checkpoint was saved from a bare model or one with a head.
+        """The stored tensor of a model's parameter, for checkpoints of models with and without a head.
 
         Raises:
-            CheckpointError: if it is not stored, or not as floating-point numbers that can be exported.
+            CheckpointError: if it is missing, or its dtype is not supported.
         """
         tensors = self.tensors
         for name in self.family.stored_names(parameter):
@@ -160,17 +163,17 @@ class Checkpoint:
             "the checkpoint lacks a weight",
             got=f"no {parameter} among {len(tensors)} tensors in {self.path}",
             wanted="a trained head for this task" if head else "every weight of the model",
-            hint="--task feature-extraction, or a checkpoint with that head"
+            hint="use --task feature-extraction, or a checkpoint with that head"
             if head
             else "check config.json and the download",
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `CheckpointError` if there is none."""
+    """Read a JSON object from a file; raise `CheckpointError` if it cannot be read or is not an object."""
     try:
         value = from_json(read_bytes(path, LARGEST_JSON), allow_inf_nan=False)
-        json.dumps(value, allow_nan=False)  # 1e999 becomes infinite without being called so
+        json.dumps(value, allow_nan=False)  # refuses 1e999 too, which the parser turns into infinity
     except OSError as err:
         raise CheckpointError(f"{path.name} cannot be read", got=err, wanted=path, hint=permission_hint(err)) from err
     except ValueError as err:
@@ -181,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _list(folder: Path) -> list[str]:
-    """Names of what is in a folder."""
+    """Sorted names of a folder's entries."""
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 - names, which `iterdir` would make paths of
     except NotADirectoryError as err:
@@ -189,7 +192,7 @@ def _list(folder: Path) -> list[str]:
             "the checkpoint is not a folder", got=folder, wanted=f"a folder with {CONFIG}", hint=str(folder.parent)
         ) from err
     except FileNotFoundError as err:
-        raise CheckpointError("there is no such checkpoint", got=folder, wanted=f"a folder with {CONFIG}") from err
+        raise CheckpointError("checkpoint not found", got=folder, wanted=f"a folder with {CONFIG}") from err
     except OSError as err:
         raise CheckpointError(
             "the checkpoint's folder cannot be read", got=err, wanted="a readable folder", hint=permission_hint(err)
@@ -197,25 +200,29 @@ def _list(folder: Path) -> list[str]:
 
 
 def _weight_file_names(folder: Path, names: list[str]) -> list[str]:
-    if (folder / SINGLE).is_file():  # as Hugging Face does: a single file wins over an index beside it
+    if (folder / SINGLE).is_file():  # like Hugging Face, prefer a single file to an index
         return [SINGLE]
     if INDEX in names:
         stored = read_json(folder / INDEX).get("weight_map")
         if not isinstance(stored, dict) or not stored or not all(isinstance(n, str) for n in stored.values()):
-            raise CheckpointError(f"{INDEX} has no weight_map", got=folder / INDEX, wanted="tensor names and files")
+            raise CheckpointError(
+                f"{INDEX} has no valid weight_map",
+                got=folder / INDEX,
+                wanted="an object of tensor names and file names",
+            )
         files = sorted(set(stored.values()))
         for file in files:
             if Path(file).name != file or "\0" in file:
-                raise CheckpointError("a weight file lies outside the checkpoint", got=repr(file), wanted="a file name")
-            if not file.endswith(".safetensors"):  # its name must be free in a bundle, beside manifest.json for example
+                raise CheckpointError("a weight file is outside the checkpoint", got=repr(file), wanted="a file name")
+            if not file.endswith(".safetensors"):  # other names could collide with a bundle's files, like manifest.json
                 raise CheckpointError(
-                    "a weight file has another name than safetensors files have",
+                    "a weight file does not have the suffix of safetensors files",
                     got=repr(file),
                     wanted="a name that ends in .safetensors",
                 )
         check_shards(folder, files, names, INDEX)
         return files
-    if SINGLE in names:  # no file, which reading it says
+    if SINGLE in names:  # not a regular file; reading it raises the error
         return [SINGLE]
     raise no_weights(folder, names, INDEX, f"{SINGLE} or {INDEX}")
 
@@ -223,9 +230,9 @@ def _weight_file_names(folder: Path, names: list[str]) -> list[str]:
 def _usable(name: str, tensor: StoredTensor) -> StoredTensor:
     if tensor.dtype not in DTYPE_SIZES or prod(tensor.shape) * DTYPE_SIZES[tensor.dtype] != tensor.nbytes:
         raise CheckpointError(
-            "a weight has a dtype that cannot be exported",
+            "a weight has an unsupported dtype",
             got=f"{name}: {tensor.dtype} {list(tensor.shape)}, {tensor.nbytes} bytes",
             wanted=" | ".join(DTYPE_SIZES),
-            hint="save the model in one of them: model.to(torch.bfloat16).save_pretrained(NEW_FOLDER)",
+            hint="save the model in one of these: model.to(torch.bfloat16).save_pretrained(NEW_FOLDER)",
         )
     return tensor

@@ -1,4 +1,4 @@
-"""Recognising models that cannot be exported by their config and the names of their tensors."""
+"""Recognises unsupported models by their config and the names of their tensors."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.spec.funnel import layer_name
 
-MERGE = "merge it in PEFT, model.merge_and_unload().save_pretrained(NEW_FOLDER), and export that"
+MERGE = "merge it with PEFT: model.merge_and_unload().save_pretrained(NEW_FOLDER), and export NEW_FOLDER"
 
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
-"""Keys of a `config.json`: of Hugging Face, of compressed-tensors before, of MLX."""
+"""Keys in `config.json` of Hugging Face, old compressed-tensors and MLX."""
 QUANTIZED = {
     *("qweight", "qzeros", "scales", "g_idx"),  # GPTQ, AWQ, MLX
     *(
@@ -31,7 +31,7 @@ ADAPTED = {
     *("base_layer", "modules_to_save", "original_module"),
     *("ia3_l", "oft_r", "oft_R", "hada_w1_a", "lokr_w1", "vera_lambda_b"),
 }
-"""Parts of the names of tensors in PEFT's models."""
+"""Parts of the names of tensors in PEFT models."""
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 """Parts of names that torch.compile, DataParallel and FSDP add."""
 BESIDE_THE_MODEL = {
@@ -41,16 +41,16 @@ BESIDE_THE_MODEL = {
     "AutoFeatureExtractor",
     "AutoVideoProcessor",
 }
-"""Keys of `auto_map` whose code does not change what a model computes."""
+"""Keys of `auto_map` whose code does not affect what a model computes."""
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a config of quantized weights, and one that names code of its own for the model.
+    """Refuse the config of a quantized model or of a model with custom code.
 
-    Such code may compute something else from the same weights, whatever `model_type` says.
+    Custom code may compute something else from the same weights, whatever `model_type` says.
 
     Raises:
-        CheckpointError: if it is one.
+        CheckpointError: if the config is one of these.
     """
     for key in QUANTIZED_KEYS:
         if config.get(key):
@@ -58,27 +58,27 @@ def check_config(config: Mapping[str, Any]) -> None:
     code = config.get("auto_map")
     if code and not (isinstance(code, dict) and code.keys() <= BESIDE_THE_MODEL):
         raise CheckpointError(
-            "config.json names code of its own for the model, which may compute something else",
+            "config.json names custom code for the model, which may compute something else",
             got=f"auto_map: {code}",
-            wanted="a model of Hugging Face's own classes",
-            hint="if it is one of them, remove auto_map from config.json: the code is not read then",
+            wanted="a model that uses Hugging Face's own classes",
+            hint="if the model needs no custom code, remove auto_map from config.json",
         )
 
 
 def check_names(names: Collection[str], family: Family) -> None:
-    """Refuse the weights of adapters and quantized models, and names that are not the model's.
+    """Refuse tensors of adapters and quantized models, and tensor names that the model does not have.
 
-    Names may be those of another format, or the model's behind a prefix or with parts that a wrapper added.
+    Such names come from another format, from a prefix before the model's names, or from a wrapper of modules.
 
     Raises:
-        CheckpointError: with some of the names, beside the wanted ones where they are known.
+        CheckpointError: gives some of the names, and the expected ones if they are known.
     """
     adapted = _with_parts(names, ADAPTED)
     if adapted:
         raise CheckpointError(
-            "the weights have an adapter that is not merged",
+            "the weights contain an adapter that is not merged",
             got=", ".join(adapted[:3]),
-            wanted=f"the weights of a {family.title}, under its names",
+            wanted=f"the weights of a {family.title}, with its names",
             hint=MERGE,
         )
     quantized = _with_parts(names, QUANTIZED)
@@ -91,9 +91,9 @@ def check_names(names: Collection[str], family: Family) -> None:
     wrapped = _with_parts(names, WRAPPERS)
     if wrapped:
         raise _other_names(
-            "the names of tensors have parts that a wrapper of modules added",
+            "the names of tensors contain parts that a module wrapper added",
             {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in wrapped},
-            "take off torch.compile, DataParallel or FSDP, then model.save_pretrained(NEW_FOLDER)",
+            "save the model without torch.compile, DataParallel or FSDP: model.save_pretrained(NEW_FOLDER)",
         )
 
 
@@ -108,11 +108,11 @@ def _check_prefix(names: Collection[str], embeddings: Collection[str]) -> None:
             continue
         prefix = found.removesuffix(embedding)
         raise _other_names(
-            f"the names of tensors begin with {prefix!r}, which the model's do not",
+            f"the names of tensors have the prefix {prefix!r}",
             {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)},
             MERGE
             if prefix.startswith("base_model.")
-            else f"save the model that is inside: model.{prefix}save_pretrained(NEW_FOLDER)",
+            else f"save the inner model: model.{prefix}save_pretrained(NEW_FOLDER)",
         )
 
 
@@ -123,20 +123,20 @@ def _check_format(names: Collection[str], family: Family) -> None:
             f"the names of tensors are not those of Hugging Face's {family.title}",
             got=", ".join(sorted(names)[:2]),
             wanted=f"{family.embedding}, {layer}…",
-            hint="convert it with the tool of its format, or load it and save it with Hugging Face's class",
+            hint="convert it with its format's own tool, or load it and save it with Hugging Face's class",
         )
 
 
 def _other_names(what: str, names: Mapping[str, str], hint: str) -> CheckpointError:
-    """Two stored names beside the wanted ones."""
+    """An error with two of the stored names and the names that the model expects."""
     two = dict(sorted(names.items())[:2])
     return CheckpointError(what, got=", ".join(two), wanted=", ".join(two.values()), hint=hint)
 
 
 def _quantized(got: str) -> CheckpointError:
     return CheckpointError(
-        "quantized checkpoints cannot be exported",
+        "quantized checkpoints are not supported",
         got=got,
         wanted="weights in float32, float16 or bfloat16",
-        hint="the checkpoint that was quantized; or model.dequantize(), then model.save_pretrained(NEW_FOLDER)",
+        hint="use the original checkpoint, or model.dequantize(), then model.save_pretrained(NEW_FOLDER)",
     )

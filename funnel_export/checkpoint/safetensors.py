@@ -1,4 +1,4 @@
-"""safetensors files: where each tensor lies, and what identifies a file, without loading a weight."""
+"""safetensors files: location of each tensor and digests of each file, without loading weights."""
 
 import hashlib
 import json
@@ -16,14 +16,14 @@ from funnel_export.system.files import LARGEST_HEADER, open_regular, permission_
 
 DTYPE_NAMES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Dtypes of weights that can be exported, as safetensors names them, with their sizes in bytes."""
+"""Supported dtypes of weights, with safetensors' names and their sizes in bytes."""
 SAMPLE = 4096
-"""Bytes that are read of each tensor."""
+"""Number of bytes that are read of each tensor."""
 Size = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 
 
 class HeaderEntry(BaseModel):
-    """What a safetensors header says of one tensor."""
+    """The entry of one tensor in a safetensors header."""
 
     dtype: str
     shape: tuple[Size, ...]
@@ -35,35 +35,35 @@ _HEADER = TypeAdapter(Annotated[dict[str, HeaderEntry], Field(max_length=1 << 16
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one weight lies."""
+    """Location of one weight in a safetensors file."""
 
     file: str
     """Name of the safetensors file."""
     dtype: str
-    """As safetensors names it: F32, F16, BF16."""
+    """safetensors' name of the dtype: F32, F16 or BF16."""
     shape: tuple[int, ...]
     offset: int
-    """First byte, counted from the start of the file."""
+    """Offset of the first byte from the start of the file."""
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A safetensors file: what identifies it without reading gigabytes."""
+    """A safetensors file, with digests that identify it without reading gigabytes."""
 
     file: str
     size: int
     header_sha256: str
     sample_sha256: str
-    """Digest of the middle `SAMPLE` bytes of every tensor: two trainings of one model have the same header."""
+    """Digest of the middle `SAMPLE` bytes of every tensor; it differs between trainings with the same header."""
     tensors: dict[str, StoredTensor]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the header of a safetensors file, and a sample of its weights.
+        """Read the header of a safetensors file and a sample of its weights.
 
         Raises:
-            CheckpointError: if it is not a whole safetensors file.
+            CheckpointError: if the file cannot be read, or is not a complete safetensors file.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -80,14 +80,14 @@ class WeightFile:
             raise CheckpointError(
                 "a weight file cannot be read",
                 got=f"{path}: {_first(err)}",
-                wanted="a whole safetensors file",
+                wanted="a complete safetensors file",
                 hint=permission_hint(err) or "download or save the checkpoint again",
             ) from err
         return cls(path.name, size, hashlib.sha256(header).hexdigest(), sample, tensors)
 
 
 def _tensors(file: str, start: int, header: bytes) -> dict[str, StoredTensor]:
-    """What a header names, in a file whose weights begin at `start`."""
+    """The tensors of a header, in a file whose data starts at byte `start`."""
     return {
         name: StoredTensor(
             file=file,
@@ -101,7 +101,7 @@ def _tensors(file: str, start: int, header: bytes) -> dict[str, StoredTensor]:
 
 
 def _sample(stream: BinaryIO, tensors: Iterable[StoredTensor]) -> str:
-    """See `WeightFile.sample_sha256`."""
+    """The digest `WeightFile.sample_sha256`."""
     digest = hashlib.sha256()
     for tensor in sorted(tensors, key=lambda each: each.offset):
         stream.seek(tensor.offset + max(0, tensor.nbytes - SAMPLE) // 2)
@@ -110,12 +110,12 @@ def _sample(stream: BinaryIO, tensors: Iterable[StoredTensor]) -> str:
 
 
 def _without_metadata(header: bytes) -> dict[str, Any]:
-    """A safetensors header's tensors; of several with one name no reader could say which is meant."""
+    """The tensors of a safetensors header; raises `ValueError` if a name occurs twice, which would be ambiguous."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) != len(pairs):
-            raise ValueError("its header names a tensor twice")
+            raise ValueError("the header names a tensor twice")
         return values
 
     values: dict[str, Any] = json.loads(header, object_pairs_hook=unique)
@@ -124,5 +124,5 @@ def _without_metadata(header: bytes) -> dict[str, Any]:
 
 
 def _first(err: Exception) -> str:
-    """The first line that says something."""
+    """The text of an error; of pydantic's, only the first fault."""
     return str(err.errors()[0]["msg"]) if isinstance(err, ValidationError) else str(err)

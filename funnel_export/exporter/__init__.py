@@ -1,1 +1,1 @@
-"""From a checkpoint to an audited ONNX graph that refers to its weights."""
+"""Export of a checkpoint to an audited ONNX graph, without loading weights."""

@@ -1,4 +1,4 @@
-"""Filling the parts into the outline: one flat graph of standard ops, tidied before its layers are repeated."""
+"""Inserts the traced parts into the outline: the result is one flat graph of standard ops."""
 
 import onnx_ir as ir
 import torch
@@ -13,15 +13,15 @@ _PART, _NAMES = "funnel_export.part", "funnel_export.names"
 
 
 def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
-    """One flat graph from a trace, and the values in it that stand for the model's parameters.
+    """One flat graph from a trace, and its values that are the model's parameters.
 
-    1. The outline and each distinct part are optimized on their own; their weights are inputs, so nothing folds them.
-    2. Each marker node becomes a call of its part, with its weights; then the calls are inlined.
-    3. Nodes and values of a part are named under it, its result is named as the boundary that it is.
-    4. Equal constants become one, and what only tracing needed is dropped: metadata, and the shapes of inner values,
-       whose axes have other names in a part.
+    1. The outline and each distinct part are optimized separately. Weights are inputs, so no optimizer folds them.
+    2. Each marker node is replaced by a call of its part with the part's weights; then the calls are inlined.
+    3. Nodes and values of a part get the part's name as a prefix; its result gets the name of its boundary.
+    4. Equal constants are merged. Metadata and the shapes of inner values are removed; parts name their axes
+       differently.
 
-    The parameters come back as inputs of the graph, after the model's own inputs.
+    The parameters are returned as inputs of the graph, after the model's own inputs.
     """
     model = trace.outline
     weights = _parameters_to_inputs(model)
@@ -44,7 +44,7 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
 
 
 def tidy(model: ir.Model) -> None:
-    """Make equal constants and equal nodes one, and drop what nobody reads, metadata included."""
+    """Merge equal constants and equal nodes; remove unused nodes and all metadata."""
     for cleanup in (
         common.ClearMetadataAndDocStringPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -59,7 +59,7 @@ def tidy(model: ir.Model) -> None:
 
 
 def _parameters_to_inputs(model: ir.Model) -> dict[str, ir.Value]:
-    """Turn parameters, which are initializers without values, into inputs; real constants stay."""
+    """Turn parameters (initializers without values) into inputs; constants stay initializers."""
     inputs = {}
     for name, value in list(model.graph.initializers.items()):
         if isinstance(getattr(value.const_value, "raw", None), torch.nn.Parameter):
@@ -70,7 +70,7 @@ def _parameters_to_inputs(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def _as_function(body: ir.Model, name: str) -> ir.Function:
-    """A part's graph as a function; its constants become nodes, as functions have no initializers."""
+    """A part's graph as a function; its constants become nodes because functions have no initializers."""
     graph = body.graph
     for value in list(graph.initializers.values()):
         node = ir.node("Constant", [], attributes={"value": value.const_value})
@@ -78,7 +78,7 @@ def _as_function(body: ir.Model, name: str) -> ir.Function:
         del graph.initializers[str(value.name)]
         graph.insert_before(graph[0], node)
         ir.convenience.replace_all_uses_with(value, node.outputs[0])
-    for node in graph:  # inlining adds numbers to names; these are the ones to go back to
+    for node in graph:  # inlining changes the names, `_name_values` restores them
         node.metadata_props[_NAMES] = "\n".join(str(output.name) for output in node.outputs)
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
@@ -86,13 +86,13 @@ def _as_function(body: ir.Model, name: str) -> ir.Function:
 def _call(
     model: ir.Model, marker: ir.Node, trace: Trace, functions: dict[int, ir.Function], weights: dict[str, ir.Value]
 ) -> None:
-    """Replace a marker by a call of its part, with the part's weights as further inputs of the graph."""
+    """Replace a marker by a call of its part, and add the part's weights to the graph's inputs."""
     name = marker.attributes["name"].as_string()
     part = trace.parts[name]
     function = functions[id(part.body)]
     for weight, formal in zip(part.weights, function.inputs[len(marker.inputs) :], strict=True):
         if weight not in weights:
-            assert formal.dtype is not None  # a type of its own: setting a dtype changes the type in place
+            assert formal.dtype is not None  # needs a new type: setting a value's dtype changes its type in place
             weights[weight] = ir.Value(name=weight, type=ir.TensorType(formal.dtype), shape=formal.shape)
             model.graph.inputs.append(weights[weight])
     inputs = [*marker.inputs, *(weights[weight] for weight in part.weights)]
@@ -105,7 +105,7 @@ def _call(
 
 
 def _name_values(model: ir.Model, trace: Trace) -> None:
-    """Name nodes and values under the part they belong to; the part's own name is its result."""
+    """Prefix the names of nodes and values with their part; the part's result has the part's name."""
     for node in model.graph:
         part = node.metadata_props.get(_PART)
         prefix = node_prefix(part) if part else "model"

@@ -1,4 +1,4 @@
-"""Building the graphs of a bundle: trace, assemble, refer to the weights."""
+"""Builds the graphs of a bundle: trace, assemble, refer to the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ class BuiltGraph:
 
     model: ir.Model
     sources: Mapping[str, WeightSource]
-    """Where each weight comes from, by the name of its initializer."""
+    """Source of each weight, by the name of its initializer."""
     kinds: Mapping[str, PortKind]
-    """What each input and output stands for, by name."""
+    """Kind of each input and output, by name."""
 
 
 def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGraph]:
-    """The ONNX graphs of a checkpoint by role, their weights referring to the checkpoint's files.
+    """The ONNX graphs of a checkpoint by role; their weights refer to the checkpoint's files.
 
     Raises:
-        CheckpointError: if the checkpoint is not whole.
+        CheckpointError: if the weights do not fit the config.
     """
     if spec.task is Task.TEXT_GENERATION:
         check_head(checkpoint)
     skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
-    match_weights(skeleton.shapes, checkpoint)  # what does not fit is said before the seconds that tracing takes
+    match_weights(skeleton.shapes, checkpoint)  # before tracing, which takes seconds
     model, parameters = assemble(trace(skeleton, spec))
     sources = refer_to_weights(model, parameters, checkpoint)
     return {MODEL: BuiltGraph(model, sources, kinds_of(spec))}

@@ -1,8 +1,8 @@
-"""A contract: what a graph computes, as a text without weights that people review and CI compares.
+"""Contracts: text that describes what a graph computes, without weights, for review and for comparison in CI.
 
-Nothing in it depends on a run or a machine: values are numbered by first use, names of tools and of inner values are
-left out. Constants of up to `PRINTED` elements are printed, so that a changed softcap shows. Layers that compute the
-same are written once.
+A contract does not depend on the run or the machine: values are numbered by first use, and the names of tools and
+inner values are omitted. Constants of up to `PRINTED` elements are printed, so a changed softcap is visible. Identical
+layers are written once.
 """
 
 import re
@@ -17,7 +17,7 @@ from funnel_export.exporter.audit import sliding_window_of
 from funnel_export.spec.funnel import boundary_of
 
 PRINTED = 16
-"""Elements up to which a constant is printed whole; of a longer one ends and sum are."""
+"""Largest number of elements that are printed; longer constants show first element, last element and sum."""
 
 _BLOCK = re.compile(r"(layers\.\d+|\w+/pool|\w+/recover)/")
 _LAYER_WEIGHT = re.compile(r"(?:model\.)?layers\.\d+\.")
@@ -35,13 +35,13 @@ _TYPES = {
 def describe_contract(model: ir.Model) -> str:
     """The contract of an exported graph.
 
-    1. Inputs and outputs with dtypes and axes; how many nodes of which op.
-    2. The model: its own nodes in order, and one line per block, which is a layer, the pooling or the recovery. A block
-       that takes a mask says what the mask hides.
-    3. Each block, once for all that compute the same: `$n` are its operands, `%n` its values, `.` begins the name of a
-       layer's weight, and `f32(...)` is a weight that is cast as it is read.
+    1. Inputs and outputs with dtypes and axes, and the number of nodes of each op.
+    2. The model: its own nodes in order, and one line per block (a layer, the pooling or the recovery). If a block
+       takes a mask, a comment gives the mask's sliding window.
+    3. Each distinct block: `$n` are its operands, `%n` its values, names that begin with `.` are weights of the layer,
+       and `f32(...)` is a weight with a cast.
 
-    Nodes of a block whose values others use too, as equal shapes are, stand with the model.
+    Nodes of a block whose values are used outside it, such as shared shapes, are listed with the model.
     """
     scopes = _scopes(model)
     texts: dict[str, list[Scope]] = {}
@@ -57,12 +57,12 @@ def describe_contract(model: ir.Model) -> str:
 
 @dataclass(eq=False)
 class Scope:
-    """The nodes of a block, or with the name "" those of the model around the blocks."""
+    """The nodes of a block, or, with the name "", those of the model outside all blocks."""
 
     name: str
     nodes: list[ir.Node] = field(default_factory=list)
     operands: list[ir.Value] = field(default_factory=list)
-    """What comes from outside, by first use."""
+    """Values from outside the block, by first use."""
     numbers: dict[ir.Value, int] = field(default_factory=dict)
 
     @property
@@ -83,7 +83,7 @@ class Scope:
         return f"  {results} = {domain}{node.op_type}({inputs}){attributes}"
 
     def result(self, value: ir.Value) -> str:
-        """Name of a value that a node of this scope makes."""
+        """Name of a value that a node of this scope computes."""
         if value.is_graph_output():
             return str(value.name)
         if self.name and value.name == self.boundary:
@@ -91,7 +91,7 @@ class Scope:
         return f"%{self.numbers.setdefault(value, len(self.numbers))}"
 
     def operand(self, value: ir.Value | None) -> str:
-        """What a node of this scope takes."""
+        """Text for an input of a node of this scope."""
         if value is None:
             return "_"
         if _is_weight(value):
@@ -111,9 +111,9 @@ class Scope:
 
 
 def _scopes(model: ir.Model) -> dict[ir.Node, Scope]:
-    """The block that each node belongs to: the one that it is named under.
+    """The block of each node, by the prefix of its name.
 
-    A node whose value something outside of the block uses, and which is not the block's result, belongs to the model.
+    Nodes whose values are used outside the block belong to the model, except for the block's result.
     """
     blocks: dict[str, Scope] = {}
     scopes: dict[ir.Node, Scope] = {}
@@ -134,7 +134,7 @@ def _scopes(model: ir.Model) -> dict[ir.Node, Scope]:
 
 
 def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Scope, str]) -> Iterator[str]:
-    """The model's own nodes in the order of the graph, each block as one line where its last node stands."""
+    """The model's own nodes in graph order; each block is one line at the place of its last node."""
     own = Scope("")
     for node in model.graph:
         block = scopes.get(node)
@@ -148,7 +148,7 @@ def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Sco
 
 
 def _mask_note(operands: Iterable[ir.Value]) -> str:
-    """What the mask among a block's operands hides."""
+    """A comment with the kind of mask among a block's operands."""
     for value in operands:
         producer = value.producer()
         if producer is not None and producer.op_type == "Where" and value.dtype not in (None, ir.DataType.INT64):
@@ -177,7 +177,7 @@ def _interface(model: ir.Model) -> Iterator[str]:
 
 
 def _folded(values: Iterable[ir.Value]) -> dict[str, list[ir.Value]]:
-    """Weights by name, those of alike layers together."""
+    """Weights by name; all layers share one name."""
     folded: dict[str, list[ir.Value]] = {}
     for value in values:
         if _is_weight(value):
@@ -186,7 +186,7 @@ def _folded(values: Iterable[ir.Value]) -> dict[str, list[ir.Value]]:
 
 
 def _cast_weight(node: ir.Node | None) -> ir.Value | None:
-    """The weight that this node casts to the compute dtype, if that is what it does."""
+    """The weight that this node casts, or None if it is not the cast of a weight."""
     value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
     return value if value is not None and _is_weight(value) else None
 
@@ -206,7 +206,7 @@ def _axes(value: ir.Value) -> str:
 
 
 def _constant(tensor: ir.TensorProtocol) -> str:
-    """A constant's elements, floats in six digits, which is what machines agree on."""
+    """A constant's elements. Floats have six digits, because further digits may differ between machines."""
     array, kind = tensor.numpy(), _type(tensor)
     if array.size > PRINTED:
         flat = np.asarray(array, dtype=np.float64).reshape(-1)

@@ -1,4 +1,4 @@
-"""Derived weights: tensors that an export makes of the checkpoint's, in a file of their own."""
+"""Derived weights: tensors that an export computes from the checkpoint's, stored in a separate file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +11,16 @@ from funnel_export.checkpoint.safetensors import WeightFile
 
 
 def derive_weights(folder: Path, file: str, tensors: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Derived]:
-    """Write tensors that are made of the checkpoint's into a file of their own, before a graph refers to them.
+    """Write derived tensors into a safetensors file, so that a graph can refer to them.
 
     Args:
-        folder: the bundle's folder, while it is being written.
-        file: name of the file, which ends in .safetensors.
-        tensors: by the names of their initializers.
-        recipe: how they were made.
+        folder: folder of the unfinished bundle.
+        file: name of the file; it ends in .safetensors.
+        tensors: the tensors by the names of their initializers.
+        recipe: how they were derived.
 
     Returns:
-        Where each lies, by name.
+        The source of each tensor, by name.
     """
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / file)
     record = DerivedFile.of(folder / file, recipe)

@@ -1,6 +1,6 @@
-"""The funnel's own operations as ONNX text: what an export makes of pooling, recovery, masks and positions.
+"""The funnel's operations as ONNX text: pooling, recovery, masks and positions as they are exported.
 
-Each is traced from the function of `funnel_export.funnel` that eager PyTorch runs, with the exporter's own settings.
+Each is traced, with the settings of the export, from the function in `funnel_export.funnel` that eager PyTorch runs.
 """
 
 import re
@@ -40,11 +40,11 @@ _spec = partial(FunnelSpec, pool_layer=0, recover_layer=1)
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation: its function and what goes in and out, each tensor with its axes."""
+    """One operation: its function, inputs and outputs."""
 
     name: str
     about: str
-    """What it computes, for the head of the text."""
+    """What it computes, for the first line of the text."""
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: dict[str, Operand]
     outputs: tuple[str, ...]
@@ -129,7 +129,7 @@ def _rows(attention_mask: Tensor) -> tuple[Tensor, ...]:
 
 
 def describe_ops(stride: int = 2) -> dict[str, str]:
-    """Every operation by its name, as ONNX text, which `onnx.parser.parse_model` reads."""
+    """Every operation by name, as ONNX text that `onnx.parser.parse_model` reads."""
     ops = list(funnel_ops(stride))
     models = translate([Piece(_Call(op.function), op.inputs, op.outputs) for op in ops], OPSET, FakeTensorMode())
     return {op.name: _text(op, model) for op, model in zip(ops, models, strict=True)}
@@ -153,7 +153,7 @@ class _Call(nn.Module):
 
 
 def _name_by_content(model: ir.Model) -> None:
-    """Name constants by their value and values by the op that makes them; leave out what names a run or a tool."""
+    """Name constants after their values and other values after their ops; remove the names of tools and nodes."""
     model.producer_name, model.producer_version = None, None
     constants = list(model.graph.initializers.values())
     model.graph.initializers.clear()
@@ -169,7 +169,7 @@ def _name_by_content(model: ir.Model) -> None:
         for value in node.outputs:
             if value.is_graph_output():
                 continue
-            value.type = value.shape = None  # a reader knows; the text would list them all in one line
+            value.type = value.shape = None  # the text would list all of them in one long line
             if node.op_type != "Constant":
                 counts[node.op_type] += 1
                 value.name = f"{node.op_type.lower()}_{counts[node.op_type]}"

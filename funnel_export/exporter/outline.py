@@ -1,8 +1,8 @@
-"""Outlining: a trace in which each part of the forward is one node, to be filled in later.
+"""Outlining: each part of the forward becomes one marker node in the trace, which is replaced later.
 
-A Gemma2 has dozens of decoder layers that differ in nothing but their weights. Tracing and translating each of them is
-nearly all the work of an ordinary export. Here a `Survey` notes what goes into each part, the forward is traced with an
-`Outline` as its runner, which leaves one marker node per part, and each distinct part is traced once (see `trace`).
+A Gemma2 has dozens of decoder layers that differ only in their weights. An ordinary export spends nearly all its time
+on tracing and translating them one by one. Here a `Survey` records the inputs of each part, the forward is traced with
+an `Outline` as its runner, which leaves one marker node per part, and each distinct part is traced once (see `trace`).
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Call:
     part: Part
     operands: tuple[Operand, ...]
     ignored: frozenset[str] = frozenset()
-    """Attributes of layers that do not change what a layer computes from its operands."""
+    """Attributes of layers that do not affect what the layer computes from its operands."""
 
     def signature(self) -> object:
-        """Equal for calls whose parts compute the same, given their weights."""
+        """A value that is equal for calls whose parts compute the same, apart from their weights."""
         if not isinstance(self.part, LayerPart):
             return id(self.part)
         layer = self.part.layer
@@ -46,22 +46,22 @@ class Call:
 
 
 class Survey:
-    """A runner that notes what goes into each part, and skips the part."""
+    """A runner that records the inputs of each part, and skips the part."""
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[Part, tuple[Tensor, ...]]] = {}
 
     def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:
-        """Stand in for the part: hidden states of its shape."""
+        """Record the call and return uninitialized hidden states of the part's output shape."""
         self.seen[name] = part, tensors
         x = tensors[0]
         return x.new_empty(x.shape[0], length, x.shape[2])
 
 
 def compare_surveys(one: Survey, other: Survey, ignored: frozenset[str]) -> dict[str, Call]:
-    """The calls of a forward, from two runs with other sizes: axes that differ are dynamic.
+    """The calls of a forward, from two runs with different sizes: axes whose sizes differ are dynamic.
 
-    An axis is named after its two sizes, so axes of one part that have one size in both runs are one axis.
+    A dynamic axis is named after its two sizes, so axes of a part with the same two sizes are the same axis.
     """
     calls = {}
     for name, (part, tensors) in one.seen.items():
@@ -79,7 +79,7 @@ class Outline:
     """A runner that marks each part in the trace."""
 
     def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a part runner's signature
-        """Stand in for the part: hidden states of its shape, from a node that bears its name."""
+        """Return hidden states of the part's output shape from a marker node with the part's name."""
         x = tensors[0]
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{MARKER}",

@@ -1,4 +1,4 @@
-"""The Hugging Face model of a checkpoint: shapes of parameters, and no weight in memory."""
+"""The Hugging Face model of a checkpoint with the shapes of its parameters, without their values."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,12 @@ from funnel_export.spec.export import ExportSpec
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A model with parameters that have shapes only, and buffers that have values."""
+    """A model whose parameters have only shapes and whose buffers have values."""
 
     family: Family
     model: Any
     mode: FakeTensorMode
-    """The mode in which its parameters were made."""
+    """The mode in which its parameters were created."""
 
     @property
     def base(self) -> Any:
@@ -30,13 +30,13 @@ class Skeleton:
 
     @property
     def base_prefix(self) -> str:
-        """How the names of the base's parameters begin in the model."""
+        """Prefix of the base's parameters among the model's parameters, "" or for example "model."."""
         names = (name for name, module in self.model.named_modules() if module is self.base)
         return "".join(f"{name}." for name in names if name)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter by its name in the model."""
+        """Shape of every parameter, by its name in the model."""
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
 
 
@@ -50,9 +50,10 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     built._attn_implementation = "eager"
     if spec.task is Task.TEXT_CLASSIFICATION and (built.pad_token_id is None or built.pad_token_id < 0):
         raise CheckpointError(
-            "text classification reads the last token that is not padding",
+            "text classification needs a pad_token_id to find the last token of a row",
             got=f"pad_token_id {built.pad_token_id} in config.json",
-            wanted="a pad_token_id",
+            wanted="the id of a token",
+            hint="set pad_token_id in config.json",
         )
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values
     compute = getattr(torch, spec.dtype)
@@ -62,7 +63,7 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     family.make_buffers(family.base_of(model), built, compute)
     unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
     if unreal:
-        raise ExportError("a buffer of the model has no value", got=unreal, wanted="a version of transformers >= 5.10")
+        raise ExportError("buffers of the model have no values", got=unreal, wanted="transformers >= 5.10")
     return Skeleton(family, model, mode)
 
 

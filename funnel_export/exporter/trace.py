@@ -1,4 +1,4 @@
-"""From a skeleton to the outline of its graph and the parts to fill in, without a single weight in memory."""
+"""Traces a skeleton: the outline of its graph, and its distinct parts."""
 
 from dataclasses import dataclass
 
@@ -19,33 +19,33 @@ from funnel_export.spec.funnel import FunnelSpec
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced model: the outline with its marker nodes, and the parts to fill in."""
+    """A traced model: the outline with marker nodes, and the parts that replace them."""
 
     outline: ir.Model
-    """Inputs and outputs as the bundle has them; parameters are initializers without values, by their model names."""
+    """Has the inputs and outputs of the bundle; parameters are initializers without values, named as in the model."""
     parts: dict[str, "TracedPart"]
-    """By the name that the marker node carries."""
+    """Parts by the names of their marker nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TracedPart:
-    """A part of the forward as a graph of its own."""
+    """A part of the forward as a separate graph."""
 
     body: ir.Model
-    """Inputs: the operands, then `weights`; one output. Shared by every part that computes the same."""
+    """Its inputs are the operands, then `weights`; it has one output. Parts that compute the same share it."""
     weights: tuple[str, ...]
-    """Names of the model's parameters that go in after the operands."""
+    """Names of the model's parameters that are its last inputs."""
 
 
 def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
     """Trace a model with a funnel.
 
     Args:
-        skeleton: the model, which is of no other use afterwards.
-        spec: what is exported; its funnel fits the model.
+        skeleton: the model; it is modified and cannot be used afterwards.
+        spec: what to export; its funnel must fit the model.
 
     Raises:
-        CheckpointError: if the model cannot carry a funnel.
+        CheckpointError: if the model does not support a funnel.
     """
     model, mode = skeleton.model, skeleton.mode
     calls = _calls(skeleton, spec.funnel)
@@ -55,7 +55,7 @@ def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
     patch_forward(model, spec.funnel, Outline(), last_only=spec.logits is Logits.LAST)
     base = skeleton.base
     layers = list(base.layers)
-    del base.layers  # a plain list is not lifted into the trace: the outline needs no layer's parameters
+    del base.layers  # as a plain list, the layers add no parameters to the outline
     base.layers = layers
     output = output_of(spec).name
     inputs = {port.name: Operand(torch.int64, port.axes) for port in INPUTS}
@@ -76,12 +76,12 @@ def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
 
 
 def _calls(skeleton: Skeleton, spec: FunnelSpec | None) -> dict[str, Call]:
-    """What goes into each part, from two runs: long enough for several slots, and of other sizes in every axis."""
+    """The call of each part, from two runs whose batch, length and number of slots differ; each has several slots."""
     model, mode, stride = skeleton.model, skeleton.mode, 1 if spec is None else spec.stride
     sizes = ((2, 4 * stride + 3), (3, 6 * stride + 4))
     if spec is not None and stride > 1:
         slots = tuple(spec.num_slots(length) for _, length in sizes)
-        assert len({slots, *zip(*sizes, strict=True)}) == 3, "an axis is known by its two sizes"
+        assert len({slots, *zip(*sizes, strict=True)}) == 3, "different axes need different pairs of sizes"
     surveys = []
     for batch, length in sizes:
         survey = Survey()
@@ -96,7 +96,7 @@ def _calls(skeleton: Skeleton, spec: FunnelSpec | None) -> dict[str, Call]:
 
 
 class _Outputs(nn.Module):
-    """The model with plain inputs and its one output."""
+    """The model with two tensor inputs and one tensor output."""
 
     def __init__(self, wrapped: nn.Module, output: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def _piece(call: Call) -> Piece:
 
 
 def _weights_to_inputs(body: ir.Model, call: Call) -> None:
-    """Make a layer's weights inputs of its graph: whatever optimizes it cannot fold them."""
+    """Make a layer's weights inputs of its graph, so that no optimizer folds them."""
     for name in _parameter_names(call):
         value = body.graph.initializers.pop(f"layer.{name}")
         value.const_value = None
@@ -134,10 +134,10 @@ def _weights_to_inputs(body: ir.Model, call: Call) -> None:
 
 
 def _share_lengths(body: ir.Model, call: Call) -> None:
-    """Read each dynamic axis off the last operand that has it.
+    """Take the size of each dynamic axis from the last operand that has this axis.
 
-    Hidden states come first and are new in every layer; masks and angles come last and serve many, so that layers then
-    share the shapes that they compute.
+    The first operand, the hidden states, differs in every layer. The last ones, masks and angles, are the same for many
+    layers, so these layers then share the nodes that compute sizes.
     """
     last = {axis: (i, k) for i, o in enumerate(call.operands) for k, axis in enumerate(o.axes)}
     operands = dict(zip(body.graph.inputs, call.operands, strict=False))  # weights follow

@@ -1,4 +1,4 @@
-"""Translating modules to ONNX with torch's exporter, all of them in one go, from fake tensors."""
+"""Translates modules to ONNX with torch's exporter: all modules in one call, from fake tensors."""
 
 import contextlib
 import logging
@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op  # the lowest that is exported: later ones may add attributes
+from onnxscript import opset18 as op  # the lowest opset of an export; later opsets may add attributes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Dtype and axes of a tensor; dynamic axes by name."""
+    """Dtype and axes of a tensor; dynamic axes have names."""
 
     dtype: torch.dtype
     axes: tuple[int | str, ...]
@@ -25,7 +25,7 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A module to translate, which takes its inputs in this order and gives its outputs."""
+    """A module to translate, with its inputs and outputs in order."""
 
     module: nn.Module
     inputs: dict[str, Operand]
@@ -33,15 +33,14 @@ class Piece:
 
 
 def translate(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list[ir.Model]:
-    """An ONNX model for each piece; parameters are initializers by their names in the piece's module.
+    """An ONNX model for each piece; parameters are initializers with their names in the piece's module.
 
-    One call of `torch.onnx.export` for all of them, because each call reads anew what it needs to know of every
-    operator, whatever it translates.
+    All pieces share one call of `torch.onnx.export`, because every call loads the data of all operators again.
 
     Args:
-        pieces: modules without tensors in common other than parameters; theirs belong to `mode`.
+        pieces: modules that share no tensors except parameters; these belong to `mode`.
         opset: ONNX opset version.
-        mode: makes the example inputs.
+        mode: creates the example inputs.
     """
     together = _Together(pieces)
     args, axes, inputs, outputs = [], [], [], []
@@ -61,7 +60,7 @@ def translate(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list
 
 
 class _Together(nn.Module):
-    """Pieces side by side: all their inputs to all their outputs."""
+    """One module that runs all pieces: takes the inputs of all and returns the outputs of all."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class _Together(nn.Module):
 
 
 def _own(name: str, index: int) -> str:
-    """A name of a piece among those of all pieces."""
+    """The name of a piece's value, made unique among all pieces."""
     return f"{name}__{index}"
 
 
@@ -90,11 +89,10 @@ def _to_onnx(
     inputs: list[str],
     outputs: list[str],
 ) -> ir.Model:
-    """Capture and translate.
+    """Capture the module with `torch.export` and translate it, without the decomposition between the two.
 
-    What `torch.export` captured goes to the translation as it is. The decomposition between the two, which captures
-    everything once more, was more than half of the time; of the operators here only a few need it, and `_TRANSLATIONS`
-    has those. If one is met that only a decomposition knows, the long way is taken.
+    The decomposition captures everything again, which took more than half of the time. Only a few of the operators
+    need it, and `_TRANSLATIONS` translates those. If another operator needs it, the decomposition runs after all.
     """
     dims = {name: torch.export.Dim(name) for name in dict.fromkeys(name for a in axes for name in a.values())}
     dynamic = tuple({i: dims[name] for i, name in a.items()} for a in axes)
@@ -126,7 +124,7 @@ def _to_onnx(
 
 
 def _softmax(x: Any, dim: int, dtype: int = -1) -> Any:
-    """Softmax in the dtype that was asked for; torch's own translation computes in the input's and casts after."""
+    """Softmax computed in `dtype`; torch's own translation computes it in the input's dtype and casts the result."""
     return op.Softmax(cast(Any, op.Cast(x, to=dtype) if dtype != -1 else x), axis=dim)
 
 
@@ -159,7 +157,7 @@ _TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def _rename_initializers(model: ir.Model, together: nn.Module) -> None:
-    """Name initializers as the pieces name them; tied parameters by the first of their names."""
+    """Name initializers after the parameters of the pieces; tied parameters get the first of their names."""
     first = {id(p): name for name, p in together.named_parameters()}
     names = {name: first[id(p)] for name, p in together.named_parameters(remove_duplicate=False)}
     for value in list(model.graph.initializers.values()):
@@ -168,13 +166,13 @@ def _rename_initializers(model: ir.Model, together: nn.Module) -> None:
 
 
 def _extract(model: ir.Model, piece: Piece, index: int) -> ir.Model:
-    """A piece's own model, with the names that it gave."""
+    """The model of one piece, with the piece's own names."""
     inputs, outputs = ([_own(name, index) for name in names] for names in (piece.inputs, piece.outputs))
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     found = dict(graph.initializers)
     graph.initializers.clear()
-    for value in (found[name] for name in model.graph.initializers if name in found):  # `extract` has no order
-        value.name = re.sub(r"^pieces\.\d+\.", "", str(value.name))  # where two pieces share it, the first named it
+    for value in (found[name] for name in model.graph.initializers if name in found):  # `extract` loses the order
+        value.name = re.sub(r"^pieces\.\d+\.", "", str(value.name))  # a shared one has the name of its first piece
         graph.register_initializer(value)
     for values, names in ((graph.inputs, piece.inputs), (graph.outputs, piece.outputs)):
         for value, name in zip(values, names, strict=True):
@@ -188,7 +186,7 @@ def _extract(model: ir.Model, piece: Piece, index: int) -> ir.Model:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's notes about torchvision and axis names, which no user can act on, off the terminal."""
+    """Silence torch's messages about torchvision and axis names, which users cannot act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -201,7 +199,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _any_length() -> contextlib.AbstractContextManager[None]:
-    """Let an axis be 0 or 1 long as well, as `torch.onnx.export` does when it captures by itself."""
+    """Allow dynamic axes of size 0 and 1, as `torch.onnx.export` does when it captures a module itself."""
     config: Any = torch.fx.experimental._config
     patch: contextlib.AbstractContextManager[None] = config.patch(backed_size_oblivious=True)
     return patch

@@ -1,4 +1,4 @@
-"""Weights by reference: initializers that name a place in the checkpoint's safetensors files."""
+"""Weights by reference: initializers that point into the checkpoint's safetensors files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,22 +17,22 @@ COMPUTE_DTYPES = {
     Dtype.BFLOAT16: ir.DataType.BFLOAT16,
 }
 SHOWN = 24
-"""Faults of weights that one message describes."""
+"""Largest number of faults that one message lists."""
 
 
 def refer_to_weights(
     model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint
 ) -> dict[str, WeightSource]:
-    """Turn each parameter, an input of the graph so far, into an initializer that refers to the checkpoint.
+    """Turn each parameter from an input of the graph into an initializer that refers to the checkpoint.
 
-    A weight stored in another dtype than the graph computes in is cast in the graph; an embedding is gathered first and
-    cast then, so that no runtime makes a second table of it.
+    If a weight is stored in another dtype than the graph computes in, the graph casts it. An embedding is cast after
+    the gather, so that no runtime keeps a second copy of the table.
 
     Returns:
-        Where each weight comes from, by name.
+        The source of each weight, by name.
 
     Raises:
-        CheckpointError: if one is not stored, which `match_weights` says of all.
+        CheckpointError: if a weight is missing; `match_weights` lists all missing ones.
     """
     stored = {name: checkpoint.find(name) for name in (str(value.name) for value in parameters)}
     kept = [value for value in model.graph.inputs if value not in parameters]
@@ -44,12 +44,12 @@ def refer_to_weights(
 
 
 def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that does not hold these parameters in these shapes, and no others.
+    """Check that the checkpoint has exactly these parameters, with these shapes.
 
-    A weight that the model has no place for would be dropped: config.json then describes another model.
+    Unused weights are refused too: they would be dropped without notice, and config.json describes another model.
 
     Raises:
-        CheckpointError: with what is missing, of another shape or not used, some dozens at once.
+        CheckpointError: lists up to `SHOWN` weights that are missing, have another shape or are not used.
     """
     findings = [*_unused(shapes, checkpoint), *_missing(shapes, checkpoint)]
     if len(findings) == 1:
@@ -60,7 +60,7 @@ def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint)
 
 
 def _missing(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
-    """What is said of each parameter that is not stored, or in another shape."""
+    """An error for each parameter that is missing or has another shape."""
     for name, wanted in shapes.items():
         try:
             stored = checkpoint.find(name)
@@ -69,14 +69,14 @@ def _missing(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> I
             continue
         if stored.shape != wanted:
             yield CheckpointError(
-                "a weight has another shape than config.json says",
+                "a weight has another shape than config.json requires",
                 got=f"{name}: {list(stored.shape)}",
                 wanted=list(wanted),
             )
 
 
 def _unused(parameters: Iterable[str], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
-    """What is said of the stored weights that are no parameters, and are not expected beside them."""
+    """One error for all stored weights that the model does not use, except those that the family expects."""
     family = checkpoint.family
     used = {stored for parameter in parameters for stored in family.stored_names(parameter)}
     unused = [name for name in checkpoint.tensors if name not in used and not family.may_be_unused(name)]
@@ -85,7 +85,7 @@ def _unused(parameters: Iterable[str], checkpoint: Checkpoint) -> Iterator[Check
             "the checkpoint has weights that the model does not use",
             got=", ".join(unused[:3]) + (f", and {len(unused) - 3} more" if len(unused) > 3 else ""),
             wanted=f"the weights of a {family.title} with {checkpoint.architecture.num_hidden_layers} layers",
-            hint="correct config.json (num_hidden_layers, for example), or save the model without them",
+            hint="correct config.json (for example num_hidden_layers), or save the model without these weights",
         )
 
 
@@ -100,13 +100,13 @@ def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
 
 
 def reference(name: str, tensor: StoredTensor) -> ir.ExternalTensor:
-    """An initializer's value: a place in a safetensors file beside the graph."""
+    """The value of an initializer: a reference into a safetensors file in the graph's folder."""
     shape, dtype = ir.Shape(tensor.shape), STORED_DTYPES[tensor.dtype]
     return ir.ExternalTensor(tensor.file, tensor.offset, tensor.nbytes, dtype, shape=shape, name=name)
 
 
 def _cast_uses(model: ir.Model, value: ir.Value, stored: ir.DataType, compute: ir.DataType) -> None:
-    """Let every use of `value` see it in the compute dtype."""
+    """Cast `value` to the compute dtype for all its uses."""
     uses = list(value.uses())
     gathers = [use.node for use in uses if use.node.op_type == "Gather" and use.idx == 0]
     for gather in gathers:
@@ -133,12 +133,12 @@ def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
 
 
 def check_head(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose config ties the head to the embedding while its files hold two different ones.
+    """Refuse a checkpoint whose config ties head and embedding, but whose files have two different tensors for them.
 
-    Hugging Face then loads both in some versions and one in others.
+    Some versions of Hugging Face load both of them, others only one.
 
     Raises:
-        CheckpointError: if they differ.
+        CheckpointError: if the tensors differ.
     """
     tensors, family = checkpoint.tensors, checkpoint.family
     embedding = tensors.get(family.embedding)
@@ -148,10 +148,10 @@ def check_head(checkpoint: Checkpoint) -> None:
     if (embedding.dtype, embedding.shape) == (head.dtype, head.shape) and _same_bytes(checkpoint, embedding, head):
         return
     raise CheckpointError(
-        "config.json ties the head to the embedding, and the files hold two different ones",
+        "config.json ties the head to the embedding, but the two are stored with different values",
         got=f"{family.head} differs from {family.embedding}",
-        wanted="one of them, or two equal ones",
-        hint='"tie_word_embeddings": false in config.json if the head is meant to be its own',
+        wanted="only one of them, or equal values",
+        hint='set "tie_word_embeddings": false in config.json if the head is meant to differ',
     )
 
 

@@ -1,4 +1,4 @@
-"""Writing a bundle: graphs, weights, companions, manifest."""
+"""Writes a bundle: graphs, weights, tokenizer files, manifest."""
 
 import json
 from collections.abc import Mapping
@@ -31,22 +31,22 @@ def write_bundle(
     source: str,
     placing: Placing,
 ) -> None:
-    """Fill a folder, in which derived weights may lie already, with a bundle.
+    """Write a bundle into a folder, which may already contain derived weights.
 
-    Weight files are hard-linked, or copied where that is asked for or the folder is on another file system.
-    `config.json` is the checkpoint's, with the funnel added; tokenizer files are copied, with names in their settings
-    that transformers 4 reads too.
+    Weight files are hard-linked, or copied if `placing` says so or the folder is on another file system. `config.json`
+    is the checkpoint's with the funnel added. Tokenizer files are copied; only
+    names in their settings change that transformers 4 cannot read.
 
     Args:
         folder: where to write.
         graphs: the graphs by role; each is written as `<role>.onnx`.
-        checkpoint: what was exported.
+        checkpoint: the exported checkpoint.
         spec: what the graphs compute.
-        source: the checkpoint as it was named.
-        placing: how weight files get into the bundle.
+        source: name of the checkpoint, for the manifest.
+        placing: whether to link or copy weight files.
 
     Raises:
-        BundleError: if the folder cannot be written, because the disk is full, for example.
+        BundleError: if writing fails, for example because the disk is full.
     """
     weights = files_of((source for built in graphs.values() for source in built.sources.values()), checkpoint.weights)
     stored = {weight.file for weight in weights if isinstance(weight, StoredFile)}
@@ -64,7 +64,7 @@ def write_bundle(
         manifest = _manifest(folder, graphs, weights, spec, source)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:
-        raise BundleError("the bundle could not be written", got=err, wanted="room and permission to write") from err
+        raise BundleError("the bundle could not be written", got=err, wanted="disk space and write permission") from err
 
 
 def _manifest(
@@ -85,7 +85,7 @@ def _manifest(
 
 
 def graph_file(role: str) -> str:
-    """Name of the file of a graph."""
+    """File name of a graph."""
     return f"{role}.onnx"
 
 
@@ -115,7 +115,7 @@ def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None)
 
 
 def _write_index(folder: Path, weights: list[WeightFile]) -> None:
-    """An index of the files that are in the bundle, so that it is a checkpoint that Hugging Face loads."""
+    """Write an index of the bundle's weight files, so that Hugging Face can load the bundle as a checkpoint."""
     sizes = [tensor.nbytes for file in weights for tensor in file.tensors.values()]
     index = {
         "metadata": {"total_size": sum(sizes)},

@@ -1,4 +1,4 @@
-"""Copies of the tiny checkpoint with other tensors, files or links, as strangers have them."""
+"""Copies of the tiny checkpoint, and functions that change their tensors and config."""
 
 import json
 import shutil
@@ -13,19 +13,19 @@ WEIGHTS = "model.safetensors"
 
 
 def copied(folder: Path, recipe: Recipe | None = None) -> Path:
-    """A copy of the checkpoint, with a tokenizer's file beside it."""
+    """A copy of the checkpoint, with an empty tokenizer file."""
     checkpoint = shutil.copytree((recipe or Recipe()).checkpoint(), folder / "checkpoint")
     (checkpoint / "tokenizer.json").write_text("{}")
     return checkpoint
 
 
 def retensor(checkpoint: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Store other tensors."""
+    """Replace the stored tensors by `change` of them."""
     save_file(change(load_file(checkpoint / WEIGHTS)), checkpoint / WEIGHTS, metadata={"format": "pt"})
 
 
 def renamed(checkpoint: Path, rename: Callable[[str], str]) -> None:
-    """Store the tensors under other names."""
+    """Rename the stored tensors."""
     retensor(checkpoint, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
 
 

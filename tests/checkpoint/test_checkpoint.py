@@ -1,4 +1,4 @@
-"""Checkpoints that are not what they should be are refused before anything is traced."""
+"""Reading a checkpoint: invalid ones are refused with the right error."""
 
 import json
 import shutil
@@ -41,12 +41,12 @@ def cut(folder: Path) -> None:
 
 
 SPOILS: dict[Callable[[Path], object], str] = {
-    lambda f: shutil.rmtree(f): "no such checkpoint",
+    lambda f: shutil.rmtree(f): "checkpoint not found",
     lambda f: (f / "config.json").unlink(): r"no config\.json in this folder",
     lambda f: (f / "config.json").write_text("{"): "is not JSON",
     lambda f: (f / "config.json").write_text("[]"): "not a JSON object",
     lambda f: config(f, model_type="gemma3"): "this kind of model is not supported",
-    lambda f: config(f, transformers_weights="other.safetensors"): "weight files of its own",
+    lambda f: config(f, transformers_weights="other.safetensors"): "transformers_weights in config",
     lambda f: config(f, sliding_window=None): "sliding_window is null",
     lambda f: config(f, sliding_window=None, layer_types=["full_attention"] * 4): "sliding_window is null: Hugging",
     lambda f: config(f, quantization_config={"bits": 4}): "quantized",
@@ -89,9 +89,9 @@ def test_the_task_follows_from_the_architecture(task: Task) -> None:
     assert Checkpoint.open(Recipe(task=task).checkpoint()).task is task
 
 
-def test_no_architecture_no_task(folder: Path) -> None:
+def test_the_task_is_unknown_without_architectures(folder: Path) -> None:
     config(folder, architectures=["SomethingElse"])
-    with pytest.raises(CheckpointError, match="does not say what it was made for"):
+    with pytest.raises(CheckpointError, match="task of the checkpoint is unknown"):
         Checkpoint.open(folder).task  # noqa: B018
 
 

@@ -1,4 +1,4 @@
-"""Folders that hold something else than a checkpoint: all that is wrong is named before anything is traced."""
+"""Folders without a usable checkpoint: the error names every fault, before anything is traced."""
 
 import os
 import shlex
@@ -79,7 +79,7 @@ def test_links_that_lead_nowhere(target: str, checkpoint: Path) -> None:
 
 
 def stored_elsewhere(checkpoint: Path) -> Path:
-    """The checkpoint as DVC and git-annex keep it: every file is a link into a store beside the folder."""
+    """Move the files into a store outside the checkpoint and link to them, as DVC and git-annex do."""
     store = checkpoint.parent / ".dvc" / "cache" / "files" / "md5"
     store.mkdir(parents=True)
     (checkpoint / "tokenizer_config.json").write_text("{}")
@@ -89,12 +89,12 @@ def stored_elsewhere(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def test_a_store_of_links_is_refused_at_once_and_mended_by_one_command(
+def test_all_links_out_of_the_checkpoint_are_named_and_the_hint_works(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = stored_elsewhere(checkpoint).rename(checkpoint.with_name("two words"))
-    monkeypatch.setattr("funnel_export.exporter.build.build_graphs", None)  # to call it would raise a TypeError
-    with pytest.raises(CheckpointError, match="links that lead out of it") as caught:
+    monkeypatch.setattr("funnel_export.exporter.build.build_graphs", None)  # calling it would raise a TypeError
+    with pytest.raises(CheckpointError, match="links out of it") as caught:
         export(stored, stored.parent / "out", funnel="1:3:2")
     names = [line.split(" -> ")[0] for line in caught.value.details["got"].splitlines()]
     assert names == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -106,17 +106,17 @@ def test_a_store_of_links_is_refused_at_once_and_mended_by_one_command(
     assert not any(path.is_symlink() for path in copy.path.iterdir())
 
 
-def test_one_file_of_this_machine_is_not_carried_into_a_bundle(checkpoint: Path) -> None:
+def test_a_link_does_not_copy_a_file_of_this_machine(checkpoint: Path) -> None:
     (checkpoint.parent / "secret").write_text("a key")
     (checkpoint / "tokenizer.json").unlink()
     (checkpoint / "tokenizer.json").symlink_to("../secret")
-    with pytest.raises(CheckpointError, match="links that lead out of it"):
+    with pytest.raises(CheckpointError, match="links out of it"):
         export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
     assert not (checkpoint.parent / "out").exists()
 
 
 def kubernetes(checkpoint: Path) -> None:
-    """As a mounted ConfigMap or volume: every name is a link to a link to a folder within."""
+    """Lay out the files like a mounted Kubernetes volume: links to files through a link to an inner folder."""
     inner = checkpoint / "..2024_01_01"
     inner.mkdir()
     (checkpoint / "..data").symlink_to(inner.name)
@@ -153,7 +153,7 @@ def test_a_snapshot_of_the_hubs_cache(within: str, tmp_path: Path) -> None:
     assert Checkpoint.open(snapshot).companions()["tokenizer.json"] == b"{}"
 
 
-def test_a_folder_that_is_called_blobs_is_no_cache(checkpoint: Path) -> None:
+def test_a_folder_named_blobs_is_not_the_hubs_cache(checkpoint: Path) -> None:
     blobs = checkpoint.parent / "blobs"
     checkpoint = checkpoint.rename(checkpoint.with_name("snapshots")) / "1"
     checkpoint.mkdir()
@@ -162,7 +162,7 @@ def test_a_folder_that_is_called_blobs_is_no_cache(checkpoint: Path) -> None:
     blobs.mkdir()
     (checkpoint / "tokenizer.json").rename(blobs / "t")
     (checkpoint / "tokenizer.json").symlink_to(blobs / "t")
-    with pytest.raises(CheckpointError, match="links that lead out of it"):
+    with pytest.raises(CheckpointError, match="links out of it"):
         Checkpoint.open(checkpoint).companions()
 
 
@@ -171,7 +171,7 @@ def test_a_folder_that_is_called_blobs_is_no_cache(checkpoint: Path) -> None:
     [os.mkfifo, Path.mkdir, lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 30)],
     ids=["pipe", "folder", "gigabyte"],
 )
-def test_a_companion_that_is_no_file(
+def test_a_tokenizer_file_that_is_not_a_regular_file(
     spoil: Callable[[Path], object], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("funnel_export.exporter.build.build_graphs", None)
@@ -201,10 +201,10 @@ def test_an_adapter(names: list[str], model: bool, checkpoint: Path) -> None:
 FORMATS: dict[tuple[str, ...], tuple[str, str]] = {
     ("model.fp16.safetensors",): ("a variant", 'variant="NAME"'),
     ("model.safetensors.index.fp16.json", "model.fp16-00001-of-00002.safetensors"): ("a variant", 'variant="NAME"'),
-    ("model.safetensors.incomplete",): ("did not end", "hf download"),
+    ("model.safetensors.incomplete",): ("incomplete", "hf download"),
     ("model.safetensors.dvc",): ("DVC has not fetched", "dvc --cd"),
-    ("consolidated.safetensors", "params.json"): ("other names than Hugging Face's", "Hugging Face format"),
-    ("weights.safetensors",): ("does not look for", "save_pretrained"),
+    ("consolidated.safetensors", "params.json"): ("other tensor names", "Hugging Face format"),
+    ("weights.safetensors",): ("Hugging Face does not load", "save_pretrained"),
     ("pytorch_model.bin",): ("pickle, which can run code", "where you trust it"),
     ("consolidated.00.pth",): ("pickle, which can run code", "where you trust it"),
     ("gemma-2-2b-it-Q4_K_M.gguf",): ("GGUF", "gguf_file"),
@@ -233,7 +233,7 @@ def test_other_formats(names: tuple[str, ...], config: bool, checkpoint: Path) -
     assert hint in error["hint"]
 
 
-def test_the_kind_that_is_mended_most_easily_is_mended(checkpoint: Path) -> None:
+def test_the_hint_is_for_the_format_that_is_easiest_to_convert(checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).unlink()
     for name in ("flax_model.msgpack", "pytorch_model.bin", "training_args.bin", "optimizer.pt"):
         (checkpoint / name).write_bytes(b"x")
@@ -281,7 +281,7 @@ def test_an_empty_folder_and_a_file(tmp_path: Path, checkpoint: Path) -> None:
 
 @contextmanager
 def another_user() -> Iterator[None]:
-    """Without root's power to read what permissions forbid."""
+    """Drop root, who can read any file."""
     if os.geteuid():
         yield
         return
@@ -294,14 +294,14 @@ def another_user() -> Iterator[None]:
 
 @pytest.fixture
 def readable() -> Iterator[Path]:
-    """A checkpoint that every user may read."""
+    """A checkpoint that every user can read."""
     with tempfile.TemporaryDirectory(prefix="funnel-export-") as name:
         Path(name).chmod(0o755)
         checkpoint = copied(Path(name))
         checkpoint.chmod(0o755)
         for path in checkpoint.iterdir():
             path.chmod(0o644)
-        Checkpoint.open(checkpoint)  # imports what it needs as the user that may
+        Checkpoint.open(checkpoint)  # runs its imports before root is dropped
         yield checkpoint
         checkpoint.parent.chmod(0o755)
         checkpoint.chmod(0o755)
@@ -314,7 +314,7 @@ def readable() -> Iterator[Path]:
         (WEIGHTS, "a weight file cannot be read"),
         ("tokenizer.json", "a file of the checkpoint cannot be read"),
         ("", "the checkpoint's folder cannot be read"),
-        ("..", "the checkpoint cannot be looked for"),
+        ("..", "the path of the checkpoint cannot be accessed"),
     ],
 )
 def test_no_permission(place: str, message: str, readable: Path) -> None:

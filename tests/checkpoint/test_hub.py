@@ -1,4 +1,4 @@
-"""Checkpoints by Hub id, from a cache folder that the tests make: nothing is downloaded."""
+"""Checkpoints by Hub id, from a cache folder that the tests create; nothing is downloaded."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ID, COMMIT, TAGGED = "somebody/tiny-gemma2", "0" * 39 + "1", "0" * 39 + "2"
 
 
 def make_cache(cache: Path) -> Path:
-    """A Hub cache with two commits of one model: main, and one that is tagged v1 and carries a funnel."""
+    """A Hub cache with two commits of one model: main, and one with the tag v1 and a funnel."""
     model = cache / "models--somebody--tiny-gemma2"
     (model / "blobs").mkdir(parents=True)
     (model / "refs").mkdir()
@@ -38,7 +38,7 @@ def make_cache(cache: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache, in use and offline."""
+    """Use the cache, offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return make_cache(tmp_path / "hub")
@@ -68,11 +68,11 @@ def test_a_folder_is_taken_before_an_id(cache: Path, monkeypatch: pytest.MonkeyP
     ("name", "revision", "message"),
     [
         ("somebody/else", None, "the Hub cannot be reached"),
-        (ID, "v2", "at v2, which is no folder and not in the Hub's cache"),
+        (ID, "v2", "at v2, which is not a folder and not in the Hub's cache"),
         ("somebody/else", None, "hf download somebody/else"),
     ],
 )
-def test_what_is_not_there_is_refused(name: str, revision: str | None, message: str, cache: Path) -> None:
+def test_missing_models_are_refused(name: str, revision: str | None, message: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         find_checkpoint(name, revision)
 
@@ -103,28 +103,28 @@ def test_a_mistyped_path(
     (tmp_path / "models" / "gemma").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     name, missing = (each.replace("ROOT", str(tmp_path)) for each in (name, missing))
-    with pytest.raises(CheckpointError, match="there is no such checkpoint") as caught:
+    with pytest.raises(CheckpointError, match="checkpoint not found") as caught:
         find_checkpoint(name)
     assert caught.value.details["got"] == f"{name}: the folder {missing} does not exist"
     assert caught.value.details.get("hint") == (close and close.replace("ROOT", str(tmp_path)))
 
 
-def test_an_id_is_looked_for_although_a_folder_is_called_like_its_owner(
+def test_an_id_is_found_although_a_folder_has_its_owners_name(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "somebody" / "tiny-gemma").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert find_checkpoint(ID).name == f"{ID}@{COMMIT}"
-    with pytest.raises(CheckpointError, match="at v2, which is no folder"):
+    with pytest.raises(CheckpointError, match="at v2, which is not a folder"):
         find_checkpoint(ID, "v2")
 
 
-def test_a_name_longer_than_names_may_be(cache: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be looked for"):
+def test_a_name_that_is_too_long(cache: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be accessed"):
         find_checkpoint("x" * 300)
 
 
-def test_a_lost_connection_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*_: object, **__: object) -> None:
         raise errors.HTTPError("the connection was lost")
 

@@ -1,4 +1,4 @@
-"""Models of other kinds are recognised by their config and their tensors, and never exported in silence."""
+"""Unsupported models are recognised by their config and tensors, and refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_prefix_before_all_names(prefix: str, task: Task, tmp_path: Path) -> N
 
 
 def test_a_prefix_that_a_family_knows_is_accepted(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are the family's: one whose model lies in a larger one may say so."""
+    """A family may list names with a prefix, for models that are part of a larger one."""
     plain = Gemma2.stored_names
     monkeypatch.setattr(Gemma2, "stored_names", lambda _, p: (*plain(_, p), f"language_model.{p}"))
     renamed(checkpoint, lambda name: f"language_model.{name}")
@@ -67,7 +67,7 @@ def test_a_prefix_that_a_family_knows_is_accepted(checkpoint: Path, monkeypatch:
 
 
 def test_a_head_beside_the_prefix(checkpoint: Path) -> None:
-    """As TRL stores a model with a value head."""
+    """TRL stores models with a value head like this."""
 
     def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {f"pretrained_model.{name}": t for name, t in tensors.items()} | {"v_head.summary.bias": torch.ones(1)}
@@ -78,7 +78,7 @@ def test_a_head_beside_the_prefix(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"])
 def test_a_wrapper_within_the_names(part: str, checkpoint: Path) -> None:
-    """As torch.compile, FSDP and checkpointing of single layers leave it."""
+    """torch.compile, FSDP and checkpointing add such parts when single layers are wrapped."""
     renamed(checkpoint, lambda name: name.replace("layers.1.", f"layers.1.{part}."))
     error = refused(checkpoint)
     assert "wrapper" in error["what"]
@@ -130,11 +130,11 @@ QUANTIZED: dict[str, dict[str, torch.dtype]] = {
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_quantized_weights_without_a_word_in_the_config(name: str, checkpoint: Path) -> None:
+def test_quantized_weights_without_quantization_in_the_config(name: str, checkpoint: Path) -> None:
     added = {f"{Q_PROJ}.{part}": torch.ones(2, dtype=dtype) for part, dtype in QUANTIZED[name].items()}
     retensor(checkpoint, lambda tensors: tensors | added)
     error = refused(checkpoint)
-    assert error["what"] == "quantized checkpoints cannot be exported"
+    assert error["what"] == "quantized checkpoints are not supported"
     assert set(error["got"].split(", ")) <= added.keys()
     assert "dequantize()" in error["hint"]
 
@@ -155,17 +155,17 @@ def test_a_config_of_quantized_weights(key: str, checkpoint: Path) -> None:
     ],
     ids=str,
 )
-def test_code_of_a_model(code: Any, checkpoint: Path) -> None:
+def test_custom_code_of_a_model_is_refused(code: Any, checkpoint: Path) -> None:
     configured(checkpoint, auto_map=code)
     error = refused(checkpoint)
-    assert "code of its own" in error["what"]
+    assert "custom code" in error["what"]
     assert "remove auto_map" in error["hint"]
 
 
 @pytest.mark.parametrize(
     "code", [None, {}, {"AutoTokenizer": ["tokenization.T", None], "AutoProcessor": "p.P"}], ids=str
 )
-def test_code_of_a_tokenizer_is_left_alone(code: Any, checkpoint: Path) -> None:
+def test_custom_code_of_a_tokenizer_is_accepted(code: Any, checkpoint: Path) -> None:
     configured(checkpoint, auto_map=code)
     Checkpoint.open(checkpoint)
 

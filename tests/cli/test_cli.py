@@ -66,7 +66,7 @@ def test_a_failed_gate_exits_with_1(tmp_path: Path) -> None:
         (("export", "CHECKPOINT", "OUT"), 2, "--funnel 1:3:2"),
         (("export", "CHECKPOINT", "OUT", "--funnel", "1:3:2", "--dtype", "int4"), 2, "bfloat16'"),
         (("export", "CHECKPOINT", "OUT", "--funnel", "1:3:2", "--pooling", "sum"), 2, "--pooling"),
-        (("export", "nowhere", "OUT", "--funnel", "1:3:2"), 2, "no such checkpoint"),
+        (("export", "nowhere", "OUT", "--funnel", "1:3:2"), 2, "checkpoint not found"),
         (("inspect", "nowhere"), 2, "no bundle here"),
         (("check", "BUNDLE", "--target", "nonesuch"), 2, "unknown target"),
         (("check", "BFLOAT16", "--target", "onnxruntime"), 3, "no bfloat16 kernels"),

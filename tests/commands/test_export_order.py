@@ -33,11 +33,11 @@ SPOILS: dict[str, Callable[[Path], object]] = {
     "there is no config.json": lambda checkpoint: (checkpoint / "config.json").unlink(),
     "no safetensors": lambda checkpoint: (checkpoint / WEIGHTS).unlink(),
     "git -C": lambda checkpoint: (checkpoint / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"),
-    "begin with 'module.'": lambda checkpoint: renamed(checkpoint, lambda name: f"module.{name}"),
+    "the prefix 'module.'": lambda checkpoint: renamed(checkpoint, lambda name: f"module.{name}"),
     "PEFT adapter": adapted,
     "auto_map": lambda checkpoint: configured(checkpoint, auto_map={"AutoModel": "m.M"}),
     "only causal attention": lambda checkpoint: configured(checkpoint, use_bidirectional_attention=True),
-    "lead out of it": linked,
+    "links out of it": linked,
     "beyond the model's layers": lambda checkpoint: configured(checkpoint, num_hidden_layers=2, layer_types=None),
 }
 

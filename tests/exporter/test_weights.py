@@ -1,4 +1,4 @@
-"""Weights by reference: every stored dtype, compute dtype and file layout gives what Hugging Face gives."""
+"""Weights by reference: all stored dtypes, compute dtypes and file layouts match Hugging Face."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_the_graph_loads_in_plain_onnxruntime(name: str, tmp_path: Path) -> None
     }
 
 
-def test_no_weight_is_in_the_graph_and_each_is_there_once() -> None:
+def test_the_graph_contains_no_weights_and_refers_to_each_once() -> None:
     bundle = RECIPES["float16 shards, untied, no softcaps, in float32"].bundle()
     graph = onnx.load(str(bundle.model.path), load_external_data=False).graph
     outside = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
@@ -125,7 +125,7 @@ def test_all_missing_and_misshapen_weights_are_named_at_once(tmp_path: Path) -> 
 def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
     embedding = load_file(Recipe().checkpoint() / "model.safetensors")["model.embed_tokens.weight"]
     checkpoint = _changed(tmp_path, **{"lm_head.weight": embedding + 1})
-    with pytest.raises(CheckpointError, match="two different ones"):
+    with pytest.raises(CheckpointError, match="stored with different values"):
         export(checkpoint, tmp_path / "out", funnel="1:3:2")
 
 
@@ -138,14 +138,14 @@ def test_a_causal_lm_checkpoint_has_features_but_no_classes(tmp_path: Path) -> N
 
 
 def with_tensors(folder: Path, *names: str) -> Path:
-    """A copy of the checkpoint with more tensors."""
+    """A copy of the checkpoint with additional tensors."""
     checkpoint = shutil.copytree(Recipe().checkpoint(), folder / "checkpoint")
     tensors = load_file(checkpoint / "model.safetensors") | {name: torch.zeros(2, 2) for name in names}
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
     return checkpoint
 
 
-def test_a_trained_layer_is_not_left_out(tmp_path: Path) -> None:
+def test_an_unused_layer_is_refused(tmp_path: Path) -> None:
     checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
 
     def drop_a_layer(config: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def test_a_trained_layer_is_not_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_without_a_place_is_refused(tmp_path: Path) -> None:
+def test_an_unused_weight_is_refused(tmp_path: Path) -> None:
     stray = "model.layers.0.self_attn.q_norm.weight"
     checkpoint = with_tensors(tmp_path, stray)
     with pytest.raises(CheckpointError, match=rf"does not use\n  got: {stray}\n"):
@@ -172,7 +172,7 @@ def test_a_head_under_another_name_is_named_beside_the_wanted_one(tmp_path: Path
         export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-classification")
 
 
-def test_heads_of_other_tasks_and_buffers_are_no_strays(tmp_path: Path) -> None:
+def test_heads_of_other_tasks_and_buffers_are_accepted(tmp_path: Path) -> None:
     checkpoint = with_tensors(
         tmp_path, "score.weight", "model.layers.1.self_attn.rotary_emb.inv_freq", "lm_head.weight"
     )

@@ -136,7 +136,7 @@ def test_bytes_after_the_end(checkpoint: Path) -> None:
 
 def test_integers_for_weights(checkpoint: Path) -> None:
     rewrite_header(checkpoint, entry(dtype="I32"))
-    with pytest.raises(CheckpointError, match="dtype that cannot be exported"):
+    with pytest.raises(CheckpointError, match="unsupported dtype"):
         export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
 
 
@@ -154,7 +154,7 @@ def test_weights_under_a_name_that_a_bundle_needs(name: str, checkpoint: Path) -
 def test_shards_elsewhere(file: str, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": file}}))
-    with pytest.raises(CheckpointError, match=r"outside the checkpoint|another name"):
+    with pytest.raises(CheckpointError, match=r"outside the checkpoint|the suffix of safetensors"):
         Checkpoint.open(checkpoint)
 
 
