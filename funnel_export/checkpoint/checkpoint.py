@@ -117,7 +117,9 @@ class Checkpoint:
         return DTYPE_NAMES[self.find(self.family.embedding).dtype]
 
     def companions(self) -> dict[str, bytes]:
-        """The contents of the files that are copied into bundles, by name; tokenizer settings with names that all versions read.
+        """The contents of the files that are copied into bundles, by name.
+
+        In the tokenizer's settings, names that only transformers 5 reads are replaced.
 
         Links may point within the checkpoint, or from a snapshot in the Hub's cache to its model's blobs. Others are
         refused: a checkpoint from a stranger could use them to copy any file of this machine into a bundle.
