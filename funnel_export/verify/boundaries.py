@@ -1,4 +1,4 @@
-"""Boundaries: how far a target is off inside the model, after each layer, after pooling and after recovery."""
+"""Errors at boundaries inside the model: after each layer, after pooling and after recovery."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,28 +19,29 @@ from funnel_export.verify.parity_report import Boundary
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 LONGEST = 512
-"""Positions of the batch whose boundaries are kept: at Gemma2-2B's shapes they are 260 MB in float64."""
+"""Most positions of the batch whose boundaries are kept: at Gemma2-2B's shapes, 260 MB in float64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """What eager PyTorch computes at the boundaries of one case: the reference, and how far its own dtype is off."""
+    """The reference's values at the boundaries of one case, and the error of eager PyTorch in the bundle's dtype."""
 
     case: Case
     inputs: Mapping[PortKind, NDArray[Any]]
     values: Mapping[str, NDArray[Any]]
-    """Positions of all rows in order, [positions, width], by name of the boundary."""
+    """Reference values by name of the boundary, [positions of all rows, width] in the order of the rows."""
     floors: Mapping[str, float]
+    """Relative rms error of eager PyTorch in the bundle's dtype, by name of the boundary."""
 
 
 def choose_case(cases: Sequence[Case]) -> int | None:
-    """The longest case of at most `LONGEST` positions, the first of several; None if there is none."""
+    """Index of the longest case of at most `LONGEST` positions, the first if several; None if there is none."""
     fitting = [index for index, case in enumerate(cases) if len(case.lengths) * max(case.lengths) <= LONGEST]
     return max(fitting, key=lambda index: max(cases[index].lengths), default=None)
 
 
 def look_inside(bundle: Bundle, case: Case, inputs: Mapping[PortKind, NDArray[Any]]) -> Inside:
-    """Run eager PyTorch, in the reference's dtype and in the bundle's, and keep what it computes at every boundary."""
+    """Run eager PyTorch in the reference's dtype and in the bundle's, and keep the values at every boundary."""
     names, dtype = boundary_names(bundle.segments), bundle.spec.dtype
     (reference,) = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), [(inputs, names)])
     (eager,) = run_eager(Eager(bundle, getattr(torch, dtype)), [(inputs, names)])
@@ -54,7 +55,7 @@ def compare_eager(
     eager: Mapping[str, NDArray[Any]],
     names: Sequence[str],
 ) -> Inside:
-    """What is kept of two runs of eager PyTorch with their boundaries."""
+    """The boundaries of a run in the reference's dtype, and the errors of a run in the bundle's dtype."""
     floors = {name: measure(eager[name], reference[name], logits=False).rms_rel for name in names}
     return Inside(case, inputs, {name: reference[name] for name in names}, floors)
 
@@ -62,7 +63,7 @@ def compare_eager(
 def run_eager(
     model: Eager, runs: Sequence[tuple[Mapping[PortKind, NDArray[Any]], Sequence[str]]]
 ) -> list[dict[str, NDArray[Any]]]:
-    """Run a model on inputs, each with the boundaries that are wanted, and close it."""
+    """Run a model on several inputs, each with the names of the boundaries to return, and close it."""
     try:
         return [model.run(tokens, names) for tokens, names in runs]
     finally:
@@ -70,15 +71,15 @@ def run_eager(
 
 
 def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor: float) -> list[Boundary]:
-    """How far a session that gives out its boundaries is off at each; the limit is `factor` times what eager is off.
+    """The error of a session at each boundary; the limit is `factor` times the error of eager PyTorch.
 
-    A boundary of another shape is infinitely far off.
+    The session must be loaded with the boundaries as outputs. A boundary of the wrong shape has an infinite error.
 
     Raises:
         KeyError: if the session lacks a boundary.
     """
     got = session.run(feed(bundle.model.inputs, inside.inputs))
-    least = float(torch.finfo(getattr(torch, bundle.spec.dtype)).eps) / 2  # a floor of zero would allow nothing
+    least = float(torch.finfo(getattr(torch, bundle.spec.dtype)).eps) / 2  # a floor of zero would refuse every target
     results = []
     for name, expected in inside.values.items():
         floor, real = inside.floors[name], _at_boundary(got[name], name, inside.case, bundle)
@@ -91,7 +92,7 @@ def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor:
 
 
 def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> NDArray[Any] | None:
-    """What counts at a boundary: the real tokens, or the slots that the rows have; None if it is of another shape."""
+    """The values at real tokens or slots, without padding, [positions, width]; None if the shape is wrong."""
     if value.ndim != 3:
         return None
     real = case.real

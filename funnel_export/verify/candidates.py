@@ -1,4 +1,4 @@
-"""What is compared with eager PyTorch: targets on a bundle's graph, and its engines."""
+"""Candidates for a comparison with eager PyTorch: targets on a bundle's graph, and its engines."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,28 +15,28 @@ from funnel_export.targets.registry import get_target, target_names, validate_en
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is compared with eager PyTorch: a target on the bundle's graph, or on one of its engines."""
+    """A target that runs the bundle's graph, or one of its engines."""
 
     target: Target
     engine: Engine | None = None
 
     @property
     def name(self) -> str:
-        """How the report names it."""
+        """Its name in reports: the engine's, or else the target's."""
         return self.target.name if self.engine is None else self.engine.name
 
     @property
     def profiles(self) -> Sequence[Profile]:
-        """The engine's optimization profiles; none if it takes every shape."""
+        """The engine's optimization profiles; empty if it takes every shape."""
         return () if self.engine is None else self.engine.manifest.profiles
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it runs on a GPU here."""
+        """Whether it runs on a GPU on this machine."""
         return self.target.on_gpu(self.engine)
 
     def takes(self, shape: tuple[int, int]) -> bool:
-        """Whether the engine's optimization profiles have room for a batch [batch, sequence]."""
+        """Whether an optimization profile of the engine takes a batch of this shape, (batch, sequence)."""
         return not self.profiles or bool(fitting_profiles(self.profiles, dict(zip(SINGLE_PASS, shape, strict=True))))
 
     def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
@@ -47,17 +47,17 @@ class Candidate:
 def candidates(
     bundle: Bundle, targets: Sequence[str] | None, engines: Sequence[str] | None = None
 ) -> Iterator[Candidate]:
-    """What is to be checked: what was asked for, or else everything that runs here.
+    """The requested targets and engines, or by default all that run on this machine.
 
     Args:
         bundle: a verified bundle.
-        targets: names of targets: the graph in each, and its engines unless `engines` names some.
-        engines: names of engines: these alone, and the graph in `targets`.
+        targets: names of targets: each runs the graph, and its engines unless `engines` is given.
+        engines: names of engines: only these, and the graph in `targets`.
 
     Raises:
-        SpecError: for an engine that the bundle has not.
-        BundleError: if an engine that was asked for is not whole or not for here.
-        TargetUnavailableError: if a target that was asked for does not run the bundle here.
+        SpecError: for an engine that is not in the bundle.
+        BundleError: if a requested engine is damaged or does not fit this machine.
+        TargetUnavailableError: if a requested target cannot run the bundle on this machine.
     """
     validate_path(bundle)
     dtype = bundle.model.dtype
@@ -86,7 +86,7 @@ def candidates(
 
 
 def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
-    """Names of the engines of the graph that takes whole texts."""
+    """Names of the engines of the single-pass graph, by target."""
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
         _validate_folder(bundle, name)
@@ -94,13 +94,13 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
             manifest = read_engine_manifest(bundle.path / ENGINES / name)
             if manifest.graph == bundle.model.role:
                 found.setdefault(manifest.target, []).append(name)
-        except BundleError as err:  # of an unknown target: none that was asked for
+        except BundleError as err:  # its target is unknown, so it was not requested
             _raise_or_warn(err, strict=False)
     return found
 
 
 def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]:
-    """The engines that were asked for, by target."""
+    """The requested engines, by target."""
     present = engine_names(bundle)
     unknown = [name for name in names if name not in present]
     if unknown:
@@ -116,8 +116,8 @@ def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]
         manifest = read_engine_manifest(bundle.path / ENGINES / name)
         if manifest.graph != bundle.model.role:
             raise SpecError(
-                "the engine is of a graph that takes no whole texts",
-                got=f"{name}, of the graph {manifest.graph}",
+                "the engine was not compiled from the single-pass graph",
+                got=f"{name}, compiled from the graph {manifest.graph}",
                 wanted=f"an engine of the graph {bundle.model.role}",
             )
         found.setdefault(manifest.target, []).append(name)
@@ -125,7 +125,7 @@ def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]
 
 
 def _validate_folder(bundle: Bundle, name: str) -> None:
-    """Raise `BundleError` for an engine in a folder whose name no engine can have."""
+    """Raise `BundleError` if the name of an engine's folder is not a valid engine name."""
     try:
         validate_engine_name(name)
     except SpecError as err:
@@ -134,15 +134,15 @@ def _validate_folder(bundle: Bundle, name: str) -> None:
 
 
 def _open_engine(bundle: Bundle, target: Target, name: str, *, strict: bool) -> Engine | None:
-    """An engine that is whole and fits; otherwise an error, or a warning and None."""
+    """Load an engine and check that it fits this machine; if not, raise, or warn and return None unless `strict`."""
     try:
         engine = load_engine(bundle, name)
         check_fits(target, engine)
     except FunnelExportError as err:
         _raise_or_warn(err, strict=strict)
         return None
-    except Exception as err:  # noqa: BLE001 - whatever a runtime raises costs this engine alone
-        what = f"{target.name} failed as it judged the engine {name}"
+    except Exception as err:  # noqa: BLE001 - a runtime may raise anything; it must not stop the other engines
+        what = f"{target.name} failed to inspect the engine {name}"
         _raise_or_warn(TargetUnavailableError(what, got=f"{type(err).__name__}: {err}"), strict=strict)
         return None
     return engine

@@ -1,4 +1,4 @@
-"""The shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
+"""The batch shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from funnel_export.spec.profile import SINGLE_PASS, Profile
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A batch: how long its rows are, and on which side they are padded."""
+    """A batch: the lengths of its rows, and the side on which they are padded."""
 
     lengths: tuple[int, ...]
     padding: str = "right"
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, and tokens of a row with its padding."""
+        """Number of rows, and tokens of a row including padding."""
         return len(self.lengths), max(self.lengths)
 
     @property
@@ -34,7 +34,7 @@ class Case:
 
     @property
     def real(self) -> NDArray[np.bool_]:
-        """[batch, longest]: where the real tokens stand."""
+        """Mask of the real tokens, [batch, longest]."""
         column = np.arange(max(self.lengths))[None]
         length = np.array(self.lengths)[:, None]
         return column >= column.max() + 1 - length if self.padding == "left" else column < length
@@ -45,7 +45,7 @@ class Case:
         return dict(zip(SINGLE_PASS, self.shape, strict=True))
 
     def tokens(self, architecture: Architecture, seed: int) -> dict[PortKind, NDArray[np.int64]]:
-        """Tokens and mask, [batch, sequence], the same for the same seed; padding is the model's pad token."""
+        """Token ids and mask, [batch, sequence], reproducible from the seed; padding is the model's pad token."""
         padding = max(0, architecture.pad_token_id or 0)
         generator = np.random.default_rng([seed, *self.lengths])
         ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """The cases of one check, and the lengths that a limit kept out."""
+    """The cases of one check, and the lengths that were left out as too long."""
 
     cases: tuple[Case, ...]
     left_out: tuple[int, ...]
@@ -65,20 +65,20 @@ class CasePlan:
 def plan_cases(
     spec: FunnelSpec | None, windows: Collection[int], lengths: Sequence[int] = (), max_length: int | None = None
 ) -> CasePlan:
-    """Where exports go wrong: around the stride, around the sliding window, and with ragged rows padded on both sides.
+    """Cases where exports tend to fail: lengths around the stride and the sliding window, ragged rows, both paddings.
 
     Args:
         spec: the funnel, None for a dense model.
-        windows: sliding windows of the model's layers.
-        lengths: further lengths.
-        max_length: leave out what is longer.
+        windows: sliding windows of the model's layers, in tokens.
+        lengths: additional lengths, in tokens.
+        max_length: leave out longer rows.
     """
     stride = spec.stride if spec is not None else 1
     wanted = {1, stride - 1, stride, stride + 1, 2 * stride + 1, *lengths}
     for window in windows:
         wanted |= {window, window + 1, window + stride + 1}
         if spec is not None and spec.slot_positions is SlotPositions.COMPACT:
-            wanted |= {window * stride + stride + 1}  # here the window counts slots
+            wanted |= {window * stride + stride + 1}  # with compact positions, the window counts slots
     wanted.discard(0)
     kept = sorted(length for length in wanted if max_length is None or length <= max_length)
     longest = kept[-1]
@@ -89,10 +89,10 @@ def plan_cases(
 
 
 def with_profiles(plan: CasePlan, profiles: Iterable[Profile], max_length: int | None = None) -> CasePlan:
-    """A plan with a batch for each optimization profile that takes none of its cases.
+    """The plan, with one more batch for each optimization profile that takes none of its cases.
 
-    It is the smallest batch at the length for which the profile is tuned, or at `max_length` if that is shorter; there
-    is none if the profile wants longer rows.
+    The batch has the profile's smallest batch size and its optimal length, or `max_length` if that is shorter. No batch
+    is added if the profile takes only longer rows.
     """
     cases = list(plan.cases)
     for profile in profiles:

@@ -1,4 +1,4 @@
-"""Float64 throughout: Hugging Face's norms, softmax and RoPE compute in float32 whatever the dtype of the model."""
+"""Computing in float64 throughout: Hugging Face's norms, softmax and RoPE use float32 whatever the model's dtype."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class Float64(TorchFunctionMode):
-    """While it lasts, whoever asks PyTorch for float32 gets float64.
+    """A context in which PyTorch functions that ask for float32 get float64.
 
-    It serves every family, and what its model is made of too: RoPE's frequencies are computed as the model is made.
+    It works for every model family. Build the model inside it too, since RoPE's frequencies are computed then.
     """
 
     def __torch_function__(

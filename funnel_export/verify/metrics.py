@@ -1,4 +1,4 @@
-"""How far two outputs are apart."""
+"""Error measures between two outputs."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,9 @@ Array = NDArray[np.float64]
 
 
 class Metrics(BaseModel):
-    """Distance of a candidate from a reference, over real tokens only.
+    """Errors of a candidate against a reference, over real tokens only.
 
-    Where either is not finite, `max_rel` and `rms_rel` are not finite either; `cosine` and `top1` may not show it.
+    If either is not finite, neither are `max_rel` and `rms_rel`; `cosine` and `top1` may still be finite.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -21,28 +21,28 @@ class Metrics(BaseModel):
     """Largest absolute difference."""
     mean_abs: float
     p999_abs: float
-    """Absolute difference that 99.9 % of the values stay below."""
+    """The 99.9th percentile of the absolute difference."""
     max_rel: float
     """Largest absolute difference over the reference's largest absolute value."""
     rms_rel: float
     """Root mean square of the difference over that of the reference."""
     cosine: float
-    """Smallest cosine between the vectors of one position."""
+    """Smallest cosine similarity of the two vectors at a position."""
     kl: float | None = None
-    """Largest Kullback-Leibler divergence of one position's distribution, in nats; for logits."""
+    """Largest Kullback-Leibler divergence at a position, in nats; for logits only."""
     top1: float | None = None
-    """Share of positions with the same highest logit."""
+    """Share of positions with the same highest logit, 0 to 1; for logits only."""
 
 
 def measure(candidate: NDArray[np.floating], reference: NDArray[np.floating], *, logits: bool) -> Metrics:
-    """Compare two arrays [positions, width]; `logits` adds what only distributions have.
+    """Compare two arrays [positions, width]; with `logits`, also their KL divergence and top-1 agreement.
 
     Raises:
-        BundleError: if they have different shapes, which numpy would compare all the same.
+        BundleError: if their shapes differ; numpy might broadcast them.
     """
     if candidate.shape != reference.shape:
-        raise BundleError("an output has another shape", got=list(candidate.shape), wanted=list(reference.shape))
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite, which the result shows
+        raise BundleError("an output has the wrong shape", got=list(candidate.shape), wanted=list(reference.shape))
+    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite show in the result
         return _measure(candidate.astype(np.float64), reference.astype(np.float64), logits=logits)
 
 
@@ -63,7 +63,7 @@ def _measure(c: Array, r: Array, *, logits: bool) -> Metrics:
 
 
 def divergences(candidate: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
-    """KL(reference || candidate) at each position, [positions] in nats, of logits [positions, width]."""
+    """KL(reference || candidate) at each position, [positions] in nats, from logits [positions, width]."""
     p, q = _log_softmax(reference.astype(np.float64)), _log_softmax(candidate.astype(np.float64))
     result: Array = (np.exp(p) * (p - q)).sum(-1)
     return result

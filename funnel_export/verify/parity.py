@@ -1,9 +1,9 @@
 """Parity: does a target compute what eager PyTorch computes?
 
 The reference is eager PyTorch one step more precise than the bundle: float64 for float32, float32 for 16 bits. The
-*noise floor* is what eager PyTorch in the bundle's own dtype loses against it, over all cases of the run. A target
-passes when it loses no more than a small factor of that: in its largest error, in the root mean square, and for logits
-in the divergence of what they predict and in how often the highest one is another.
+*noise floor* is the error of eager PyTorch in the bundle's own dtype against the reference, over all cases of the run.
+A target passes if its errors are at most a small multiple of the floor: the largest error, the root mean square, and
+for logits the KL divergence and the share of positions whose highest logit differs.
 """
 
 import contextlib
@@ -40,26 +40,27 @@ from funnel_export.verify.parity_report import Boundary, CaseResult, ParityRepor
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 SMALLEST_KL = 1e-12
-"""In nats: below, the divergence of float64 logits is rounding."""
+"""In nats; smaller divergences of float64 logits are rounding errors."""
 FALSE_ALARMS = 1e-4
-"""How often a graph that is right may exceed the limit of the divergence by chance."""
+"""Accepted probability that a correct graph exceeds the limit of the divergence by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """What eager PyTorch computes: outputs of every case, and what is inside those cases that were asked for."""
+    """Results of eager PyTorch: outputs of every case, and boundaries of some cases."""
 
     inputs: list[dict[PortKind, NDArray[Any]]]
     outputs: list[NDArray[Any]]
-    """Of the reference."""
+    """Outputs of the reference, one array [positions, width] for each case."""
     floor: Metrics
     divergences: NDArray[Any] | None
-    """The floor's, at each position of all cases; None for what has no logits."""
+    """Divergences of the noise floor at each position of all cases; None for outputs that are not logits."""
     top1: float | None
-    """Share of all positions at which the floor's highest logit is the reference's."""
+    """Share of all positions at which eager PyTorch in the bundle's dtype has the reference's highest logit."""
     shown: int | None
-    """The case whose boundaries a target shows that passes."""
+    """Index of the case whose boundaries are reported for a target that passes."""
     insides: dict[int, Inside]
+    """Boundaries by index of the case."""
 
 
 def check_parity(
@@ -73,7 +74,7 @@ def check_parity(
 ) -> ParityReport:
     """Compare targets and engines with eager PyTorch on every case of a plan.
 
-    A target that cannot run has an error in the report, and so has every target where eager PyTorch is not finite.
+    A target that cannot run gets an error in the report. If eager PyTorch is not finite, every target gets one.
     """
     inside = any(candidate.target.runs_graphs for candidate in candidates)
     expected = _expect(bundle, plan, seed, progress, inside=inside)
@@ -100,34 +101,43 @@ def check_parity(
         progress(candidate.name)
         try:
             results.append(_check_candidate(bundle, candidate, plan, expected, report))
-        except FunnelExportError as err:  # the other targets are compared all the same
+        except FunnelExportError as err:  # the other targets are still compared
             refused = isinstance(err, TargetRefusedError)
             results.append(_result(candidate, passed=False, error=str(err), refused=refused))
-        except Exception as err:  # noqa: BLE001 - whatever a runtime raises is this target's failure alone
+        except Exception as err:  # noqa: BLE001 - a runtime may raise anything; only this target fails
             results.append(_result(candidate, passed=False, error=f"{type(err).__name__}: {err}"))
     return report.with_targets(results)
 
 
 def limit_kl(floors: NDArray[Any] | None, dtype: Dtype, factor: float) -> float | None:
-    """The largest divergence of one position that passes, from the floor's at each position.
+    """The largest KL divergence that a position may have, in nats, from the divergences of the floor.
 
-    A divergence grows with the square of the error, and so does its limit in float32. In 16 bits that would let a wrong
-    constant pass, and graphs that are right stay near the floor.
+    A divergence grows with the square of the error, so in float32 its limit is `factor` squared times the floor. In 16
+    bits it is `factor` times the floor: the square would let a wrong constant pass, and correct graphs stay near the
+    floor.
 
-    A few positions may make up most of the floor, as with one class for each text. Then it is uncertain itself, and the
-    limit is as high as the ratio of two such estimates: F-distributed, with the effective number of positions (their
-    participation ratio) as degrees of freedom.
+    If a few positions make up most of the floor, as with one class per text, the floor itself is uncertain. The limit
+    is then raised to a quantile of the ratio of two such estimates: an F distribution whose degrees of freedom are the
+    effective number of positions (their participation ratio).
+
+    Args:
+        floors: divergences of the floor at each position, [positions]; None for outputs that are not logits.
+        dtype: the bundle's dtype.
+        factor: how many times the floor's error is allowed.
     """
     if floors is None:
         return None
-    floors = np.maximum(floors, SMALLEST_KL)  # not a number stays what it is
+    floors = np.maximum(floors, SMALLEST_KL)  # keeps NaN
     effective = floors.sum() ** 2 / (floors**2).sum()
     chance = float(fdtri(effective, effective, 1 - FALSE_ALARMS))
     return float(floors.max()) * max(factor**2 if dtype is Dtype.FLOAT32 else factor, chance)
 
 
 def _limit_top1(expected: "_Expected", factor: float) -> float | None:
-    """As many positions may change as `factor` times the floor's, and four more, since near ties fall anywhere."""
+    """The least share of positions that must keep their highest logit.
+
+    `factor` times as many as the floor's may change, and four more, since near ties may fall either way.
+    """
     if expected.top1 is None:
         return None
     positions = sum(len(output) for output in expected.outputs)
@@ -135,15 +145,15 @@ def _limit_top1(expected: "_Expected", factor: float) -> float | None:
 
 
 def _share(shares: Sequence[float | None], positions: Sequence[int]) -> float | None:
-    """The share over all cases; None for what has no logits."""
+    """The share over all cases, weighted by their positions; None for outputs that are not logits."""
     known = [(share, count) for share, count in zip(shares, positions, strict=True) if share is not None]
     return sum(share * count for share, count in known) / sum(count for _, count in known) if known else None
 
 
 def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
-    """Run eager PyTorch on every case, and with `inside` once more on the case whose boundaries are shown.
+    """Run eager PyTorch on every case, and with `inside` again on the case whose boundaries are shown.
 
-    Once more, because a dense bundle's reference is Hugging Face's model untouched, and boundaries need a patch.
+    That is a separate run because boundaries need a patched model, and the reference of a dense bundle is not patched.
     """
     inputs = [case.tokens(bundle.architecture, seed) for case in plan.cases]
     dtype, names = bundle.spec.dtype, boundary_names(bundle.segments)
@@ -169,10 +179,10 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:
-    """Refuse a plan that would not fit into memory: outputs are kept while one model after the other runs.
+    """Refuse a plan that needs too much memory: all outputs are kept while the models run one after the other.
 
     Raises:
-        SpecError: naming a length that would fit.
+        SpecError: if the plan does not fit; the hint names a length that does.
     """
     most = memory_bytes() / 2
     needed = _needed_bytes(bundle, plan)
@@ -182,16 +192,16 @@ def check_memory(bundle: Bundle, plan: CasePlan) -> None:
         raise SpecError(
             "this check would not fit into memory",
             got=f"{needed / 1e9:.0f} GB for batches of up to {longest} tokens",
-            wanted=f"at most {most / 1e9:.0f} GB, half of what this process may fill",
+            wanted=f"at most {most / 1e9:.0f} GB, half of the memory available to this process",
             hint=f"--max-length {max(1, fits)}",
         )
 
 
 def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:
-    """What the outputs of all cases and the attention of the largest take.
+    """Memory for the outputs of all cases and for attention on the largest, in bytes.
 
-    Outputs: the reference's and eager's of all cases, and a handful of float64 arrays while the largest is compared.
-    Attention: a runtime gets the padded batch at once, and holds scores, their softcap, mask and softmax.
+    Outputs: those of both eager models on all cases, and eight float64 arrays while the largest case is compared.
+    Attention: a runtime gets the whole padded batch, and holds scores, their softcap, mask and softmax.
     """
     width, last = bundle.model.output.shape[-1], bundle.spec.logits is Logits.LAST
     positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
@@ -245,13 +255,14 @@ def _check_candidate(
 
 
 def _without_limits(report: ParityReport, expected: _Expected) -> str:
-    """Why nothing can be compared: a floor that is not finite, or that is too high, would let everything pass."""
+    """Why no limit can be derived: a floor that is not finite or too high would let everything pass."""
     if not all(np.isfinite(output).all() for output in expected.outputs):
         return f"eager PyTorch itself is not finite in {report.reference}, so there is nothing to compare with"
     if np.isfinite(report.limit_rms_rel):
         return (
             f"the limit of {report.limit_rms_rel:.1g} on the root-mean-square error would let zeros pass: "
-            f"eager PyTorch in {report.dtype} is {report.floor.rms_rel:.1g} off, and the factor is {report.factor:g}"
+            f"the error of eager PyTorch in {report.dtype} is {report.floor.rms_rel:.1g}, "
+            f"and the factor is {report.factor:g}"
         )
     floors = [item for inside in expected.insides.values() for item in inside.floors.items()]
     place = next((f" from {name} on" for name, floor in floors if not np.isfinite(floor)), "")
@@ -267,9 +278,9 @@ def _look_into(
     report: ParityReport,
     failed: Mapping[int, Metrics],
 ) -> dict[str, Any]:
-    """What a result says of the boundaries; that there are none to be had fails no target that passed."""
+    """The fields of a result about boundaries. A target that passed still passes if it has no boundaries."""
     if not failed and not candidate.target.runs_graphs:
-        return {"boundaries_missing": "an engine gives out no inner values, and another one is built only on failure"}
+        return {"boundaries_missing": "the engine does not output inner values; one that does is built only on failure"}
     index = next(iter(failed), expected.shown)
     if index is None:
         return {"boundaries_missing": "no batch of this check is short enough"}
@@ -277,18 +288,18 @@ def _look_into(
         expected.insides[index] = look_inside(bundle, plan.cases[index], expected.inputs[index])
     try:
         found = locate(bundle, candidate, expected.insides[index], report.factor)
-    except (FunnelExportError, KeyError) as err:  # a graph so broken that it has no such boundaries
+    except (FunnelExportError, KeyError) as err:  # a broken graph may lack the boundaries
         why = f"the graph has no {err}" if isinstance(err, KeyError) else str(err)
-        error = {"error": f"differs, and where it begins could not be found: {why}"} if failed else {}
+        error = {"error": f"differs from eager PyTorch; the first boundary could not be found: {why}"} if failed else {}
         return {"boundaries_missing": why, **error}
     first = _first_difference(found, failed[index], report) if failed else None
     return {"boundaries": found, "first_difference": first}
 
 
 def _first_difference(found: Sequence[Boundary], output: Metrics, report: ParityReport) -> Boundary | None:
-    """The first boundary beyond its limit, None where it is the output alone that differs.
+    """The first boundary beyond its limit; None if only the output differs.
 
-    A wrong constant in 16 bits may show in the divergence only: then the first boundary beyond half of its limit.
+    In 16 bits a wrong constant may exceed only the limits of logits; then half the limit of a boundary counts too.
     """
     subtle = output.max_rel <= report.limit_max_rel and output.rms_rel <= report.limit_rms_rel
     for share in (1.0, 0.5) if subtle else (1.0,):
@@ -299,17 +310,17 @@ def _first_difference(found: Sequence[Boundary], output: Metrics, report: Parity
 
 
 def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) -> list[Boundary]:
-    """How far a target is off at each boundary of a case, in order: where it begins to differ, if it does.
+    """The errors of a target at each boundary of a case, in order.
 
-    An engine of ONNX Runtime or OpenVINO has no names inside any more: there the bundle's graph stands in for it. Of
-    TensorRT's another one is built that gives them out.
+    The engines of ONNX Runtime and OpenVINO no longer have the names of the boundaries, so the bundle's graph is run
+    instead. For TensorRT another engine is built that outputs them.
     """
     with contextlib.closing(candidate.load(bundle, boundary_names(bundle.segments))) as session:
         return measure_boundaries(session, inside, bundle, factor)
 
 
 def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
-    """What counts of a target's output: the real tokens, row by row, or what there is one of for each row."""
+    """A target's output without padding: the real tokens, row by row, or the single vector of each row."""
     one_per_row = output.ndim == 2 or output.shape[:2] != case.shape  # a class, or the last token's logits
     return output.reshape(-1, output.shape[-1]) if one_per_row else output[case.real]
 
@@ -319,6 +330,6 @@ def _worst(metrics: Sequence[Metrics]) -> Metrics:
     worst = {}
     for name in Metrics.model_fields:
         values = [getattr(m, name) for m in metrics if getattr(m, name) is not None]
-        if values:  # numpy's min and max hand NaN on
+        if values:  # numpy's min and max propagate NaN
             worst[name] = float(np.min(values) if name in ("cosine", "top1") else np.max(values))
     return Metrics(**worst)

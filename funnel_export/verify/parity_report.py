@@ -1,4 +1,4 @@
-"""What `check` found, as data: `reports/parity.json`. No torch is imported here."""
+"""The results of `check` as data: `reports/parity.json`. This module does not import torch."""
 
 import math
 import re
@@ -19,7 +19,7 @@ class _Report(BaseModel):
 
 
 class Boundary(_Report):
-    """How far a target is off at one place inside the model."""
+    """The error of a target at one place inside the model."""
 
     name: str
     """`layers.3`, `funnel.pooled` or `funnel.recovered`."""
@@ -28,11 +28,11 @@ class Boundary(_Report):
     """Root mean square of the difference over that of the reference."""
     limit: float
     floor: float | None = None
-    """What eager PyTorch in the bundle's dtype loses here."""
+    """The error of eager PyTorch in the bundle's dtype at this boundary."""
 
     @property
     def passed(self) -> bool:
-        """Whether it is within its limit; what is not a number is not."""
+        """Whether the error is within its limit; NaN is not."""
         return self.rms_rel <= self.limit < math.inf
 
 
@@ -61,23 +61,23 @@ class TargetResult(_Report):
     passed: bool
     cases: list[CaseResult]
     top1: float | None = None
-    """Share of the positions of all batches that have the reference's highest logit; for logits."""
+    """Share of all positions that have the reference's highest logit, 0 to 1; for logits only."""
     left_out: list[str] = []
     """Batches for which the engine has no optimization profile."""
     boundaries: list[Boundary] = []
-    """On the first batch that failed, or else on one that is not too long; of an engine, in the bundle's graph."""
+    """On the first batch that failed, or else on a short one; for some engines measured in the bundle's graph."""
     boundaries_missing: str | None = None
-    """Why there are none, if there are none."""
+    """Why there are no boundaries."""
     first_difference: Boundary | None = None
-    """The first boundary beyond its limit, or else beyond half of it, if the target did not pass."""
+    """The first boundary beyond its limit, or beyond half of it if there is none, if the target did not pass."""
     error: str | None = None
-    """Why the target could not run, or could not be judged."""
+    """Why the target could not run or be compared."""
     refused: bool = False
-    """Whether it could not run because the target refused the graph."""
+    """Whether the target refused the graph."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row that was compared."""
+        """Tokens of the longest row in the compared batches."""
         return max((case.length for case in self.cases), default=0)
 
     @property
@@ -92,31 +92,31 @@ class ParityReport(_Report):
     schema_version: SchemaVersion = SCHEMA
     passed: bool
     graph_digests: Annotated[dict[Role, Digest], Field(min_length=1)]
-    """Digest of each graph that was compared, by role."""
+    """Digest of each compared graph, by role."""
     weights: WeightRecords
     engines: dict[EngineName, Digest]
-    """Digest of the manifest of each engine that was compared, by the engine's name."""
+    """Digest of each compared engine's manifest, by the engine's name."""
     dtype: Dtype
     reference: str
-    """Dtype of the eager PyTorch model that everything is compared with."""
+    """Dtype of the eager PyTorch model that is the reference."""
     factor: float
     seed: int
     floor: Metrics
-    """The worst that eager PyTorch in the bundle's dtype shows in any case."""
+    """The largest errors of eager PyTorch in the bundle's dtype over all cases."""
     limit_max_rel: float
     limit_rms_rel: float
     limit_kl: float | None = None
-    """Of the divergence at one position, in nats; for logits."""
+    """Limit of the KL divergence at each position, in nats; for logits only."""
     limit_top1: float | None = None
-    """The least share of all positions that must have the reference's highest logit; for logits."""
+    """The least share of all positions that must have the reference's highest logit; for logits only."""
     lengths_left_out: list[int]
     targets: list[TargetResult]
 
     @property
     def has_limits(self) -> bool:
-        """Whether the noise floor gives limits that refuse anything.
+        """Whether the noise floor gives usable limits.
 
-        It gives none where eager PyTorch itself overflows. A root-mean-square error of 1 is that of zeros.
+        It does not if eager PyTorch itself overflows, or if an output of zeros (relative rms error 1) would pass.
         """
         finite = all(map(math.isfinite, (self.limit_max_rel, self.limit_rms_rel, self.limit_kl or 0.0)))
         return finite and self.limit_rms_rel < 1
@@ -127,18 +127,18 @@ class ParityReport(_Report):
         return any(target.refused for target in self.targets)
 
     def only(self, names: Collection[str]) -> Self:
-        """The same of some targets and engines alone."""
+        """The report for only these targets and engines."""
         engines = {name: digest for name, digest in self.engines.items() if name in names}
         targets = [target for target in self.targets if target.name in names]
         return self.model_copy(update={"engines": engines}).with_targets(targets)
 
     def with_targets(self, targets: list[TargetResult]) -> Self:
-        """The same with other results, all of which decide whether it passed."""
+        """The report with these results; it passes if all of them do."""
         passed = bool(targets) and all(target.passed for target in targets)
         return self.model_copy(update={"targets": targets, "passed": passed})
 
     def within(self, metrics: Metrics) -> bool:
-        """Whether these errors pass; what is not a number does not, and without limits nothing does."""
+        """Whether these errors are within the limits; NaN is not, and without usable limits nothing is."""
         near = metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
         alike = self.limit_kl is None or (metrics.kl is not None and metrics.kl <= self.limit_kl)
         return self.has_limits and near and alike

@@ -1,4 +1,4 @@
-"""Eager PyTorch on a bundle: what every target is compared with."""
+"""The reference for every target: eager PyTorch on the bundle's own weights."""
 
 import contextlib
 import gc
@@ -27,14 +27,14 @@ REFERENCE_DTYPES = {
     Dtype.FLOAT16: torch.float32,
     Dtype.BFLOAT16: torch.float32,
 }
-"""What a bundle is compared in, by its own dtype: one step more precise."""
+"""The dtype of the reference by the bundle's dtype: one step more precise."""
 
 
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
-    """The bundle's own weights in Hugging Face's model, without its funnel.
+    """Hugging Face's model with the bundle's own weights, without the funnel.
 
-    Hugging Face reads config.json itself: what an export reads wrongly is then seen. The weights are looked for
-    beforehand: Hugging Face would make those that are missing, of any size.
+    Hugging Face reads config.json itself, so that a key which the export misread shows as a difference. Missing weights
+    are refused beforehand, since Hugging Face would initialize them at random.
     """
     source = Checkpoint.open(bundle.path)
     shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
@@ -47,28 +47,28 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
 
 
 def computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Where Hugging Face's models are made and run in float64: without it they compute parts in float32."""
+    """The context in which to build and run a model of a dtype; in float64, Hugging Face computes parts in float32."""
     return Float64() if dtype is torch.float64 else contextlib.nullcontext()
 
 
 def output_options(bundle: Bundle) -> dict[str, Any]:
-    """What Hugging Face's model is told, so that it gives logits for the tokens for which the bundle does.
+    """Arguments with which Hugging Face's model returns logits for the same tokens as the bundle.
 
-    Without padding, as everything here runs, the last column is every row's last token.
+    Rows are run without padding, so the last column is the last token of every row.
     """
     return {"logits_to_keep": 1} if bundle.spec.logits is Logits.LAST else {}
 
 
 class Eager:
-    """The bundle's own weights in Hugging Face's model, with the bundle's funnel.
+    """Hugging Face's model with the bundle's own weights and funnel.
 
-    A dense bundle is compared with the model as Hugging Face has it, unpatched.
+    For a dense bundle the model is not patched.
     """
 
     def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
         self.spec = bundle.spec.funnel
         self.dense = self.spec is None
-        self.output = bundle.model.output.name  # the graph's output is named as Hugging Face's
+        self.output = bundle.model.output.name  # the same name as Hugging Face's
         self.model = load_model(bundle, dtype)
         self._dtype = dtype
         self._options = output_options(bundle)
@@ -83,14 +83,17 @@ class Eager:
         return result
 
     def run(self, inputs: Mapping[PortKind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-        """Run each row alone, without its padding, so that nothing of the batch can leak into what is expected.
+        """Run each row alone and without padding, so that the other rows cannot affect the expected output.
 
         Args:
             inputs: tokens and mask, [batch, length].
-            boundaries: names of the parts whose hidden states are wanted too.
+            boundaries: names of boundaries whose hidden states are returned too.
 
         Returns:
             The model's output and the boundaries by name, each [positions of all rows, width] in the order of the rows.
+
+        Raises:
+            BundleError: if PyTorch cannot run the model.
         """
         if self.dense and boundaries:
             patch_forward(self.model, None, self._run)
@@ -118,13 +121,13 @@ class Eager:
             ) from err
 
     def close(self) -> None:
-        """Give the weights' memory back."""
+        """Free the memory of the weights."""
         del self.model
         gc.collect()
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    """[1, positions, width] or [1, width] as [positions, width]."""
+    """A tensor [1, positions, width] or [1, width] as an array [positions, width]."""
     plain = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
     array: NDArray[Any] = plain.reshape(-1, tensor.shape[-1]).numpy()
     return array
@@ -132,7 +135,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep Hugging Face's bars for loading and saving off the terminal: commands here show their own progress."""
+    """Hide Hugging Face's progress bars for loading and saving: the commands show their own progress."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

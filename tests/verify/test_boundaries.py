@@ -1,4 +1,4 @@
-"""Boundaries: every target that can says how far it is off inside, passed or not, and no check fails without it."""
+"""Boundaries: reported for every target that can output them, passed or not; a check never fails for lack of them."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ NAMES = ["layers.0", "funnel.pooled", "layers.1", "layers.2", "funnel.recovered"
 
 
 @pytest.mark.parametrize("funnel", [Recipe().funnel, None], ids=["funnel", "dense"])
-def test_what_passes_has_boundaries_too(funnel: Any) -> None:
+def test_targets_that_pass_have_boundaries_too(funnel: Any) -> None:
     report = compare(Recipe(funnel=funnel).bundle(), max_length=6)
     wanted = NAMES if funnel else [name for name in NAMES if "funnel" not in name]
     assert report.passed
@@ -45,7 +45,7 @@ def test_eager_runs_with_boundaries_once_for_all_targets(monkeypatch: pytest.Mon
     assert len(made) == 2  # the reference, and the bundle's dtype
 
 
-def test_a_failure_shows_its_own_batch_up_to_the_end(tmp_path: Path) -> None:
+def test_a_failure_shows_all_boundaries_of_the_failed_batch(tmp_path: Path) -> None:
     def scaled(model: ir.Model) -> None:
         tanh = next(n for n in model.graph if str(n.name).startswith("layers.2/") and n.op_type == "Tanh")
         tanh.op_type = "Sin"
@@ -58,7 +58,7 @@ def test_a_failure_shows_its_own_batch_up_to_the_end(tmp_path: Path) -> None:
     assert result.first_difference.name == "layers.2"
 
 
-def test_a_target_without_inner_values_passes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_without_inner_values_still_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     load = OnnxRuntimeTarget.load
 
     def refuse(self: Any, bundle: Any, *, outputs: Any = (), engine: Any = None) -> Any:
@@ -74,7 +74,7 @@ def test_a_target_without_inner_values_passes_all_the_same(monkeypatch: pytest.M
     assert result.boundaries_missing == "no inner values here"
 
 
-def test_no_engine_is_built_for_what_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_engine_is_built_for_a_target_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeTarget, "runs_graphs", False)
     bundle = Recipe().bundle()
     report = parity.check_parity(
@@ -88,7 +88,7 @@ def test_no_engine_is_built_for_what_passes(monkeypatch: pytest.MonkeyPatch) -> 
     assert "built only on failure" in str(report.targets[0].boundaries_missing)
 
 
-def test_the_longest_that_is_not_too_long() -> None:
+def test_the_longest_case_within_the_maximum_is_chosen() -> None:
     cases = [Case((1,)), Case((LONGEST,)), Case((LONGEST, 1)), Case((LONGEST + 1,)), Case((LONGEST // 2,) * 2)]
     assert choose_case(cases) == 1
     assert choose_case([Case((LONGEST + 1,))]) is None

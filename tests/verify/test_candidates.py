@@ -1,4 +1,4 @@
-"""What is compared: everything that runs here, or the targets and engines that were asked for."""
+"""Candidates: everything that runs on this machine, or the requested targets and engines."""
 
 import shutil
 from pathlib import Path
@@ -34,7 +34,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         (None, [], []),
     ],
 )
-def test_what_is_asked_for(
+def test_requested_targets_and_engines(
     targets: list[str] | None, engines: list[str] | None, names: list[str], compiled: Bundle
 ) -> None:
     assert [candidate.name for candidate in candidates(compiled, targets, engines)] == names
@@ -58,7 +58,7 @@ def test_a_bundle_without_engines_says_so(tmp_path: Path) -> None:
         check(own(tmp_path), engines=["one"])
 
 
-def test_an_engine_that_was_asked_for_has_to_be_whole(compiled: Bundle, tmp_path: Path) -> None:
+def test_a_damaged_engine_is_refused_if_requested(compiled: Bundle, tmp_path: Path) -> None:
     copy = own(tmp_path)
     shutil.copytree(compiled.path / "engines", copy.path / "engines")
     next((copy.path / "engines" / "two").glob("*.onnx")).write_bytes(b"changed")

@@ -1,4 +1,4 @@
-"""The cases of a check: which shapes, and tokens that can be made again."""
+"""The cases of a check: their shapes, and reproducible tokens."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TINY = Gemma2Architecture(vocab_size=61, sliding_window=16)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
-def test_around_the_stride_and_the_window(stride: int) -> None:
+def test_lengths_around_the_stride_and_the_window(stride: int) -> None:
     plan = plan_cases(FunnelSpec.parse(f"1:3:{stride}"), {16})
     lengths = {case.lengths[0] for case in plan.cases if len(case.lengths) == 1}
     assert lengths >= {1, max(1, stride - 1), stride, stride + 1, 16, 17}
@@ -27,7 +27,7 @@ def test_compact_positions_are_checked_where_the_window_counts_slots() -> None:
     assert max(max(case.lengths) for case in plan.cases) > 4 * 16
 
 
-def test_further_and_longest_lengths() -> None:
+def test_additional_lengths_and_the_maximum() -> None:
     plan = plan_cases(None, {16}, lengths=[9, 100], max_length=20)
     assert (9,) in [case.lengths for case in plan.cases]
     assert plan.left_out == (100,)
@@ -42,15 +42,15 @@ def test_further_and_longest_lengths() -> None:
         ("batch=8,sequence=1:40:64", [(20,) * 8]),
         ("batch=1,sequence=30:40:64", []),
     ],
-    ids=["it takes some", "many rows", "short batches", "tuned for more", "longer ones only"],
+    ids=["takes some", "many rows", "short batches", "optimum beyond the maximum", "longer rows only"],
 )
-def test_a_profile_that_takes_none_of_the_batches_has_its_own(profile: str, added: list[tuple[int, ...]]) -> None:
+def test_a_profile_that_takes_no_batch_adds_one(profile: str, added: list[tuple[int, ...]]) -> None:
     plan = plan_cases(None, {16}, max_length=20)
     assert with_profiles(plan, [Profile.parse(profile)], 20).cases == (*plan.cases, *map(Case, added))
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
+def test_padding_is_on_the_given_side_only(padding: str) -> None:
     case = Case((1, 3, 5), padding)
     tokens = case.tokens(TINY, seed=0)
     assert tokens[PortKind.MASK].sum(1).tolist() == [1, 3, 5]
@@ -59,7 +59,7 @@ def test_padding_stands_on_its_side_and_nowhere_else(padding: str) -> None:
     assert tokens[PortKind.MASK][:, column].all()
 
 
-def test_tokens_follow_from_the_seed() -> None:
+def test_tokens_are_reproducible_from_the_seed() -> None:
     case = Case((7, 7))
     one, two, other = (case.tokens(TINY, seed)[PortKind.TOKENS] for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)

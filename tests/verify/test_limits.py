@@ -1,4 +1,4 @@
-"""Each limit refuses by itself, and a report passes only if every target does."""
+"""Each limit refuses on its own, and a report passes only if every target does."""
 
 import math
 from pathlib import Path
@@ -29,12 +29,12 @@ def report(**changes: Any) -> ParityReport:
 
 @pytest.mark.parametrize("name", ["max_rel", "rms_rel", "kl"])
 @pytest.mark.parametrize(("factor", "passed"), [(4 / 3, True), (1.4, False), (float("nan"), False)])
-def test_each_error_has_a_limit_of_its_own(name: str, factor: float, passed: bool) -> None:
+def test_each_error_has_its_own_limit(name: str, factor: float, passed: bool) -> None:
     metrics = Metrics.model_validate(SOUND | {name: SOUND[name] * factor * (1 - 1e-12)})
     assert report().within(metrics) is passed
 
 
-def test_logits_need_a_divergence_and_other_outputs_have_none() -> None:
+def test_only_logits_need_a_divergence() -> None:
     features = Metrics.model_validate(SOUND | {"kl": None})
     assert not report().within(features)
     assert report(limit_kl=None).within(features)
@@ -49,7 +49,7 @@ def test_without_a_limit_nothing_passes(name: str, limit: float) -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_one_target_that_fails_fails_the_report(failing: int) -> None:
+def test_one_failed_target_fails_the_report(failing: int) -> None:
     good = report()
     targets = [each.model_copy(update={"passed": index != failing}) for index, each in enumerate(good.targets)]
     assert good.with_targets(good.targets).passed
@@ -57,7 +57,7 @@ def test_one_target_that_fails_fails_the_report(failing: int) -> None:
     assert not good.with_targets([]).passed
 
 
-def test_the_limit_of_the_divergence_follows_the_dtype() -> None:
+def test_the_limit_of_the_divergence_depends_on_the_dtype() -> None:
     many = np.full(200, 3e-6)
     assert limit_kl(many, Dtype.FLOAT32, 4.0) == pytest.approx(16 * 3e-6)
     assert limit_kl(many, Dtype.BFLOAT16, 4.0) == pytest.approx(4 * 3e-6)
@@ -65,8 +65,8 @@ def test_the_limit_of_the_divergence_follows_the_dtype() -> None:
     assert limit_kl(None, Dtype.FLOAT32, 4.0) is None
 
 
-def test_the_limit_of_the_divergence_is_higher_where_few_positions_are_the_floor() -> None:
-    """As an F distribution says: with 10 degrees of freedom on both sides, one ratio in 10,000 is above 14.9."""
+def test_the_limit_of_the_divergence_is_higher_if_few_positions_make_up_the_floor() -> None:
+    """In an F distribution with (10, 10) degrees of freedom, one value in 10,000 is above 14.9."""
     ten = np.full(10, 3e-6)
     assert limit_kl(ten, Dtype.BFLOAT16, 4.0) == pytest.approx(3e-6 * 14.9, rel=0.01)
     mostly_ten = np.concatenate([ten, np.full(1000, 1e-12)])
@@ -75,21 +75,21 @@ def test_the_limit_of_the_divergence_is_higher_where_few_positions_are_the_floor
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_classifier_that_is_right_passes_in_16_bits(seed: int, tmp_path: Path) -> None:
-    """One class for each text: the floor rests on some twenty divergences."""
+def test_a_correct_classifier_passes_in_16_bits(seed: int, tmp_path: Path) -> None:
+    """With one class per text, the floor is estimated from about twenty divergences."""
     save_tiny_checkpoint(tmp_path / "checkpoint", Gemma2ForSequenceClassification, torch.bfloat16, seed=seed)
     bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel="1:3:2")
     assert compare(bundle, targets=["openvino"], max_length=9).passed
 
 
-def test_a_limit_that_lets_zeros_pass_is_none() -> None:
+def test_a_limit_that_zeros_would_pass_is_no_limit() -> None:
     assert report(limit_rms_rel=0.99).has_limits
     lax = report(limit_rms_rel=1.0)
     assert not lax.has_limits
     assert not lax.within(Metrics.model_validate(SOUND))
 
 
-def test_four_positions_more_than_four_times_the_floors_may_change() -> None:
+def test_four_times_the_floors_positions_and_four_more_may_change() -> None:
     floor = Metrics.model_validate(SOUND)
     outputs = [np.zeros((60, 3)), np.zeros((40, 3))]
 
@@ -101,6 +101,6 @@ def test_four_positions_more_than_four_times_the_floors_may_change() -> None:
     assert limit(None) is None
 
 
-def test_the_share_counts_positions() -> None:
+def test_the_share_is_weighted_by_positions() -> None:
     assert _share([1.0, 0.5], [3, 1]) == pytest.approx(0.875)
     assert _share([None, None], [3, 1]) is None

@@ -1,4 +1,4 @@
-"""Measures of error, on cases small enough to see through."""
+"""Error measures, on cases small enough to check by hand."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ def test_by_hand() -> None:
     assert m.kl == pytest.approx((2 * p - 1) * 5)
 
 
-def test_one_value_in_a_thousand_may_be_larger_than_the_quantile() -> None:
+def test_one_value_in_a_thousand_may_exceed_the_quantile() -> None:
     reference = np.zeros((1, 1001))
     assert measure(np.arange(1001.0)[None], reference, logits=False).p999_abs == pytest.approx(999)
 
 
-def test_not_a_number_is_no_small_error() -> None:
+def test_nan_is_not_a_small_error() -> None:
     reference = np.ones((2, 3))
     candidate = reference.copy()
     candidate[1, 2] = np.nan

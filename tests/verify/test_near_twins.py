@@ -1,4 +1,4 @@
-"""The parity gate refuses what is wrong by a little, each of its limits by itself."""
+"""The parity gate refuses small errors, and each of its limits refuses on its own."""
 
 import functools
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def wide_bundle() -> Bundle:
 
 @dataclass(frozen=True)
 class Twin:
-    """A break of a bundle, the size at which it is refused, and the one at which it passes."""
+    """A change of a bundle, a size at which it must be refused, and one at which it must pass."""
 
     bundle: Callable[[], Bundle]
     make: Callable[[Any], Change]
@@ -53,11 +53,11 @@ TWINS = {
     "epsilon bfloat16": Twin(wide_bundle, epsilon, 1.5, 1e-6),
     "rounded bfloat16": Twin(wide_bundle, rounded, ir.DataType.FLOAT8E5M2, ir.DataType.BFLOAT16),
 }
-"""In bfloat16 a hundredth of a softcap, and an epsilon of 0.1, are below the noise floor itself."""
+"""In bfloat16, a softcap that is 1 % off and an epsilon of 0.1 are below the noise floor."""
 
 
 def excesses(report: ParityReport) -> list[dict[str, float]]:
-    """How many times its limit each error is, at its worst, by target."""
+    """For each target, the worst of each error divided by its limit."""
     return [
         {
             name: max(getattr(case.metrics, name) for case in target.cases) / getattr(report, limit)
@@ -68,7 +68,7 @@ def excesses(report: ParityReport) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_what_is_wrong_by_a_little_is_refused(name: str, tmp_path: Path) -> None:
+def test_small_errors_are_refused(name: str, tmp_path: Path) -> None:
     twin = TWINS[name]
     bundle = twin.bundle()
     for size, passed in ((twin.wrong, False), (twin.sound, True)):
@@ -89,19 +89,19 @@ ONLY: list[tuple[str, str, Callable[[float], Change], float]] = [
     ("bfloat16", "rms_rel", shifted_logits, 0.8),
     ("bfloat16", "kl", zigzag, 0.8),
 ]
-"""Sizes are multiples of eager PyTorch's own largest error."""
+"""Dtype, the only limit that must be exceeded, change, and its size as a multiple of eager PyTorch's largest error."""
 
 
 @functools.cache
 def sound_report(dtype: str) -> ParityReport:
-    """Of the bundle as it was exported."""
+    """The report of the unchanged bundle."""
     return compare(Recipe(dtype=dtype).bundle(), targets=TARGETS[dtype], lengths=[64])
 
 
 @pytest.mark.parametrize(
     ("dtype", "limit", "make", "size"), ONLY, ids=[f"{dtype} {limit}" for dtype, limit, *_ in ONLY]
 )
-def test_each_limit_refuses_by_itself(
+def test_each_limit_refuses_on_its_own(
     dtype: str, limit: str, make: Callable[[float], Change], size: float, tmp_path: Path
 ) -> None:
     sound = sound_report(dtype)
@@ -114,11 +114,11 @@ def test_each_limit_refuses_by_itself(
         assert [name for name, times in excess.items() if times > 1] == [limit]
         assert excess[limit] < 5
         assert target.top1 is not None
-        assert target.top1 >= (report.limit_top1 or 1), "this limit is another"
+        assert target.top1 >= (report.limit_top1 or 1), "the limit of the highest logits is tested below"
 
 
-def test_highest_logits_that_change_are_refused_by_themselves(tmp_path: Path) -> None:
-    """Every other limit allows that the copies of all tokens are preferred to them by half the noise."""
+def test_the_limit_of_the_highest_logits_refuses_on_its_own(tmp_path: Path) -> None:
+    """Every token has a copy with the same logit; raising the copies by half the noise is within every other limit."""
     bundle = copied_bundle()
     sound = compare(bundle, targets=["onnxruntime"])
     assert sound.passed

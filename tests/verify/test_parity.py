@@ -1,4 +1,4 @@
-"""The parity gate passes what was exported, refuses what differs, and names the place."""
+"""The parity gate passes correct exports, refuses differing ones, and names the place."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_refuses_a_broken_graph_and_names_the_place(
     ],
     ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
 )  # fmt: skip
-def test_passes_what_was_exported(recipe: Recipe) -> None:
+def test_passes_correct_exports(recipe: Recipe) -> None:
     bundle = recipe.bundle()
     report = check(bundle, lengths=[20])
     assert report.passed, report.model_dump_json(indent=1)
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_errors() -> None:
     assert one == two != other
 
 
-def test_unknown_and_unable_targets_are_refused() -> None:
+def test_unknown_and_unavailable_targets_are_refused() -> None:
     with pytest.raises(SpecError, match="unknown target"):
         compare(Recipe().bundle(), targets=["nonesuch"])
     with pytest.raises(TargetUnavailableError, match="cannot run a bfloat16 graph here"):
@@ -113,9 +113,7 @@ def test_the_reference_is_hugging_face_itself_for_a_dense_bundle() -> None:
     assert "forward" not in eager.model.model.__dict__
 
 
-def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_bundle_is_still_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(f"read-only: {path}")
 
@@ -125,10 +123,10 @@ def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(
     monkeypatch.setattr("funnel_export.report.pages.write_text", refuse)  # root may write anywhere
     with pytest.warns(UserWarning, match="could not be kept in the bundle: read-only"):
         assert check(bundle, targets=["onnxruntime"], max_length=2).passed
-    assert not list((bundle.path / "reports").iterdir()), "an earlier result would be taken for this one"
+    assert not list((bundle.path / "reports").iterdir()), "an earlier result could be mistaken for this one"
 
 
-def test_a_file_in_the_reports_place_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_file_named_reports_is_left_unchanged(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     (bundle.path / "reports").write_text("mine")
     with pytest.warns(UserWarning, match="could not be kept in the bundle") as told:
@@ -137,14 +135,14 @@ def test_a_file_in_the_reports_place_is_left_as_it_is(tmp_path: Path) -> None:
     assert (bundle.path / "reports").read_text() == "mine"
 
 
-def test_outputs_of_another_shape_differ(tmp_path: Path) -> None:
+def test_outputs_of_the_wrong_shape_fail(tmp_path: Path) -> None:
     report = compare(broken(Recipe().bundle(), tmp_path, first_token_only), max_length=3)
     assert not report.passed
     for result in report.targets:
-        assert "an output has another shape" in str(result.error)
+        assert "an output has the wrong shape" in str(result.error)
 
 
-def test_a_target_that_refuses_the_graph_does_not_silence_the_others(tmp_path: Path) -> None:
+def test_a_target_that_refuses_the_graph_does_not_stop_the_others(tmp_path: Path) -> None:
     report = compare(broken(Recipe().bundle(), tmp_path, unknown_op), max_length=3)
     assert not report.passed
     assert report.refused
@@ -167,8 +165,8 @@ def overflowing(folder: Path, change: Callable[[ir.Model], None] | None) -> Bund
 
 
 @pytest.mark.parametrize("change", [None, sine_for_tanh])
-def test_where_eager_overflows_nothing_passes(change: Callable[[ir.Model], None] | None, tmp_path: Path) -> None:
-    """Times the noise floor is no limit where that is infinite."""
+def test_nothing_passes_if_eager_overflows(change: Callable[[ir.Model], None] | None, tmp_path: Path) -> None:
+    """A multiple of an infinite noise floor is not a limit."""
     report = compare(overflowing(tmp_path, change), targets=["onnxruntime"], max_length=4)
     assert np.isinf(report.floor.max_rel)
     assert not report.passed
@@ -195,12 +193,12 @@ def test_the_place_where_eager_overflows_is_named(tmp_path: Path) -> None:
 def test_a_factor_that_would_let_zeros_pass_lets_nothing_pass() -> None:
     report = compare(Recipe().bundle(), targets=["onnxruntime"], max_length=3, factor=1e9)
     assert not report.passed
-    assert "would let zeros pass: eager PyTorch in float32 is" in str(report.targets[0].error)
+    assert "would let zeros pass: the error of eager PyTorch in float32 is" in str(report.targets[0].error)
     assert "the factor is 1e+09" in str(report.targets[0].error)
 
 
 @pytest.mark.parametrize("options", [{"lengths": [0]}, {"max_length": 0}, {"factor": 0.5}, {"factor": float("nan")}])
-def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+def test_invalid_options(options: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         compare(Recipe().bundle(), targets=["onnxruntime"], **options)
 
@@ -237,7 +235,7 @@ def compiled(tmp_path: Path) -> Bundle:
     return bundle
 
 
-def test_a_runtime_that_breaks_as_it_loads_costs_its_own_results(
+def test_a_runtime_that_fails_to_load_fails_only_its_own_results(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "load", fail)
@@ -248,16 +246,16 @@ def test_a_runtime_that_breaks_as_it_loads_costs_its_own_results(
     assert not report.passed
 
 
-def test_a_runtime_that_breaks_as_it_judges_an_engine_costs_the_engine(
+def test_a_runtime_that_fails_to_inspect_an_engine_leaves_it_out(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "misfit", fail)
-    with pytest.warns(FunnelExportWarning, match=r"(?s)left out: openvino failed as it judged.*the plugin is broken"):
+    with pytest.warns(FunnelExportWarning, match=r"(?s)left out: openvino failed to inspect.*the plugin is broken"):
         report = compare(compiled, max_length=3)
     assert [target.name for target in report.targets if target.passed] == ["onnxruntime", "openvino"]
 
 
-def test_a_runtime_that_breaks_as_it_is_asked_is_not_available(
+def test_a_runtime_whose_availability_check_fails_is_unavailable(
     compiled: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OpenVinoTarget, "availability", fail)

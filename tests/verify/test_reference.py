@@ -1,4 +1,4 @@
-"""The reference: float64 throughout, and config.json as Hugging Face reads it, whatever the exporter made of it."""
+"""The reference: float64 throughout, and config.json read by Hugging Face, independently of the exporter."""
 
 import contextlib
 import shutil
@@ -26,13 +26,13 @@ from funnel_export.verify.reference import Eager
 
 
 def logits(recipe: Recipe) -> NDArray[Any]:
-    """What a reference in float64 computes of a text beyond the sliding window."""
+    """Logits of a float64 reference for a text longer than the sliding window."""
     bundle = recipe.bundle()
     model = Eager(bundle, torch.float64)
     return model.run(Case((29,)).tokens(bundle.architecture, seed=0))["logits"]
 
 
-def test_it_is_hugging_faces_model() -> None:
+def test_a_dense_reference_equals_hugging_face() -> None:
     recipe = Recipe(funnel=None)
     architecture = recipe.bundle().architecture
     with true_float64(), torch.no_grad():
@@ -50,7 +50,7 @@ def without_float64() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(funnel=None)], ids=["funnel", "dense"])
-def test_nothing_of_it_is_computed_in_float32(recipe: Recipe) -> None:
+def test_nothing_is_computed_in_float32(recipe: Recipe) -> None:
     found = logits(recipe)
     with without_float64():
         rounded = logits(recipe)
@@ -58,10 +58,10 @@ def test_nothing_of_it_is_computed_in_float32(recipe: Recipe) -> None:
             exact = logits(recipe)
     scale = np.abs(exact).max()
     assert np.abs(found - exact).max() < 1e-13 * scale
-    assert np.abs(rounded - exact).max() > 1e-8 * scale, "what it would be without"
+    assert np.abs(rounded - exact).max() > 1e-8 * scale, "without Float64, parts are computed in float32"
 
 
-def test_a_key_that_the_exporter_drops_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_key_that_the_exporter_drops_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(funnel=None, overrides=(("rms_norm_eps", 0.1),))
     read = Gemma2.read_config
 
@@ -78,7 +78,7 @@ def test_a_key_that_the_exporter_drops_is_seen(tmp_path: Path, monkeypatch: pyte
     assert compare(recipe.bundle(), targets=["onnxruntime"], max_length=3).passed
 
 
-def test_what_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such mask")
 
@@ -95,14 +95,16 @@ def test_what_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatc
     ],
     ids=["no padding token", "numbers as labels"],
 )
-def test_configs_that_hugging_face_reads(task: Task, overrides: tuple[tuple[str, Any], ...], tmp_path: Path) -> None:
+def test_unusual_configs_that_hugging_face_accepts(
+    task: Task, overrides: tuple[tuple[str, Any], ...], tmp_path: Path
+) -> None:
     checkpoint = shutil.copytree(Recipe(task=task).checkpoint(), tmp_path / "checkpoint")
     rewrite_json(checkpoint / "config.json", lambda config: config.update(overrides))
     bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2")
     assert compare(bundle, targets=["onnxruntime"], max_length=9).passed
 
 
-def test_a_padding_token_of_none_leaves_classes_without_a_last_token(tmp_path: Path) -> None:
+def test_text_classification_without_a_padding_token_is_refused(tmp_path: Path) -> None:
     checkpoint = shutil.copytree(Recipe(task=Task.TEXT_CLASSIFICATION).checkpoint(), tmp_path / "checkpoint")
     rewrite_json(checkpoint / "config.json", lambda config: config.update(pad_token_id=-1))
     with pytest.raises(CheckpointError, match="pad_token_id -1"):
