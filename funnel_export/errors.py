@@ -1,4 +1,4 @@
-"""Errors that teach: what is wrong, what was got, what was wanted, what to try."""
+"""Errors: what is wrong, what was got, what was wanted, what to try."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -6,11 +6,11 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST_PART = 2000
-"""Characters of what an error quotes; a file of a stranger may hold millions."""
+"""Most characters that an error quotes of a value; a value from an untrusted file may have millions."""
 
 
 def printable(text: str) -> str:
-    """`text` with everything that a terminal would obey instead of show, but line breaks, written as JSON escapes."""
+    """`text` with all characters that are not printable, except line breaks, as JSON escapes."""
     return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
 
 
@@ -20,28 +20,28 @@ def _escape(character: str) -> str:
 
 
 def _quote(value: object) -> str:
-    """A part of an error: no longer than it helps, and its further lines indented, so that none looks like a part."""
+    """A value for an error: cut to `LONGEST_PART`, with later lines indented so that none looks like another part."""
     text = str(value)
     return (text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}…").replace("\n", "\n    ")
 
 
 def describe_invalid(err: "ValidationError") -> list[str]:
-    """What pydantic found, each with its place where there is one."""
+    """The errors that pydantic found, each with the path of its field."""
     return [": ".join(filter(None, (".".join(map(str, each["loc"])), each["msg"]))) for each in err.errors()]
 
 
 class FunnelExportWarning(UserWarning):
-    """What a caller should know of a result that is there all the same."""
+    """A problem that does not prevent a result."""
 
 
 class FunnelExportError(Exception):
-    """Base of every error that a user can cause or mend; the command line prints it without a traceback.
+    """Base class of errors that a user can cause or fix; the command line prints them without a traceback.
 
     Args:
-        what: what is wrong, in one clause.
-        got: what was found.
-        wanted: what would have been right.
-        hint: what to try next.
+        what: the fault, in one clause.
+        got: the value that was found.
+        wanted: the value that was expected.
+        hint: a command or an edit to try.
     """
 
     exit_code: ClassVar[int] = 2
@@ -68,11 +68,11 @@ class CheckpointError(FunnelExportError):
 
 
 class ExportError(FunnelExportError):
-    """A graph that the export must not hand out."""
+    """A graph that failed the export's audit or could not be made."""
 
 
 class BundleError(FunnelExportError):
-    """A bundle that is not what its manifest says, or no bundle at all."""
+    """A folder that is not a bundle, or a bundle that differs from its manifest."""
 
 
 class TargetUnavailableError(FunnelExportError):

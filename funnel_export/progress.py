@@ -1,13 +1,13 @@
-"""Telling what is going on: long work reports its steps to whoever shows them."""
+"""Progress of long work, reported step by step to a callback."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Shows what is being done."""
+    """A callback that shows the current step."""
 
     def __call__(self, step: str, done: float | None = None, /) -> None:
-        """Called as a step begins, and as it goes on with the share that is done, from 0 to 1, where that is known."""
+        """Report that a step begins; `done`, 0 to 1, is the completed share if it is known."""
 
 
 def no_progress(step: str, done: float | None = None, /) -> None:

@@ -1,4 +1,4 @@
-"""`bench`: how fast is a bundle with its funnel, beside the dense model in the same runtimes?"""
+"""`bench`: the latency of a bundle compared with the dense model in the same runtimes."""
 
 import os
 import platform
@@ -52,40 +52,39 @@ def bench(
 ) -> "LatencyReport":
     """Time a bundle and the dense model side by side; the report goes into the bundle's `reports/latency.json`.
 
-    Dense and funnel run in PyTorch, in every target and as every engine of the bundle that runs here, interleaved.
-    The dense baseline is exported from the bundle's own weights and removed again; for every engine its dense
-    counterpart is compiled, with the same options and profiles. No parity, no number: what does not agree with
-    eager PyTorch has none.
+    Both run in PyTorch, in every target, and as every engine of the bundle that runs on this machine; their calls are
+    interleaved. The dense baseline is exported from the bundle's own weights, and deleted at the end. For every engine
+    the dense counterpart is compiled with the same options and profiles. No parity, no number: what does not agree with
+    eager PyTorch gets none.
 
     Args:
         bundle: a bundle with a funnel, or its folder.
-        targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
-        engines: names of engines of the bundle: only these are timed, and no target on the graph unless `targets` names
-            it.
-        dense: a dense bundle, or its folder, to be the baseline instead of one that is exported: of the same weights,
-            config, task, dtype, opset and logits. It is not written to.
-        pytorch: which of `eager` and `torch.compile` run beside them.
-        lengths: tokens of a row, at most as many as the model has positions.
-        batches: rows of a batch.
-        rounds: counted calls of each, at least 6: fewer have no 95 % interval.
+        targets: names of targets; by default all that can run the bundle on this machine, with the engines that fit.
+        engines: names of engines of the bundle; only these are timed, plus the graph in each of `targets`.
+        dense: a dense bundle, or its folder, to use as the baseline instead of exporting one. It must have the same
+            weights, config, task, dtype, opset and logits. It is not written to.
+        pytorch: ways to run PyTorch, of `eager` and `torch.compile`.
+        lengths: tokens per row, at most `max_position_embeddings`.
+        batches: rows per batch.
+        rounds: counted calls of each runner, at least 6, since fewer have no 95 % interval.
         min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
             interval.
-        device: what PyTorch runs on: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one and all targets
-            that are timed run on one.
+        device: device of PyTorch: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one and all timed targets run
+            on one.
         seed: seed of the tokens.
-        max_length: the longest rows of the `check` before it; by default the longest that are timed, and for an engine
-            that takes longer ones only, these.
-        timeout: seconds that one call of a runner may take; one that takes longer is ended, and has no numbers.
-        parity: what `check` said of this bundle and all that is timed; without, it is asked.
-        reports: folder for the reports instead of the bundle's `reports`, as for a bundle that cannot be written.
+        max_length: the longest rows of the parity check; by default the longest timed ones, or the shortest that an
+            engine takes if those are longer.
+        timeout: seconds that one call of a runner may take; a runner that takes longer is killed and gets no numbers.
+        parity: the report of a `check` of this bundle that covers everything that is timed; by default a new one.
+        reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for a dense bundle, invalid numbers, an engine that the bundle has not, a `dense` that is no dense
-            counterpart of the bundle, a `parity` that does not cover all that is timed, or a `reports` that cannot be
-            written or holds other files of these names.
-        BundleError: if the bundle is not whole, or `parity` is of another one.
-        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+        SpecError: for a dense bundle, invalid numbers, an engine that is not in the bundle, a `dense` that is not the
+            dense counterpart of the bundle, a `parity` that does not cover everything that is timed, or a `reports`
+            that cannot be written or holds other files with the names of reports.
+        BundleError: if the bundle is damaged, or `parity` is of another bundle.
+        TargetUnavailableError: if a requested target, or every target, cannot run the bundle on this machine.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     validate_funnelled(opened)
@@ -107,7 +106,8 @@ def bench(
     folder = reports_folder(opened, reports)
     if parity is None:
         longest = _longest(lengths, found) if max_length is None else max_length
-        unseen = [] if EAGER in pytorch else [min(max(lengths), longest)]  # else each timed shape is compared with it
+        # With eager PyTorch, each timed shape is compared with it anyway.
+        unseen = [] if EAGER in pytorch else [min(max(lengths), longest)]
         parity = compare(
             opened,
             targets=targets,
@@ -141,26 +141,26 @@ def shapes_to_time(
     rounds: int,
     min_speedup: float | None,
 ) -> list[tuple[int, int]]:
-    """Batches and lengths, the small ones first; arguments as those of `bench`.
+    """The shapes (batch, length) to time, smallest first; the arguments are those of `bench`.
 
     Raises:
         SpecError: for invalid numbers.
     """
     for name, values in (("length", lengths), ("batch", batches)):
         if not values or min(values) < 1:
-            raise SpecError(f"{name} of a benchmark is at least 1", got=list(values), wanted=f"{name} >= 1")
+            raise SpecError(f"{name} of a benchmark must be at least 1", got=list(values), wanted=f"{name} >= 1")
     longest = bundle.architecture.max_position_embeddings
     if max(lengths) > longest:
         raise SpecError(
             "length exceeds max_position_embeddings", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
         )
     if min_speedup is not None and not 0 < min_speedup < float("inf"):
-        raise SpecError("a speedup is a positive number", got=min_speedup, hint="--min-speedup 1.2")
+        raise SpecError("the minimum speedup must be positive and finite", got=min_speedup, hint="--min-speedup 1.2")
     if rounds < LEAST_ROUNDS:
         raise SpecError(
-            "too few rounds for an interval",
+            "too few rounds for a 95 % interval of the median",
             got=f"{rounds} rounds",
-            wanted=f"at least {LEAST_ROUNDS}: the median of fewer calls has no 95 % interval",
+            wanted=f"at least {LEAST_ROUNDS}",
             hint=f"--rounds {ROUNDS}",
         )
     return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
@@ -170,27 +170,27 @@ def validate_funnelled(bundle: Bundle) -> None:
     """Raise `SpecError` for a bundle without a funnel."""
     if bundle.spec.funnel is None:
         raise SpecError(
-            "a dense bundle has nothing to be compared with",
+            "the bundle has no funnel",
             got=bundle.path,
             wanted="a bundle with a funnel",
-            hint="name the bundle with the funnel: the dense model is exported for the occasion",
+            hint="pass the bundle with the funnel; bench exports the dense model itself",
         )
 
 
 def _validate_pytorch(pytorch: Sequence[str]) -> None:
     unknown = set(pytorch) - set(PYTORCH)
     if unknown:
-        raise SpecError("PyTorch has no such way to run", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
+        raise SpecError("unknown way to run PyTorch", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
 
 
 def _longest(lengths: Sequence[int], found: Sequence["Candidate"]) -> int:
-    """The longest rows of a check before a bench: those that are timed, or the shortest that an engine takes."""
+    """The longest rows of the parity check: the longest timed ones, or the shortest of an engine if longer."""
     least = [min(profile.axes[SEQUENCE].min for profile in each.profiles) for each in found if each.profiles]
     return max([*lengths, *least])
 
 
 def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> "ParityReport":
-    """What a parity report says of all that is to be timed; an error if it lacks any, or is not of it as it is now."""
+    """The parity report for only what is timed; an error if anything is missing or has changed since."""
     hint = "funnel-export check again"
     check_made_from(parity, bundle, "the parity report", hint)
     names = [candidate.name for candidate in found]
@@ -198,7 +198,7 @@ def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["C
     missing = set(names) - {result.name for result in timed.targets} | set(changed_engines(bundle, timed.engines))
     if missing:
         raise SpecError(
-            "the parity report is not of all that is to be timed", got=f"without {sorted(missing)}", hint=hint
+            "the parity report does not cover everything that is timed", got=f"without {sorted(missing)}", hint=hint
         )
     return timed
 
@@ -215,19 +215,19 @@ def _in_pytorch(bundle: Bundle, dense: Bundle, runtimes: Iterable[str], device: 
 
 
 def _chosen_device(device: Device, found: Sequence["Candidate"]) -> str:
-    """PyTorch's device by its name; `auto` is a GPU if PyTorch has one, and everything that is timed runs on one."""
+    """The name of PyTorch's device; `auto` is a GPU if PyTorch has one and all timed targets run on one."""
     import torch
 
     here = torch.cuda.is_available()
     if device is Device.CUDA and not here:
-        raise TargetUnavailableError("PyTorch has no GPU here", got=f"torch {torch.__version__}", hint="--device cpu")
+        raise TargetUnavailableError("PyTorch finds no GPU", got=f"torch {torch.__version__}", hint="--device cpu")
     on_gpu = {each.name: each.on_gpu for each in found}
     best = Device.CUDA if here and all(on_gpu.values()) else Device.CPU
     chosen = best if device is Device.AUTO else device
     elsewhere = [name for name, gpu in on_gpu.items() if gpu != (chosen is Device.CUDA)]
     if elsewhere:
         warnings.warn(
-            f"PyTorch runs on {chosen}, and {', '.join(elsewhere)} on another device: their times do not compare",
+            f"PyTorch runs on {chosen}, and {', '.join(elsewhere)} on another device: their times are not comparable",
             FunnelExportWarning,
             stacklevel=3,
         )
@@ -235,7 +235,7 @@ def _chosen_device(device: Device, found: Sequence["Candidate"]) -> str:
 
 
 def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:
-    """Compile the dense counterpart of every engine; the reason, by engine name, for those where that failed."""
+    """Compile the dense counterpart of every engine; return the reasons of failures by engine name."""
     failed = {}
     for engine in (candidate.engine for candidate in found if candidate.engine is not None):
         try:
@@ -247,7 +247,7 @@ def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Prog
                 name=engine.name,
                 progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
             )
-        except FunnelExportError as err:  # the others are timed all the same
+        except FunnelExportError as err:  # the others are still timed
             failed[engine.name] = str(err)
     return failed
 
@@ -255,7 +255,7 @@ def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Prog
 def _in_targets(
     bundle: Bundle, dense: Bundle, found: Sequence["Candidate"], shapes: Sequence[tuple[int, int]]
 ) -> Iterator["Runner"]:
-    """Each target and engine of the bundle, with its dense counterpart."""
+    """Runners for each target and engine of the bundle, and for its dense counterpart."""
     from funnel_export.latency.latency_report import Model
     from funnel_export.latency.runner import RunnerSetup
     from funnel_export.latency.trials import Runner
@@ -269,7 +269,7 @@ def _in_targets(
 
 
 def _conditions(found: Sequence["Candidate"]) -> dict[str, str]:
-    """What latencies depend on."""
+    """Processor and versions, on which latencies depend."""
     packages = ("torch", "transformers", "funnel-export")
     return {
         "processor": processor(),

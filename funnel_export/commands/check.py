@@ -1,4 +1,4 @@
-"""`check`: does what targets and engines compute equal what eager PyTorch computes?"""
+"""`check`: compare the outputs of targets and engines with eager PyTorch."""
 
 import os
 from collections.abc import Sequence
@@ -29,30 +29,29 @@ def check(
     reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> "ParityReport":
-    """Compare what targets compute with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
+    """Compare the outputs of targets with eager PyTorch; the report goes into the bundle's `reports/parity.json`.
 
-    `report.md`, `report.html` and pictures beside it are made anew.
+    `report.md`, `report.html` and the pictures in that folder are rewritten.
 
-    A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. One
-    that refuses the graph has an error in the report, and the others are compared all the same.
+    A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. A
+    target that refuses the graph gets an error in the report; the others are still compared.
 
     Args:
         bundle: a bundle or its folder.
-        targets: names of targets; by default every one that can run the bundle here, with the engines that fit.
-        engines: names of engines of the bundle: only these are compared, and no target on the graph unless `targets`
-            names it.
-        lengths: sequence lengths to check besides those around the stride and the sliding window.
-        max_length: leave out longer sequences; the report names what was left out.
-        factor: how many times eager PyTorch's own error in the bundle's dtype a target may show.
+        targets: names of targets; by default all that can run the bundle on this machine, with the engines that fit.
+        engines: names of engines of the bundle; only these are compared, plus the graph in each of `targets`.
+        lengths: sequence lengths to check in addition to those around the stride and the sliding window.
+        max_length: leave out longer sequences; the report lists the lengths left out.
+        factor: how many times eager PyTorch's own error in the bundle's dtype is allowed, at least 1.
         seed: seed of the tokens.
-        reports: folder for the reports instead of the bundle's `reports`, as for a bundle that cannot be written.
+        reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for invalid numbers, an engine that the bundle has not, or a `reports` that cannot be written or
-            holds other files of these names.
-        BundleError: if the bundle is not whole, or an engine of a target that was asked for is not, or not for here.
-        TargetUnavailableError: if a target that was asked for, or every target, does not run the bundle here.
+        SpecError: for invalid numbers, an engine that is not in the bundle, or a `reports` that cannot be written or
+            holds other files with the names of reports.
+        BundleError: if the bundle is damaged, or a requested engine is damaged or does not fit this machine.
+        TargetUnavailableError: if a requested target, or every target, cannot run the bundle on this machine.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     from funnel_export.report.folder import reports_folder
@@ -85,7 +84,7 @@ def compare(
     seed: int = SEED,
     progress: Progress = no_progress,
 ) -> "ParityReport":
-    """What `check` finds, with its arguments; nothing is written."""
+    """Like `check`, but nothing is written."""
     validate_numbers(lengths, max_length, factor)
     positions = opened.architecture.max_position_embeddings
     if max(lengths, default=1) > positions:
@@ -97,7 +96,7 @@ def compare(
     chosen = list(candidates(opened, targets, engines))
     if not chosen:
         raise TargetUnavailableError(
-            f"no target here runs a {opened.spec.dtype} graph, nor one of the bundle's engines",
+            f"no target on this machine runs a {opened.spec.dtype} graph or one of the bundle's engines",
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
@@ -113,9 +112,9 @@ def compare(
 
 
 def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: float = FACTOR) -> None:
-    """Raise `SpecError` for numbers that `check` cannot work with."""
+    """Raise `SpecError` for invalid numbers."""
     for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
         if value < 1:
-            raise SpecError(f"{name} of a check is at least 1", got=value, wanted=f"{name} >= 1")
+            raise SpecError(f"{name} of a check must be at least 1", got=value, wanted=f"{name} >= 1")
     if not 1 <= factor < float("inf"):
         raise SpecError("factor must be at least 1", got=factor, wanted="1 <= factor < inf")

@@ -1,7 +1,7 @@
-"""Reviewed graphs: what a fresh export is compared with, and how a person accepts a change.
+"""Reviewed graphs: comparing them with a fresh export, and accepting changes.
 
-A folder of texts without weights: `contracts/*.txt` holds whole graphs of a tiny Gemma2, `ops/*.onnxtxt` the funnel's
-own operations, `CHANGES.md` why each of them is as it is.
+They are text files without weights: `contracts/*.txt` has whole graphs of tiny models, `ops/*.onnxtxt` the funnel's own
+operations, and `CHANGES.md` the reason of each accepted change.
 """
 
 import datetime
@@ -29,12 +29,12 @@ from funnel_export.system.atomic import write_text
 CHANGES = "CHANGES.md"
 TITLE = "# Accepted changes\n\nNewest first; `funnel-export dev graph accept --why` writes this.\n"
 TOOLS = ("torch", "transformers", "onnx-ir", "onnxscript")
-"""Packages whose version shows in the graphs."""
+"""Packages whose versions affect the graphs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A graph under contract: of a checkpoint of a family's tiny model."""
+    """A reviewed graph: the family's tiny model, exported with these settings from a checkpoint in dtype `stored`."""
 
     family: Family
     task: Task
@@ -44,7 +44,7 @@ class Contract:
 
     @property
     def name(self) -> str:
-        """File name of the contract."""
+        """File name of the contract, without `.txt`."""
         spec = self.funnel
         funnel = "dense" if spec is None else f"s{spec.stride}{'-lookahead' if spec.lookahead else ''}"
         source = "" if self.stored is self.dtype else f"-from-{self.stored}"
@@ -69,7 +69,7 @@ CONTRACTS = tuple(each for family in families() for each in _contracts(family) i
 
 
 def contract_of(case: Contract) -> str:
-    """The contract of a fresh export of the tiny Gemma2."""
+    """The text of a fresh export of the tiny model."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _make_checkpoint(folder / "checkpoint", case)
@@ -94,7 +94,7 @@ def _make_checkpoint(folder: Path, case: Contract) -> None:
 
 
 def fresh_graphs(progress: Progress = no_progress) -> Iterator[tuple[str, str]]:
-    """Every file of the folder but `CHANGES.md`, made anew: its path in the folder and its text."""
+    """Fresh versions of every file in the folder except `CHANGES.md`: relative path and text."""
     from funnel_export.exporter.ops import describe_ops
 
     for case in CONTRACTS:
@@ -106,43 +106,43 @@ def fresh_graphs(progress: Progress = no_progress) -> Iterator[tuple[str, str]]:
 
 
 def check_graphs(folder: Path, progress: Progress = no_progress) -> dict[str, str]:
-    """Compare a folder of reviewed graphs with fresh ones: a unified diff for each file that changed.
+    """Compare a folder of reviewed graphs with fresh ones; return a unified diff for each file that differs.
 
     Raises:
-        BundleError: if there is no such folder.
+        BundleError: if the folder has no reviewed graphs.
     """
     stored = _stored(folder)
     if not stored:
         raise BundleError(
-            "there are no reviewed graphs here",
+            "no reviewed graphs found",
             got=folder,
             wanted="a folder with contracts/ and ops/",
-            hint='funnel-export dev graph accept --why "the first"',
+            hint='funnel-export dev graph accept --why "first graphs"',
         )
     return _differences(stored, dict(fresh_graphs(progress)))
 
 
 def accept_graphs(folder: Path, why: str, progress: Progress = no_progress) -> list[str]:
-    """Write fresh graphs into the folder, and into `CHANGES.md` what changed and why; the files that changed.
+    """Write fresh graphs into the folder and the reason into `CHANGES.md`; return the changed files.
 
     Raises:
-        SpecError: if no reason is given, or in a CI run: a person accepts, after reading the difference.
-        BundleError: if the folder holds texts that were never accepted.
+        SpecError: if no reason is given, or in a CI run, since a person must review the changes.
+        BundleError: if the folder holds text files that were never accepted.
     """
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         raise SpecError(
-            "a person accepts a changed graph, and this is a CI run",
+            "changed graphs cannot be accepted in CI: a person must review them",
             got=f"the environment variable CI={os.environ['CI']}",
             wanted="funnel-export dev graph check",
-            hint="run `funnel-export dev graph accept --why ...` on your machine, and commit what it writes",
+            hint="run `funnel-export dev graph accept --why ...` on your machine, and commit the files",
         )
     if not why.strip():
-        raise SpecError("a change of a graph has a reason", got=repr(why), wanted="--why with a sentence")
+        raise SpecError("a changed graph needs a reason", got=repr(why), wanted="--why with a sentence")
     stored, log = _stored(folder), folder / CHANGES
     earlier = log.read_text(encoding="utf-8") if log.exists() else ""
     if stored and not earlier.startswith(TITLE):
         raise BundleError(
-            "the folder holds texts that were not accepted before, which are left as they are",
+            "the folder holds text files that were never accepted; they were left unchanged",
             got=f"{sorted(stored)[0]} and no {CHANGES} of accepted changes in {folder}",
             wanted="a new folder, or one that `funnel-export dev graph accept` wrote",
         )
@@ -168,7 +168,7 @@ def _stored(folder: Path) -> dict[str, str]:
 
 
 def _differences(stored: dict[str, str], fresh: dict[str, str]) -> dict[str, str]:
-    """A unified diff for every file that changed, appeared or is no longer made."""
+    """A unified diff for every file that was changed, added or removed."""
     diffs = {}
     for path in sorted(stored | fresh):
         before, after = stored.get(path, ""), fresh.get(path, "")

@@ -1,4 +1,4 @@
-"""`inspect`: what is in a bundle."""
+"""`inspect`: show the contents of a bundle."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from funnel_export.bundle.manifest import MODEL
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A bundle, and what an audit finds in it."""
+    """A bundle and the findings of an audit of its graphs."""
 
     bundle: Bundle
     audits: dict[str, list[str]]
-    """The faults of each graph, by role: none, unless the bundle was made by other means."""
+    """The faults of each graph, by role; empty lists for bundles that `export` made."""
 
     def to_json(self) -> str:
         """The manifest, the audit and the predicted savings as one JSON object."""
@@ -27,27 +27,27 @@ class Inspection:
         return json.dumps({"manifest": manifest, "audit": audit, "predicted": predictions(self.bundle)})
 
     def to_text(self) -> str:
-        """The same for a person to read, with the funnel as a drawing."""
+        """The same as text, with a drawing of the funnel."""
         from funnel_export.report.text import describe_bundle
 
         return describe_bundle(self.bundle, self.audits)
 
 
 def inspect(bundle: Bundle | str | os.PathLike[str]) -> Inspection:
-    """Look into a bundle.
+    """Open a bundle and audit its graphs.
 
     Raises:
-        BundleError: if it is not whole.
+        BundleError: if the bundle is damaged.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     return Inspection(opened, {role: _audit(opened, graph) for role, graph in opened.graphs.items()})
 
 
 def describe_graphs(bundle: Bundle | str | os.PathLike[str]) -> dict[str, str]:
-    """What the graphs of a bundle compute, by role, each as a text without weights.
+    """The graphs of a bundle by role, each as text without weights.
 
     Raises:
-        BundleError: if it is not whole.
+        BundleError: if the bundle is damaged.
     """
     import onnx_ir as ir
 

@@ -22,20 +22,24 @@ ALONE = "latency needs the machine for itself: run pytest without --numprocesses
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options, each beginning with `--funnel`."""
+    """Add the options, which all begin with `--funnel`."""
     group = parser.getgroup("funnel", "gates for bundles of funnel_export")
     group.addoption(
         "--funnel-bundle",
         type=Path,
         metavar="DIR",
-        help="bundle to test, written --funnel-bundle=DIR; without other paths, nothing else is tested",
+        help="bundle to test, written --funnel-bundle=DIR; if no paths are given, nothing else is tested",
     )
-    group.addoption("--funnel-target", action="append", metavar="NAME", help="target to test (default: all that run)")
-    group.addoption("--funnel-engine", action="append", metavar="NAME", help="engine to test, and no other runtime")
-    group.addoption("--funnel-min-speedup", type=float, metavar="X", help="wanted of every target, as by bench")
+    group.addoption(
+        "--funnel-target", action="append", metavar="NAME", help="target to test (default: all that run here)"
+    )
+    group.addoption("--funnel-engine", action="append", metavar="NAME", help="engine to test, without other runtimes")
+    group.addoption(
+        "--funnel-min-speedup", type=float, metavar="X", help="fail if a target is less than X times as fast"
+    )
     group.addoption("--funnel-length", action="append", type=int, metavar="N", help="tokens of a row to time")
     group.addoption("--funnel-batch", action="append", type=int, metavar="N", help="rows to time")
-    group.addoption("--funnel-rounds", type=int, metavar="N", help="counted calls of each, at least 6")
+    group.addoption("--funnel-rounds", type=int, metavar="N", help="timed calls of each model, at least 6")
     group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
     group.addoption(
         "--funnel-reports", type=Path, metavar="DIR", help="folder for the reports, instead of the bundle's"
@@ -43,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Open the bundle, and let the gates be collected; what is wrong with either ends the run before it begins."""
+    """Open the bundle and add the gates to the run; an invalid bundle or option ends the run before any test."""
     folder = config.getoption("--funnel-bundle")
     if folder is None:
         return
@@ -75,20 +79,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[BUNDLE], config.stash[CANDIDATES] = bundle, names
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args.clear()
-    if GATES not in config.args:  # pytest-xdist hands its workers the arguments of the process that started them
+    if GATES not in config.args:  # a worker of pytest-xdist gets the arguments of its parent
         config.args.append(GATES)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Say so if the run has none of the gates, as after `-k` or `-m` in the project's own settings."""
+    """Note in the summary if no gate was selected, for example because of `-k` or `-m` in the project's settings."""
     config = session.config
     left = any(str(item.path) == GATES for item in session.items)
     if BUNDLE in config.stash and not left:
-        config.stash[NOTES].append(f"no gate of {config.stash[BUNDLE].path} is among the tests of this run")
+        config.stash[NOTES].append(f"this run has no gate of {config.stash[BUNDLE].path}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show what check and bench warned of."""
+    """Show the warnings of `check` and `bench`."""
     notes: list[str] = config.stash.get(NOTES, [])
     if notes:
         terminalreporter.section("funnel_export")
@@ -96,15 +100,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 class Gates(pytest.Module):
-    """The module of the gates, whose names do not depend on the project's `python_functions`."""
+    """The module of the gates; its tests are found whatever the project's `python_functions` says."""
 
     def funcnamefilter(self, name: str) -> bool:
-        """Whether this is the name of a test."""
+        """Whether this is the name of a test function."""
         return name.startswith("test_")
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Name the gates by the package, wherever it is installed."""
+    """Give the gates the node id `funnel_export/gates`, wherever the package is installed."""
     if str(module_path) != GATES:
         return None
     module: Gates = Gates.from_parent(parent, path=module_path, nodeid="funnel_export/gates")
@@ -112,7 +116,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each target and engine."""
+    """Make a test for each target and engine."""
     if "funnel_runtime" in metafunc.fixturenames:
         names: list[str] = metafunc.config.stash.get(CANDIDATES, [])
         metafunc.parametrize("funnel_runtime", names)
@@ -128,7 +132,7 @@ def funnel_bundle(pytestconfig: pytest.Config) -> "Bundle":
 
 @pytest.fixture(scope="session")
 def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "ParityReport":
-    """What `check` finds; the report is in the bundle too."""
+    """The report of `check`, which is also written into the bundle."""
     from funnel_export.commands.check import check
     from funnel_export.errors import FunnelExportWarning
 
@@ -152,10 +156,10 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
 def funnel_latency(
     funnel_bundle: "Bundle", funnel_parity: "ParityReport", pytestconfig: pytest.Config
 ) -> "LatencyReport":
-    """What `bench` finds, beside eager PyTorch; the report is in the bundle too."""
+    """The report of `bench` with eager PyTorch, which is also written into the bundle."""
     from funnel_export.commands.bench import bench
 
-    if hasattr(pytestconfig, "workerinput"):  # of pytest-xdist: each of its processes would time at once
+    if hasattr(pytestconfig, "workerinput"):  # a worker of pytest-xdist: several would time at once
         pytest.fail(ALONE, pytrace=False)
     with _working(pytestconfig):
         return bench(
@@ -169,12 +173,12 @@ def funnel_latency(
 
 
 def _runtimes(config: pytest.Config) -> dict[str, Any]:
-    """What is tested, as arguments of `check` and `bench`."""
+    """The targets and engines to test, as arguments of `check` and `bench`."""
     return {"targets": config.getoption("--funnel-target"), "engines": config.getoption("--funnel-engine")}
 
 
 def _timing(config: pytest.Config) -> dict[str, Any]:
-    """What is timed, and what is demanded of it, as arguments of `bench`."""
+    """The shapes, rounds and minimum speedup, as arguments of `bench`."""
     from funnel_export.spec.defaults import BATCHES, LENGTHS, ROUNDS
 
     option, rounds = config.getoption, config.getoption("--funnel-rounds")
@@ -188,17 +192,17 @@ def _timing(config: pytest.Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _working(config: pytest.Config) -> Iterator[None]:
-    """What a fixture does: its errors, warnings and logs are shown as a reader of test results wants them."""
+    """Show errors without traceback and warnings in the summary, and hide torch's trace logs."""
     with _without_trace_logs(), _errors_without_traceback(), _noted(config):
         yield
 
 
 @contextlib.contextmanager
 def _noted(config: pytest.Config) -> Iterator[None]:
-    """Keep this package's warnings for the summary: where warnings are errors, they would replace the verdict."""
+    """Keep this package's warnings for the summary; with `-W error` they would otherwise fail the gate."""
     from funnel_export.errors import FunnelExportWarning
 
-    if hasattr(config, "workerinput"):  # pytest-xdist brings warnings home, and no summary
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist passes on warnings but has no summary
         with warnings.catch_warnings():
             warnings.simplefilter("always", FunnelExportWarning)
             yield
@@ -217,19 +221,19 @@ def _noted(config: pytest.Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_without_traceback() -> Iterator[None]:
-    """Let errors that were made for a reader speak for themselves."""
+    """Show this package's errors without a traceback, as they explain themselves."""
     from funnel_export.errors import FunnelExportError
 
     try:
         yield
     except FunnelExportError as err:
-        raise pytest.fail.Exception(str(err), pytrace=False) from None  # or it is told twice
+        raise pytest.fail.Exception(str(err), pytrace=False) from None  # otherwise it is printed twice
 
 
 @contextlib.contextmanager
 def _without_trace_logs() -> Iterator[None]:
-    """Keep torch from writing a structured log of every trace: it does as soon as pytest listens."""
-    import torch  # noqa: F401 - sets its loggers up
+    """Silence torch's structured trace log, which torch enables once pytest captures logs."""
+    import torch  # noqa: F401 - sets up its loggers
 
     logger = logging.getLogger("torch.__trace")
     before = logger.level

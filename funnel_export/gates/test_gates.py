@@ -1,4 +1,4 @@
-"""The two gates as tests, one of each for every target and engine that runs the bundle here."""
+"""The two gates as tests, one of each for every target and engine that runs the bundle on this machine."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ Record = Callable[[str, object], None]
 
 
 def test_parity(funnel_parity: "ParityReport", funnel_runtime: str) -> None:
-    """A target computes what eager PyTorch computes, within a small factor of what that loses itself."""
+    """The errors of a target are at most a small multiple of eager PyTorch's own."""
     from funnel_export.report.text import describe_parity
 
     (result,) = (result for result in funnel_parity.targets if result.name == funnel_runtime)
@@ -27,7 +27,7 @@ def test_latency(
     funnel_runtime: str,
     record_testsuite_property: Record,
 ) -> None:
-    """A target is at least so many times as fast with the funnel as without, on every shape."""
+    """On every shape, a target is at least `--funnel-min-speedup` times as fast with the funnel as without."""
     from funnel_export.latency.verdict import judge
 
     wanted = pytestconfig.getoption("--funnel-min-speedup")

@@ -1,1 +1,1 @@
-"""How fast a bundle is beside the dense model."""
+"""Latency of a bundle compared with the dense model."""

@@ -1,4 +1,4 @@
-"""What `bench` found, as data: medians and ratios with bootstrap intervals. No torch is imported here."""
+"""The results of `bench` as data: medians and ratios with bootstrap intervals. This module does not import torch."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from funnel_export.verify.parity_report import ParityReport
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 Measured = Annotated[float, Field(ge=1e-9, le=1e9)]
-"""Milliseconds, or a ratio of them: no clock shows others."""
+"""Milliseconds or a ratio of them, within a plausible range."""
 Count = Annotated[int, Field(gt=0, le=1 << 20)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 
@@ -41,14 +41,14 @@ class _Interval(_Report, ABC):
 
 
 class Model(StrEnum):
-    """Which of the two models."""
+    """The dense model or the one with a funnel."""
 
     DENSE = "dense"
     FUNNEL = "funnel"
 
 
 class Latency(_Interval):
-    """Wall-clock time of one call."""
+    """Wall-clock time of one call, in milliseconds."""
 
     median_ms: Measured
     low_ms: Measured
@@ -63,7 +63,7 @@ class Latency(_Interval):
 
 
 class Ratio(_Interval):
-    """Median of one over median of another, of interleaved calls."""
+    """Ratio of the medians of two runners whose calls were interleaved."""
 
     value: Measured
     low: Measured
@@ -77,16 +77,16 @@ class Ratio(_Interval):
 
     @property
     def speedup(self) -> "Ratio":
-        """The ratio the other way round: how many times as fast."""
+        """The inverse ratio: how many times as fast."""
         return Ratio(value=1 / self.value, low=1 / self.high, high=1 / self.low)
 
 
 class Memory(_Report):
-    """The most that a runner's process held, weights and runtime included."""
+    """Peak memory of a runner's process, including weights and runtime."""
 
     host_bytes: Bytes
     device_bytes: Bytes | None = None
-    """What the device's memory had less when all shapes had run; None where there is no GPU."""
+    """Device memory that the runner had taken once all shapes had run; None without a GPU."""
 
 
 class RunnerResult(_Report):
@@ -101,7 +101,7 @@ class RunnerResult(_Report):
     load_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     memory: Memory | None = None
     error: str | None = None
-    """Why it has no numbers, if it has none."""
+    """Why it has no numbers."""
 
     @property
     def name(self) -> str:
@@ -130,20 +130,20 @@ class Row(Place):
     ratio: Ratio
     """Latency of the funnel over that of the dense model."""
     predicted: Measured
-    """The same ratio in operations."""
+    """The ratio of the numbers of operations."""
     dense_first_ms: Measured
-    """The first call on this shape, which may compile or allocate."""
+    """Time of the first call on this shape, which may compile or allocate."""
     funnel_first_ms: Measured
     speedup_over_eager: Ratio | None = None
-    """How many times as fast the funnel is as the dense model in eager PyTorch, where that ran."""
+    """How many times as fast the funnel is as the dense model in eager PyTorch; None if that did not run."""
 
     def tokens_per_second(self, latency: Latency) -> float:
-        """Tokens of the prompts that go through in a second."""
+        """Input tokens processed per second."""
         return 1000 * self.batch * self.length / latency.median_ms
 
 
 class Gate(_Report):
-    """What was demanded, and where it was not met."""
+    """The minimum speedup, and where it was not met."""
 
     min_speedup: float
     failures: list[str]
@@ -164,29 +164,32 @@ class LatencyReport(_Report):
     funnel: Funnel
     num_layers: Count
     parity: ParityReport
-    """What was checked before; a target or engine that did not pass has no rows."""
+    """The parity check before the trials; a target or engine that failed it has no rows."""
     rounds: Annotated[int, Field(ge=0, le=1 << 20)]
     runners: list[RunnerResult]
     rows: list[Row]
     not_timed: list[Place] = []
-    """Shapes that were asked for, and for which an engine has no optimization profile."""
+    """Requested shapes for which an engine has no optimization profile."""
     gate: Gate | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether parity holds, everything ran but torch.compile, which is a baseline, and the gate, if any, is met."""
+        """Whether parity and the gate passed and no runner failed; torch.compile may fail, being only a baseline."""
         ran = not any(runner.error for runner in self.runners if runner.runtime != TORCH_COMPILE)
         return self.parity.passed and ran and (self.gate is None or self.gate.passed)
 
 
 def summarize(seconds: Sequence[float]) -> Latency:
-    """Median of some calls with its interval."""
+    """The median of call times in seconds, with its interval."""
     low, value, high = _interval(np.median, (np.asarray(seconds),))
     return Latency(median_ms=value * 1000, low_ms=low * 1000, high_ms=high * 1000, rounds=len(seconds))
 
 
 def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Median of `one` over that of `other`, of interleaved calls: what disturbed a round disturbed both."""
+    """The median of `one` over that of `other`, with its interval.
+
+    Rounds are resampled in pairs, since a disturbance of a round affects both calls.
+    """
     low, value, high = _interval(_ratio_of_medians, (np.asarray(one), np.asarray(other)))
     return Ratio(value=value, low=low, high=high)
 
@@ -197,14 +200,14 @@ def _ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64], axis
 
 
 def _interval(statistic: Callable[..., Any], samples: tuple[NDArray[np.float64], ...]) -> tuple[float, float, float]:
-    """Percentile bootstrap interval, and what it is of in the middle; of a single round it is that round."""
+    """Lower end, value and upper end of a percentile bootstrap interval; all equal for a single round."""
     from scipy.stats import bootstrap
 
     value = float(statistic(*samples))
     if len(samples[0]) < 2:
         return value, value, value
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of samples that are all equal
+        warnings.simplefilter("ignore")  # scipy warns if all samples are equal
         found = bootstrap(
             samples,
             statistic,

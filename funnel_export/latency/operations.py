@@ -1,4 +1,4 @@
-"""Counting operations: what a funnel saves if time were in proportion to multiplications."""
+"""Counting operations: what a funnel would save if time were proportional to them."""
 
 from dataclasses import dataclass, replace
 
@@ -15,18 +15,18 @@ LENGTHS = (128, 512, 2048, 8192)
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Floating-point operations of one forward of one row; a multiplication with its addition counts as two."""
+    """Floating-point operations of one forward pass of one row; a multiply-add counts as two."""
 
     layers: int
     """Projections of attention and MLP."""
     attention: int
-    """Scores and weighted values: the whole square, as a decomposed graph computes it, masked or not."""
+    """Scores and weighted values of all pairs of positions, masked ones included."""
     head: int
-    """Logits or classes; the final norm, pooling and recovery cost next to nothing and are not counted."""
+    """Logits or classes. The final norm, pooling and recovery are negligible and not counted."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all."""
         return self.layers + self.attention + self.head
 
 
@@ -48,18 +48,18 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
 
 
 def layer_lengths(num_layers: int, funnel: FunnelSpec | None, length: int) -> list[int]:
-    """How many positions each layer runs on, for a row of `length` tokens."""
+    """The number of positions that each layer processes, for a row of `length` tokens."""
     return [segment.length(length) for segment in segments_of(funnel, num_layers) for _ in segment.layers]
 
 
 def predicted_ratio(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> float:
-    """Operations of the funnelled model over those of the dense one."""
+    """Operations of the model with a funnel over those of the dense model, for a row of `length` tokens."""
     dense = count_operations(family, architecture, replace(spec, funnel=None), length).total
     return count_operations(family, architecture, spec, length).total / dense
 
 
 def predictions(bundle: Bundle) -> list[dict[str, float]]:
-    """What a bundle's funnel saves at each length, in operations of one row."""
+    """For each length, the operations of one row in GFLOP, dense and with the bundle's funnel, and their ratio."""
     rows = []
     for length in LENGTHS:
         dense, funnel = (

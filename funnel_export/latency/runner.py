@@ -1,4 +1,4 @@
-"""The process of one runner: a bundle in PyTorch or in a target, dense or with its funnel."""
+"""The process of one runner: it runs a bundle in PyTorch or in a target."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +20,13 @@ from funnel_export.targets.tensorrt.gpu import call, find_gpu
 
 
 class RunnerSetup(BaseModel):
-    """What a runner loads."""
+    """The bundle that a runner loads, and what runs it."""
 
     model_config = ConfigDict(frozen=True)
 
     bundle: Path
     target: str | None = None
-    """A target; None for PyTorch."""
+    """Name of a target, None for PyTorch."""
     engine: str | None = None
     """Name of an engine, None for the bundle's graph."""
     compiled: bool = False
@@ -34,7 +34,7 @@ class RunnerSetup(BaseModel):
     device: str = "cpu"
     """PyTorch's device."""
     dtype: Dtype | None = None
-    """What PyTorch computes in; without, the bundle's dtype."""
+    """Dtype of PyTorch's model; by default the bundle's."""
 
 
 class TargetModel:
@@ -64,7 +64,7 @@ class TargetModel:
 
 
 class TorchModel:
-    """A bundle's weights in Hugging Face's model: eager, or under torch.compile."""
+    """Hugging Face's model with a bundle's weights, eager or under torch.compile."""
 
     def __init__(self, bundle: Bundle, setup: RunnerSetup) -> None:
         import torch
@@ -103,7 +103,7 @@ class TorchModel:
 
 
 def device_bytes() -> int | None:
-    """Memory of the GPU that is in use; None without a GPU."""
+    """Bytes of GPU memory in use by all processes; None without a GPU."""
     try:
         find_gpu()
     except TargetUnavailableError:
@@ -113,13 +113,13 @@ def device_bytes() -> int | None:
 
 
 def _last(output: NDArray[Any]) -> list[float]:
-    """[batch, tokens, width] or [batch, width]: the outputs of the last row's last token."""
+    """The outputs of the last row's last token, from [batch, tokens, width] or [batch, width]."""
     values: list[float] = output.reshape(-1, output.shape[-1])[-1].astype(np.float64).tolist()
     return values
 
 
 def load(request: dict[str, Any]) -> TimedModel:
-    """Load what a request names."""
+    """Load the model that a request names, a `RunnerSetup` as JSON."""
     setup = RunnerSetup.model_validate(request)
     bundle = load_bundle(setup.bundle)
     return TorchModel(bundle, setup) if setup.target is None else TargetModel(bundle, setup)

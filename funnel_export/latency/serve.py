@@ -1,6 +1,6 @@
-"""The loop of a runner's process: it loads a model, runs it on request, and answers how long each call took.
+"""The main loop of a runner's process: it loads a model, runs it on request, and returns the time of each call.
 
-Nothing but the standard library is imported here, so that runners can live in other environments.
+This module imports only the standard library and `system.worker`, so that runners can use other environments.
 """
 
 import gc
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from funnel_export.system.worker import take_stdout
 
 SAMPLES = 64
-"""Outputs that are sent back for comparison, evenly spread."""
+"""Number of outputs that are sent back for comparison, evenly spaced."""
 
 
 class TimedModel(Protocol):
@@ -26,41 +26,41 @@ class TimedModel(Protocol):
     """`device` and `precision`."""
 
     def run(self, ids: list[list[int]]) -> list[float]:
-        """Run a batch without padding, as a caller would; the outputs of the last row's last token."""
+        """Run a batch of token ids without padding; return the outputs of the last row's last token."""
         ...
 
     def prepare(self, ids: list[list[int]]) -> Callable[[], object]:
-        """A call that runs on a batch, again and again, and returns when the device is done."""
+        """Return a function that runs the model on this batch and returns when the device is done."""
         ...
 
 
 def no_device() -> int | None:
-    """Memory in use on a device that is not there."""
+    """The memory in use without a device: None."""
     return None
 
 
 def serve(load: Callable[[dict[str, Any]], TimedModel], device_bytes: Callable[[], int | None] = no_device) -> None:
-    """Answer requests from stdin, one JSON object a line, until it ends; each answer is one line of JSON.
+    """Answer requests from stdin until it ends. Each request and each answer is one JSON object on a line.
 
-    1. What to load, for `load`. The answer has the model's facts and `load_seconds`; or `error`.
-    2. `{"ids": ...}`: get ready for this batch. The answer has `first_seconds` of the first run, and a `sample` of its
-       outputs.
-    3. `{"ids": null}`: run on the same batch. The answer has `seconds`.
-    4. `{}`: the answer has the most memory that was held, `host_bytes` and `device_bytes`.
+    1. The first request goes to `load`. The answer has the model's facts and `load_seconds`.
+    2. `{"ids": ...}`: prepare this batch. The answer has `first_seconds`, the time of the first run, and `sample`, some
+       of its outputs.
+    3. `{"ids": null}`: run the same batch. The answer has `seconds`.
+    4. `{}`: the answer has the peak memory, `host_bytes` and `device_bytes`.
 
-    What goes wrong is answered with `error`.
+    If a request fails, the answer has `error`.
 
     Args:
         load: makes a model from the first request.
-        device_bytes: memory in use on the device, by all processes; while one runner gets ready the others rest, so
-            what is added then is its own.
+        device_bytes: returns the bytes in use on the device by all processes. The other runners are idle while one
+            prepares, so the increase belongs to it.
     """
     answers = take_stdout()
     runner = _Runner(load, device_bytes)
     for line in sys.stdin:
         try:
             answer = runner.answer(json.loads(line))
-        except Exception as err:  # noqa: BLE001 - whatever a runtime raises is reported to the caller
+        except Exception as err:  # noqa: BLE001 - a runtime may raise anything; the caller gets it
             answer = {"error": f"{type(err).__name__}: {err}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -88,7 +88,7 @@ class _Runner:
         with self._counted():
             seconds, self._model = _timed(lambda: self._load(request))
         gc.collect()
-        gc.freeze()  # so that no collection of what the libraries hold falls into a call
+        gc.freeze()  # keep garbage collections of the libraries' objects out of the timed calls
         return {**self._model.facts, "load_seconds": seconds}
 
     def _get_ready(self, model: TimedModel, ids: list[list[int]]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class _Runner:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Add what is held on the device after the block and was not before."""
+        """Add the device memory that the block takes."""
         before = self._in_use()
         yield
         after = self._in_use()
@@ -115,9 +115,9 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held, mapped files included.
+    """Peak memory of this process in bytes, including mapped files.
 
-    VmHWM, not ru_maxrss: a new process starts with its parent's ru_maxrss.
+    It is VmHWM, not ru_maxrss, since a new process inherits its parent's ru_maxrss.
     """
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None

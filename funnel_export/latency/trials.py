@@ -1,7 +1,7 @@
-"""Trials: runners, each in a process of its own, run interleaved, so that noise of the machine disturbs all alike.
+"""Trials: the calls of all runners are interleaved, so that noise of the machine affects all of them equally.
 
-A process each, because memory can be told apart then, thread pools of different runtimes do not fight over the cores,
-one that dies ends no other, and runtimes of other environments can run beside them.
+Each runner has its own process. So memory is measured per runner, thread pools of different runtimes do not compete for
+the cores, a crash does not stop the other runners, and runtimes from other environments can be compared.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from funnel_export.spec.choices import Dtype
 from funnel_export.system.worker import SILENCE, Worker, WorkerSilentError
 
 REST = 0.1
-"""Seconds before each call, in which the thread pool of the call before stops looking for work.
+"""Seconds of pause before each call, in which the previous runner's thread pool stops spinning.
 
-ONNX Runtime's threads do so for 20 to 50 ms: on two cores, whoever comes next before that is a quarter slower.
+ONNX Runtime's threads spin for 20 to 50 ms after a call; on two cores this slows the next runner by a quarter.
 """
 
 OWN = ("-m", "funnel_export.latency.runner")
@@ -35,34 +35,35 @@ class Runner:
     model: Model
     dtype: Dtype
     request: Mapping[str, Any]
-    """What its process loads."""
+    """The first request to its process: what to load."""
     program: tuple[str, ...] = OWN
-    """What its process runs: something that calls `serve`."""
+    """Arguments of the interpreter for a program that calls `serve`."""
     python: str = sys.executable
-    """Its interpreter, which may be of another environment."""
+    """The interpreter, which may belong to another environment."""
     shapes: frozenset[tuple[int, int]] | None = None
-    """The batches and lengths that it takes, if not all."""
+    """The shapes (batch, length) that it takes; None for all."""
 
     @classmethod
     def of(cls, runtime: str, model: Model, dtype: Dtype, setup: RunnerSetup, **more: Any) -> "Runner":
-        """A bundle in PyTorch or in a target."""
+        """A runner for a bundle in PyTorch or in a target."""
         return cls(runtime=runtime, model=model, dtype=dtype, request=setup.model_dump(mode="json"), **more)
 
 
 @dataclass(slots=True)
 class Times:
-    """One runner on one shape."""
+    """Times of one runner on one shape."""
 
     first: float
     """Seconds of the first run."""
     sample: list[float]
-    """Some outputs of the last token."""
+    """Some outputs of the last row's last token."""
     seconds: list[float] = field(default_factory=list)
+    """Seconds of each counted call."""
 
 
 @dataclass(slots=True)
 class RunnerRecord:
-    """A runner and what its trials showed."""
+    """A runner with the results of its trials."""
 
     runner: Runner
     result: RunnerResult
@@ -70,7 +71,12 @@ class RunnerRecord:
     worker: Worker | None = None
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
-        """Send a request and wait for the answer; None, and an error in the result, if there is none in time."""
+        """Send a request and return the answer; on failure or timeout, record the error, end the process, return None.
+
+        Args:
+            request: see `serve`.
+            timeout: seconds to wait.
+        """
         if self.worker is None:
             return None
         self.worker.send(json.dumps(request))
@@ -85,11 +91,11 @@ class RunnerRecord:
 
 
 def _answer(worker: Worker, timeout: float) -> dict[str, Any]:
-    """A worker's answer, or what became of it under `error`."""
+    """A worker's answer; if there is none, an object with `error`."""
     try:
         line = worker.receive(timeout)
     except WorkerSilentError as err:
-        return {"error": f"its process was ended: {err}"}
+        return {"error": f"its process was killed: {err}"}
     if line is None:
         return {"error": _death(worker)}
     try:
@@ -115,15 +121,15 @@ def run_trials(
 ) -> list[RunnerRecord]:
     """Time every runner on every batch.
 
-    Runners load one after the other and get ready for a batch one after the other; then, round by round, each runs
-    once, while the others rest. A runner that fails has an error and no times; the others go on.
+    Runners load and prepare each batch one after the other. Then each runs once per round, while the others are idle. A
+    runner that fails gets an error and no times; the others continue.
 
     Args:
-        runners: what is timed.
+        runners: the runners to time.
         batches: token ids [batch][length] by shape, without padding.
-        rounds: counted calls of each runner, of all shapes alike or by shape.
-        warmup: calls before them, besides the first run and the one that gets ready.
-        timeout: seconds that one request to a runner may take; one that takes longer is ended, and has an error.
+        rounds: counted calls of each runner, for all shapes or by shape.
+        warmup: uncounted calls before them, in addition to the first run and the one in preparation.
+        timeout: seconds that one request may take; a runner that takes longer is killed and gets an error.
         progress: called with the name of each step.
     """
     records = [
@@ -155,7 +161,7 @@ def _run_trial(
     timeout: float,
     progress: Progress,
 ) -> None:
-    """One trial: all runners on one shape."""
+    """Time all runners on one shape."""
     name = f"batch {shape[0]}, length {shape[1]}"
     for record in records:
         if record.runner.shapes is not None and shape not in record.runner.shapes:

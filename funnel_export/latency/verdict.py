@@ -1,4 +1,4 @@
-"""What the trials mean: rows of dense and funnel, without those that do not compute the same, and the gate."""
+"""From trials to a report: rows of the runners whose outputs are correct, and the gate."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +21,7 @@ from funnel_export.spec.choices import EAGER, PYTORCH
 from funnel_export.verify.parity_report import ParityReport
 
 Shape = tuple[int, int]
-_NO_LIMITS = "eager PyTorch itself is not finite in this dtype, or too far off for a limit"
+_NO_LIMITS = "eager PyTorch itself is not finite in this dtype, or its error is too large to derive a limit"
 
 
 def evaluate(
@@ -34,17 +34,26 @@ def evaluate(
     *,
     unbuilt: Mapping[str, str] | None = None,
 ) -> LatencyReport:
-    """The report of the trials of a bundle and its dense baseline; `unbuilt` are engines without a baseline, and why.
+    """The report of the trials of a bundle and its dense baseline.
 
-    No parity, no number: a target that did not pass `check` has no rows, nor has one whose outputs on a timed shape are
-    not those of eager PyTorch.
+    No parity, no number: a target has no rows if it failed `check`, or if its outputs on a timed shape differ from
+    those of eager PyTorch.
+
+    Args:
+        bundle: the bundle with a funnel.
+        parity: the result of `check` for everything that was timed.
+        records: the trials.
+        shapes: requested shapes, (batch, length).
+        conditions: processor and versions, by name.
+        min_speedup: the gate; None for no gate.
+        unbuilt: for each engine whose dense counterpart failed to compile, the reason.
     """
     spec = bundle.spec
     assert spec.funnel is not None
     by_name = {(record.runner.runtime, record.runner.model): record for record in records}
     results = [_judged(record, by_name, parity) for record in records] + _failed(parity)
     results += [
-        RunnerResult(runtime=name, model=Model.DENSE, dtype=parity.dtype, error=f"it could not be built: {why}")
+        RunnerResult(runtime=name, model=Model.DENSE, dtype=parity.dtype, error=f"it could not be compiled: {why}")
         for name, why in (unbuilt or {}).items()
     ]
     broken = list(dict.fromkeys(result.runtime for result in results if result.error))
@@ -73,14 +82,14 @@ def evaluate(
 
 
 def _failed(parity: ParityReport) -> list[RunnerResult]:
-    """What did not pass `check`, and did not run for that."""
+    """Results of the targets that failed `check` and so were not timed."""
     results = []
     for target in parity.targets:
         if target.passed:
             continue
         place = target.first_difference
         why = target.error or (
-            f"it differs from eager PyTorch from {place.name} on" if place else "it failed its check"
+            f"it differs from eager PyTorch from {place.name} on" if place else "it failed the parity check"
         )
         results.append(
             RunnerResult(
@@ -93,7 +102,7 @@ def _failed(parity: ParityReport) -> list[RunnerResult]:
 def _judged(
     record: RunnerRecord, by_name: Mapping[tuple[str, Model], RunnerRecord], parity: ParityReport
 ) -> RunnerResult:
-    """The result of a runner, with an error if what was timed is not what eager PyTorch computes."""
+    """The result of a runner, with an error if its outputs differ from those of eager PyTorch."""
     result = record.result
     if result.error is not None:
         return result
@@ -112,7 +121,7 @@ def _judged(
 
 
 def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
-    """Where nothing was compared: no eager run beside it, and a shape that `check` did not see."""
+    """The error of a runner without an eager counterpart that was timed on longer rows than `check` compared."""
     checked = {target.name: target.longest for target in parity.targets}.get(record.runner.runtime)
     unseen = [] if checked is None else [shape for shape in record.times if shape[1] > checked]
     if not unseen:
@@ -125,18 +134,18 @@ def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
 
 
 def _difference(times: Times, eager: Times | None, parity: ParityReport) -> str | None:
-    """What keeps outputs on a timed shape from being those of eager PyTorch, if anything does."""
+    """How the outputs on a timed shape differ from those of eager PyTorch; None if they agree."""
     if eager is None:
-        return "eager PyTorch has no outputs to compare with; where it cannot run, time without it"
-    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch itself is off by its noise floor
+        return "eager PyTorch has no outputs to compare with; if it cannot run, use --pytorch none"
+    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch here has the error of the noise floor itself
     error = distance(times.sample, eager.sample)
     if error <= limit:
         return None
-    return f"its outputs are {error:.1e} off eager PyTorch's, and {limit:.1e} is allowed"
+    return f"its outputs differ from eager PyTorch's by {error:.1e}, and {limit:.1e} is allowed"
 
 
 def distance(sample: Sequence[float], reference: Sequence[float]) -> float:
-    """Largest difference over the largest value of the reference; NaN if anything is."""
+    """Largest difference over the largest value of the reference; NaN if any value is NaN or the lengths differ."""
     one, other = np.asarray(sample), np.asarray(reference)
     if one.shape != other.shape:
         return float("nan")
@@ -164,15 +173,15 @@ def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], RunnerRecord], runt
 def judge(
     rows: Sequence[Row], min_speedup: float, *, not_timed: Sequence[Place] = (), broken: Sequence[str] = ()
 ) -> Gate:
-    """Whether each target is at least so many times as fast with the funnel: by the lower end of the interval.
+    """Whether each target is at least `min_speedup` times as fast with the funnel, by the lower end of the interval.
 
-    PyTorch is a baseline and is not judged. What was not timed is not known to be fast enough, and so fails.
+    PyTorch is a baseline and is not judged. A requested shape that was not timed fails.
 
     Args:
-        rows: what was timed.
-        min_speedup: what is wanted.
-        not_timed: what was to be timed, and was not.
-        broken: runtimes without any numbers because something went wrong.
+        rows: the timed rows.
+        min_speedup: how many times as fast each target must be with the funnel.
+        not_timed: requested shapes that were not timed.
+        broken: runtimes without numbers because of an error.
     """
     judged = [row for row in rows if row.runtime not in PYTORCH]
     failures = [f"{runtime} has no numbers" for runtime in broken if runtime not in PYTORCH]

@@ -1,4 +1,4 @@
-"""Where the reports of a bundle go: into its own folder, or into one that was asked for, replacing nothing foreign."""
+"""The folder for the reports of a bundle: its own or a requested one, without overwriting other files."""
 
 import json
 import os
@@ -11,46 +11,46 @@ from funnel_export.report.files import LATENCY, PAGES, PARITY
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 
 ELSEWHERE = "--reports DIR, a folder where you may write"
-"""What to try where a bundle cannot be written."""
+"""Hint for a bundle that cannot be written."""
 
 
 def reports_folder(bundle: Bundle, asked: str | os.PathLike[str] | None) -> Path:
-    """Where reports of a bundle are written: its own folder, or the one that was asked for, which is made.
+    """The folder for the reports of a bundle: the bundle's own, or the requested one, which is created.
 
     Raises:
-        BundleError: if the bundle's own folder is a link.
-        SpecError: if the folder that was asked for cannot be written, is in the bundle, or holds other files that are
-            named like reports.
+        BundleError: if the bundle's own folder is a symbolic link.
+        SpecError: if the requested folder cannot be written, is inside the bundle, or holds other files with the names
+            of reports.
     """
     own = bundle.path / REPORTS
     if asked is None or Path(asked).absolute() == own.absolute():
         if own.is_symlink():
-            raise BundleError("the bundle's reports lie elsewhere", got=f"a symbolic link {own}", hint=ELSEWHERE)
+            raise BundleError("the bundle's `reports` is a symbolic link", got=own, wanted="a folder", hint=ELSEWHERE)
         return own
     folder = Path(asked)
     if bundle.path.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise SpecError(
-            "the reports would lie among the bundle's files", got=folder, wanted=f"a folder outside {bundle.path}"
+            "the folder for reports is inside the bundle", got=folder, wanted=f"a folder outside {bundle.path}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write into {folder}")
     except OSError as err:
-        raise SpecError("the reports cannot be written there", got=err, wanted=ELSEWHERE) from err
+        raise SpecError("the folder for reports cannot be written", got=err, hint=ELSEWHERE) from err
     foreign = _foreign(folder)
     if foreign is not None:
         raise SpecError(
-            "the folder for reports holds another file of that name, which is left as it is",
+            "a file in the folder for reports has the name of a report but is not one; it was left unchanged",
             got=foreign,
             wanted="a new folder, or one with reports of `check` or `bench`",
-            hint="another --reports",
+            hint="--reports with another folder",
         )
     return folder
 
 
 def _foreign(folder: Path) -> Path | None:
-    """A file that a report would replace and that no command of this package wrote."""
+    """A file that a report would overwrite but that this package did not write; None if there is none."""
     present = [folder / name for name in (PARITY, LATENCY) if os.path.lexists(folder / name)]
     for path in present:
         if not _is_report(path):

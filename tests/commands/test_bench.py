@@ -105,7 +105,7 @@ def test_what_check_said_may_be_given_and_stays(tmp_path: Path) -> None:
 def test_what_check_said_of_something_else_is_refused(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     parity = check(bundle, targets=["onnxruntime"], max_length=3)
-    with pytest.raises(SpecError, match=r"(?s)not of all that is to be timed.*without \['openvino'\]"):
+    with pytest.raises(SpecError, match=r"(?s)does not cover everything that is timed.*without \['openvino'\]"):
         bench(bundle, parity=parity, **QUICK)
     compile_bundle(bundle, "onnxruntime", name="mine")
     parity = check(bundle, targets=["onnxruntime"], max_length=3)
@@ -153,7 +153,7 @@ def test_outputs_on_the_timed_shapes_count_too(tmp_path: Path) -> None:
     assert not report.passed
     assert report.parity.passed
     (error,) = [runner.error for runner in report.runners if runner.error]
-    assert error.startswith("no parity, no number: at batch 1, length 7 its outputs are ")
+    assert error.startswith("no parity, no number: at batch 1, length 7 its outputs differ ")
     assert {row.runtime for row in report.rows} == {"eager"}
 
 
@@ -178,7 +178,7 @@ def test_an_engine_without_a_dense_like_costs_no_other_its_numbers(
     report = bench(bundle, targets=["onnxruntime"], min_speedup=1e-6, **options)
     assert [row.runtime for row in report.rows] == ["onnxruntime"]
     assert [each.error for each in report.runners if each.error] == [
-        "it could not be built: no room for another engine"
+        "it could not be compiled: no room for another engine"
     ]
     assert report.gate is not None
     assert report.gate.failures == ["mine has no numbers"]
@@ -201,13 +201,13 @@ def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lengths": ()}, "length of a benchmark is at least 1"),
-        ({"batches": (0,)}, "batch of a benchmark is at least 1"),
+        ({"lengths": ()}, "length of a benchmark must be at least 1"),
+        ({"batches": (0,)}, "batch of a benchmark must be at least 1"),
         ({"lengths": (8, 10_000)}, r"(?s)exceeds max_position_embeddings.*length 10000.*at most 512"),
-        ({"rounds": 0}, "too few rounds for an interval"),
-        ({"min_speedup": float("nan")}, "a speedup is a positive number"),
-        ({"rounds": 5}, "too few rounds for an interval"),
-        ({"pytorch": ("jit",)}, "no such way to run"),
+        ({"rounds": 0}, "too few rounds for a 95 % interval"),
+        ({"min_speedup": float("nan")}, "the minimum speedup must be positive"),
+        ({"rounds": 5}, "too few rounds for a 95 % interval"),
+        ({"pytorch": ("jit",)}, "unknown way to run PyTorch"),
         ({"device": "tpu"}, "unknown device"),
     ],
 )
@@ -217,13 +217,13 @@ def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_dense_bundle_has_nothing_to_be_compared_with() -> None:
-    with pytest.raises(SpecError, match="a dense bundle has nothing"):
+    with pytest.raises(SpecError, match="the bundle has no funnel"):
         bench(Recipe(funnel=None).bundle())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(TargetUnavailableError, match=r"(?s)PyTorch has no GPU here.*--device cpu"):
+    with pytest.raises(TargetUnavailableError, match=r"(?s)PyTorch finds no GPU.*--device cpu"):
         bench(Recipe().bundle(), device="cuda")
 
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, in a pytest of its own: what passes, what fails and how it is said, and the JUnit file."""
+"""The pytest plugin, run in a separate pytest: passes, failures and their messages, and the JUnit file."""
 
 import subprocess
 import sys
@@ -27,12 +27,12 @@ FAST = ("--funnel-target=onnxruntime", "--funnel-length=8", "--funnel-rounds=6",
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> None:
-    """Import all that the gates use: a run in this process forgets what it imports, and torch fails the second time."""
+    """Import everything that the gates use: pytester unloads what a run imports, and torch cannot be imported twice."""
     compare(Recipe().bundle(), targets=["onnxruntime"], max_length=1)
 
 
 def run(pytester: pytest.Pytester, *arguments: object) -> tuple[int, str, str]:
-    """Run pytest in a folder of its own, without this project's settings: its exit code and what it printed."""
+    """Run pytest in its own folder without this project's settings; return exit code, stdout and stderr."""
     done = pytester.runpytest_inprocess(*SETTINGS, *map(str, arguments))
     return int(done.ret), done.stdout.str(), done.stderr.str()
 
@@ -54,7 +54,7 @@ def test_a_good_bundle_passes_and_junit_has_the_speedups(pytester: pytest.Pytest
         assert (bundle.path / "reports" / report).is_file()
 
 
-def test_a_broken_graph_fails_and_the_place_is_named(pytester: pytest.Pytester) -> None:
+def test_a_broken_graph_fails_with_its_place(pytester: pytest.Pytester) -> None:
     bundle = changed(pytester.path, another_softcap)
     code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST)
     assert code == 1
@@ -63,7 +63,7 @@ def test_a_broken_graph_fails_and_the_place_is_named(pytester: pytest.Pytester) 
     assert "torch.__trace" not in out
 
 
-def test_an_engine_alone_and_reports_elsewhere(pytester: pytest.Pytester) -> None:
+def test_one_engine_with_reports_in_another_folder(pytester: pytest.Pytester) -> None:
     bundle = own(pytester.path)
     compile_bundle(bundle, "onnxruntime", name="mine")
     out = pytester.path / "out"
@@ -76,44 +76,44 @@ def test_an_engine_alone_and_reports_elsewhere(pytester: pytest.Pytester) -> Non
     assert not (bundle.path / "reports").exists()
 
 
-def test_a_slower_funnel_fails_and_the_place_is_named(tmp_path: Path) -> None:
-    """In a process of its own, as CI runs it: what torch logs there depends on who set its loggers up."""
+def test_a_slower_funnel_fails_with_its_place(tmp_path: Path) -> None:
+    """In a separate process, as in CI, because torch's logging depends on who imported it first."""
     bundle = changed(tmp_path, slower)
     command = [sys.executable, "-m", "pytest", *SETTINGS, f"--funnel-bundle={bundle.path}", *FAST]
     done = subprocess.run(
         [*command, "--funnel-min-speedup=1"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "torch.__trace" not in done.stdout, "the dense baseline is traced while pytest listens"
+    assert "torch.__trace" not in done.stdout, "the dense baseline is traced while pytest captures logs"
     assert "onnxruntime at batch 1, length 8: 0." in done.stdout
     assert "1 failed, 1 passed" in done.stdout
 
 
-def test_an_error_of_ours_speaks_for_itself(pytester: pytest.Pytester) -> None:
+def test_errors_of_the_package_have_no_traceback(pytester: pytest.Pytester) -> None:
     bundle = own(pytester.path)
     (bundle.path / "reports").symlink_to(pytester.path)
     code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST)
     assert code == 1
-    assert out.count("the bundle's reports lie elsewhere") in (1, 2), "the failure, and pytest's short summary"
+    assert out.count("the bundle's `reports` is a symbolic link") in (1, 2), "the failure, and pytest's short summary"
     assert "1 skipped, 1 error" in out
     assert "check.py" not in out
 
 
 @pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=2",), "FunnelExportWarning: ")])
-def test_a_report_that_cannot_be_kept_is_no_verdict(
+def test_a_report_that_cannot_be_written_fails_no_gate(
     options: tuple[str, ...], told: str, pytester: pytest.Pytester
 ) -> None:
-    """Warnings are errors in these runs; this package's must not replace what the gate says."""
+    """These runs turn warnings into errors; this package's own must not fail a gate."""
     bundle = own(pytester.path)
     (bundle.path / "reports").write_text("no folder")
     code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST, "--funnel-target=onnxruntime", *options)
     assert code == 0, out
-    assert "1 passed, 1 skipped" in out, "a target that is asked for twice is one"
+    assert "1 passed, 1 skipped" in out, "a target that is named twice is tested once"
     assert f"{told}the report could not be kept in the bundle" in out
 
 
-def test_fixtures_serve_tests_of_ones_own(pytester: pytest.Pytester) -> None:
-    """Of several processes, parity may share the machine and latency may not."""
+def test_a_projects_own_tests_can_use_the_fixtures(pytester: pytest.Pytester) -> None:
+    """With several processes, parity runs and latency is refused."""
     bundle = own(pytester.path)
     pytester.makepyfile(
         test_mine="def test_mine(funnel_bundle, funnel_parity):\n"
@@ -131,8 +131,8 @@ def test_fixtures_serve_tests_of_ones_own(pytester: pytest.Pytester) -> None:
     assert "2 skipped" in out
 
 
-def test_settings_of_a_project_do_not_take_the_gates_away(pytester: pytest.Pytester) -> None:
-    """A project may name its tests as it likes; if it selects others by a mark, the summary says so."""
+def test_a_projects_settings_do_not_hide_the_gates(pytester: pytest.Pytester) -> None:
+    """Gates run whatever a project names its tests; if a mark deselects them, the summary says so."""
     bundle = changed(pytester.path, another_softcap)
     pytester.makeini("[pytest]\npython_files = check_*.py\npython_functions = check_*\nmarkers = unit: of theirs\n")
     theirs = pytester.path / "check_theirs.py"
@@ -144,11 +144,11 @@ def test_settings_of_a_project_do_not_take_the_gates_away(pytester: pytest.Pytes
     assert out.count("warning: parity left out as too long: ") == 0
     _, out, _ = run(pytester, theirs, *options, "-m", "unit")
     assert "1 passed, 2 deselected" in out
-    assert f"warning: no gate of {bundle.path} is among the tests of this run" in out
+    assert f"warning: this run has no gate of {bundle.path}" in out
 
 
 def test_lengths_that_parity_left_out_are_named(pytester: pytest.Pytester) -> None:
-    """Within the sliding window nobody sees that it is another one."""
+    """Rows within the sliding window do not show that the window is wrong."""
     bundle = changed(pytester.path, wide_window)
     options = (f"--funnel-bundle={bundle.path}", "--funnel-target=onnxruntime", "--funnel-max-length=4")
     code, out, _ = run(pytester, *options)
@@ -156,7 +156,9 @@ def test_lengths_that_parity_left_out_are_named(pytester: pytest.Pytester) -> No
     assert "warning: parity left out as too long: 5, 6, 8" in out
 
 
-def test_no_target_here_is_no_gate(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_any_target_is_a_usage_error(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for target in (OnnxRuntimeTarget, OpenVinoTarget):
         monkeypatch.setattr(target, "supports", lambda *_: "it is another machine")
     code, _, err = run(pytester, f"--funnel-bundle={Recipe().bundle().path}")
@@ -174,18 +176,21 @@ def test_no_target_here_is_no_gate(pytester: pytest.Pytester, monkeypatch: pytes
             ["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--dist=each", "--tx=2*popen"],
             "without --numprocesses",
         ),
-        (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"], "too few rounds for an interval"),
+        (
+            ["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-rounds=5"],
+            "too few rounds for a 95 % interval",
+        ),
         *((["--funnel-bundle={bundle}", f"--funnel-min-speedup={x}"], "positive") for x in ("nan", "inf", "0", "-1")),
         (["--funnel-bundle="], "there is no bundle here"),
         (["--funnel-bundle={bundle}", "--funnel-target="], "unknown target"),
         (["--funnel-bundle={bundle}", "--funnel-engine=gone"], "the bundle has no such engine"),
-        (["--funnel-bundle={bundle}", "--funnel-reports=/dev/null"], "the reports cannot be written there"),
-        (["--funnel-bundle={bundle}", "--funnel-length=0"], "length of a check is at least 1"),
-        (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "max_length of a check is at least 1"),
-        (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "a dense bundle has nothing to be compared with"),
+        (["--funnel-bundle={bundle}", "--funnel-reports=/dev/null"], "the folder for reports cannot be written"),
+        (["--funnel-bundle={bundle}", "--funnel-length=0"], "length of a check must be at least 1"),
+        (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "max_length of a check must be at least 1"),
+        (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "the bundle has no funnel"),
     ],
 )
-def test_what_cannot_be_ends_the_run_before_it_begins(
+def test_invalid_options_end_the_run_before_any_test(
     arguments: list[str], said: str, pytester: pytest.Pytester
 ) -> None:
     bundle, dense = Recipe().bundle().path, Recipe(funnel=None).bundle().path

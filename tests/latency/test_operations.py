@@ -1,4 +1,4 @@
-"""Counting operations, against torch's own counter and by hand."""
+"""Operation counts, compared with torch's own counter and by hand."""
 
 import pytest
 import torch
@@ -13,19 +13,19 @@ from funnel_export.spec.export import ExportSpec
 
 
 def exported(task: Task, funnel: FunnelSpec | None) -> ExportSpec:
-    """What is exported in float32."""
+    """An export in float32."""
     return ExportSpec(task=task, dtype=Dtype.FLOAT32, funnel=funnel)
 
 
 @pytest.mark.parametrize("funnel", [None, "1:3:2", "0:4:3"])
 @pytest.mark.parametrize("length", [1, 6, 17])
-def test_equals_what_torch_counts(funnel: str | None, length: int) -> None:
+def test_equals_the_count_of_torch(funnel: str | None, length: int) -> None:
     model, spec = tiny_model(dtype=torch.float32), FunnelSpec.parse(funnel) if funnel else None
     if spec:
         apply_funnel(model, spec)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(1, length, dtype=torch.long), use_cache=False)
-    # Elementwise work is not counted by either; RoPE's angles are a product in some versions of transformers.
+    # Neither counts elementwise operations; RoPE's angles are a product in some versions of transformers.
     counted = count_operations(
         GEMMA2, Gemma2Architecture.of(model.config.to_dict()), exported(Task.TEXT_GENERATION, spec), length
     ).total
@@ -37,7 +37,7 @@ def test_lengths_of_layers() -> None:
     assert layer_lengths(2, None, 7) == [7, 7]
 
 
-def test_a_funnel_saves_what_its_layers_are_worth() -> None:
+def test_a_larger_stride_saves_more() -> None:
     config = Gemma2Architecture.of(tiny_config(num_hidden_layers=4).to_dict())
     dense = predicted_ratio(GEMMA2, config, exported(Task.FEATURE_EXTRACTION, None), 4096)
     half = predicted_ratio(GEMMA2, config, exported(Task.FEATURE_EXTRACTION, FunnelSpec.parse("1:3:2")), 4096)

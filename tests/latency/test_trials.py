@@ -1,4 +1,4 @@
-"""Trials: runners run interleaved, and one that fails has an error and stops no other."""
+"""Trials: runners are interleaved, and one that fails gets an error and does not stop the others."""
 
 import importlib.util
 import re
@@ -50,7 +50,7 @@ serve(Toy, lambda: next(memory))
 
 
 def toy(name: str, log: Path, **request: Any) -> Runner:
-    """A runner that notes what it is told to do."""
+    """A runner that logs its requests."""
     request = {"name": name, "log": str(log), **request}
     return Runner(runtime=name, model=Model.DENSE, dtype=Dtype.FLOAT32, request=request, program=("-c", TOY))
 
@@ -74,14 +74,14 @@ def test_runners_are_interleaved(tmp_path: Path) -> None:
     assert other.result.error is None
 
 
-def test_every_timed_call_comes_after_a_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime's threads look for work for up to 50 ms after a call, and slow down whoever runs next."""
+def test_every_timed_call_follows_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's threads spin for up to 50 ms after a call, and slow down the next runner."""
     found = importlib.util.find_spec("funnel_export.latency.trials")
     assert found is not None
     assert found.loader is not None
     fresh = importlib.util.module_from_spec(found)
     found.loader.exec_module(fresh)
-    assert fresh.REST >= 0.05, "the settings of the tests leave it out"
+    assert fresh.REST >= 0.05, "the tests' settings skip the pause; this is a fresh copy of the module"
     events: list[object] = []
     ask = RunnerRecord.ask
 
@@ -102,13 +102,13 @@ def test_every_timed_call_comes_after_a_rest(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import time; time.sleep(600)", r"(?s)its process was ended: no answer in 5 s; signal SIGKILL"),
+        ("import time; time.sleep(600)", r"(?s)its process was killed: no answer in 5 s; signal SIGKILL"),
         ("print()\nimport time; time.sleep(600)", "its process answered with ''"),
         ("print('[1]')\nimport time; time.sleep(600)", r"its process answered with '\[1\]'"),
     ],
     ids=["silent", "an empty line", "no object"],
 )
-def test_one_that_hangs_or_talks_nonsense_is_ended(program: str, message: str, tmp_path: Path) -> None:
+def test_a_runner_that_hangs_or_sends_garbage_is_killed(program: str, message: str, tmp_path: Path) -> None:
     odd = Runner(runtime="odd", model=Model.DENSE, dtype=Dtype.FLOAT32, request={}, program=("-c", program))
     first, second = run([odd, toy("a", tmp_path / "log")], timeout=5.0)
     assert re.match(message, str(first.result.error))
@@ -116,7 +116,7 @@ def test_one_that_hangs_or_talks_nonsense_is_ended(program: str, message: str, t
     assert second.times
 
 
-def test_only_what_a_runner_adds_to_the_device_is_its_own(tmp_path: Path) -> None:
+def test_device_memory_of_a_runner_is_what_it_adds(tmp_path: Path) -> None:
     (record,) = run([toy("a", tmp_path / "log")])
     assert record.result.memory is not None
     assert record.result.memory.device_bytes == (170 - 100) + (230 - 200) + (500 - 500)
@@ -126,19 +126,19 @@ def test_only_what_a_runner_adds_to_the_device_is_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("fault", "said"), [({"dies": True}, "(?s)SIGKILL.*last words; the machine"), ({"raises": True}, "out of luck")]
 )
-def test_one_that_fails_stops_no_other(fault: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_runner_that_fails_does_not_stop_the_others(fault: dict[str, Any], said: str, tmp_path: Path) -> None:
     bad, good = run([toy("bad", tmp_path / "log", **fault), toy("good", tmp_path / "log")])
     assert re.search(said, str(bad.result.error))
     assert bad.times == {}
     assert (good.result.error, len(good.times)) == (None, 2)
 
 
-def test_one_that_does_not_load_says_why(tmp_path: Path) -> None:
+def test_a_runner_that_fails_to_load_says_why(tmp_path: Path) -> None:
     (record,) = run([own("onnxruntime", RunnerSetup(bundle=tmp_path, target="onnxruntime"))])
     assert "BundleError: there is no bundle here" in str(record.result.error)
 
 
-def test_shapes_that_a_runner_does_not_take_are_left_out() -> None:
+def test_shapes_that_a_runner_does_not_take_are_skipped() -> None:
     setup = RunnerSetup(bundle=Recipe().bundle().path, target="onnxruntime")
     runner = Runner.of("x", Model.FUNNEL, Dtype.FLOAT32, setup, shapes=frozenset({(2, 3)}))
     (record,) = run([runner], rounds={(1, 5): 1, (2, 3): 3})
@@ -163,7 +163,7 @@ def test_every_runtime_computes_the_bundle() -> None:
     assert 1e-5 < distance(low, eager) < 0.2
 
 
-def test_prepared_calls_run_on_their_inputs() -> None:
+def test_prepared_calls_do_not_change_later_results() -> None:
     from funnel_export.targets.registry import get_target
 
     bundle = Recipe().bundle()

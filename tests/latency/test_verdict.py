@@ -1,4 +1,4 @@
-"""What trials mean: which rows there are, and what the gate says of those that are not."""
+"""The report of trials: its rows, and how the gate treats missing ones."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,14 +32,14 @@ def outcome(
     died: str | None = None,
     min_speedup: float | None = None,
 ) -> LatencyReport:
-    """The report of trials in which each runtime took a second on each of its shapes, dense and funnel alike.
+    """The report of trials in which every call took one second, dense and funnel alike.
 
     Args:
-        bundle: what was timed.
-        shapes: what each runtime was timed on.
-        parity: what `check` said; everything passed if nothing is given.
-        samples: the output of a runner, 1 if nothing is given.
-        died: a runtime that was timed on nothing.
+        bundle: the timed bundle.
+        shapes: the shapes that each runtime was timed on.
+        parity: the parity report; by default everything passed.
+        samples: outputs of runners; by default 1.
+        died: a runtime whose process died.
         min_speedup: the gate.
     """
     records = []
@@ -54,7 +54,7 @@ def outcome(
 
 
 def everyone(**others: Sequence[tuple[int, int]]) -> dict[str, Sequence[tuple[int, int]]]:
-    """All shapes for each runtime, but for those that are named."""
+    """All shapes for every runtime, and the given shapes for the named ones."""
     return dict.fromkeys(RUNTIMES, SHAPES) | others
 
 
@@ -69,7 +69,7 @@ def test_every_runtime_on_every_shape(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("taken", [[], [(1, 7)]], ids=["none", "one of two"])
-def test_an_engine_that_lacks_a_shape_does_not_pass_unseen(bundle: Bundle, taken: list[tuple[int, int]]) -> None:
+def test_an_engine_that_lacks_a_shape_fails_the_gate(bundle: Bundle, taken: list[tuple[int, int]]) -> None:
     missing = [f"plan at batch {batch}, length {length}" for batch, length in SHAPES if (batch, length) not in taken]
     report = outcome(bundle, everyone(plan=taken), min_speedup=0.9)
     assert report.gate is not None
@@ -83,7 +83,7 @@ def test_an_engine_that_lacks_a_shape_does_not_pass_unseen(bundle: Bundle, taken
     assert without.passed
 
 
-def test_the_gate_judges_the_lower_end_of_the_interval() -> None:
+def test_the_gate_uses_the_lower_end_of_the_interval() -> None:
     row = make_row("openvino", 1, 64, dense=10.0)
     found = row.ratio.speedup
     assert found.low < found.value
@@ -94,7 +94,7 @@ def test_the_gate_judges_the_lower_end_of_the_interval() -> None:
     assert not judge([], 1.0).passed
 
 
-def test_a_gate_does_not_say_passed_where_a_target_failed(bundle: Bundle) -> None:
+def test_the_gate_fails_if_a_target_failed_parity(bundle: Bundle) -> None:
     parity = make_parity(bundle)
     targets = [each.model_copy(update={"passed": each.name != "openvino"}) for each in parity.targets]
     parity = parity.model_copy(update={"targets": targets, "passed": False})
@@ -104,23 +104,24 @@ def test_a_gate_does_not_say_passed_where_a_target_failed(bundle: Bundle) -> Non
     assert report.gate.failures == ["openvino has no numbers"]
     told = describe_latency(report)
     assert "FAILED: openvino has no numbers" in told
-    assert "openvino, funnel: no parity, no number: it failed its check" in told
+    assert "openvino, funnel: no parity, no number: it failed the parity check" in told
     assert "passed" not in told
 
 
-def test_other_outputs_where_it_is_timed_have_no_number(bundle: Bundle) -> None:
+def test_wrong_outputs_on_a_timed_shape_have_no_number(bundle: Bundle) -> None:
     report = outcome(bundle, everyone(), samples={("openvino", Model.FUNNEL): 1.1}, min_speedup=0.9)
     assert {row.runtime for row in report.rows} == {"eager", "onnxruntime"}
     assert report.gate is not None
     assert report.gate.failures == ["openvino has no numbers"]
     (error,) = [each.error for each in report.runners if each.error]
     assert error == (
-        "no parity, no number: at batch 1, length 7 its outputs are 1.0e-01 off eager PyTorch's, and 5.0e-04 is allowed"
+        "no parity, no number: at batch 1, length 7 its outputs differ from eager PyTorch's by 1.0e-01, "
+        "and 5.0e-04 is allowed"
     )
 
 
-def test_where_eager_was_to_run_and_did_not_nothing_has_a_number(bundle: Bundle) -> None:
-    """Nobody has seen that these outputs are right."""
+def test_nothing_has_a_number_if_eager_was_requested_and_failed(bundle: Bundle) -> None:
+    """The outputs of the other runtimes were not compared with anything."""
     report = outcome(bundle, everyone(), died="eager", min_speedup=0.9)
     assert report.rows == []
     assert not report.passed
@@ -132,7 +133,7 @@ def test_where_eager_was_to_run_and_did_not_nothing_has_a_number(bundle: Bundle)
     assert without.passed
 
 
-def test_where_eager_overflows_nothing_has_a_number(bundle: Bundle) -> None:
+def test_nothing_has_a_number_if_eager_overflows(bundle: Bundle) -> None:
     """An infinite limit would allow any output."""
     parity = make_parity(bundle, limit_max_rel=float("inf"))
     report = outcome(bundle, everyone(), parity=parity, min_speedup=0.9)
@@ -144,8 +145,8 @@ def test_where_eager_overflows_nothing_has_a_number(bundle: Bundle) -> None:
     assert report.gate.failures == ["onnxruntime has no numbers", "openvino has no numbers"]
 
 
-def test_without_eager_a_shape_beyond_the_check_has_no_number(bundle: Bundle) -> None:
-    """`check` compared rows of 64 tokens; nobody has seen what comes of longer ones."""
+def test_without_eager_a_shape_longer_than_the_check_has_no_number(bundle: Bundle) -> None:
+    """In onnxruntime, `check` compared rows of at most 19 tokens; longer ones are unknown."""
     parity = make_parity(bundle)
     seen = [target.model_copy(update={"cases": parity.targets[0].cases}) for target in parity.targets]
     short = [case.model_copy(update={"case": "2x19 left 1,19"}) for case in parity.targets[0].cases]

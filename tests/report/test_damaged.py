@@ -1,4 +1,4 @@
-"""Reports that are damaged, of another bundle, links, or cannot be drawn."""
+"""Reports that are damaged, belong to another bundle, are links, or cannot be drawn."""
 
 import json
 from collections.abc import Callable
@@ -52,8 +52,8 @@ def test_a_damaged_file_is_refused(bundle: Bundle, name: str, content: Callable[
     assert [path.name for path in (bundle.path / "reports").iterdir()] == [name]
 
 
-def test_check_survives_a_damaged_report_of_latencies(bundle: Bundle) -> None:
-    """And no page stays that says what an earlier check found."""
+def test_check_works_beside_a_damaged_latency_report(bundle: Bundle) -> None:
+    """Pages with the results of an earlier check are removed."""
     assert check(bundle, targets=["onnxruntime"], max_length=3).passed
     (bundle.path / "reports" / "latency.json").write_text("[]")
     with pytest.warns(UserWarning, match=r"parity\.json is written, but no page of it: latency\.json is not a report"):
@@ -61,7 +61,9 @@ def test_check_survives_a_damaged_report_of_latencies(bundle: Bundle) -> None:
     assert {path.name for path in (bundle.path / "reports").iterdir()} == {"parity.json", "latency.json"}
 
 
-def test_a_report_that_cannot_be_drawn_costs_no_result(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_drawn_does_not_lose_the_result(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OverflowError("no such number")
 
@@ -75,7 +77,7 @@ def test_a_report_that_cannot_be_drawn_costs_no_result(bundle: Bundle, monkeypat
 def test_links_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (bundle.path / "reports").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="reports lie elsewhere"):
+    with pytest.raises(BundleError, match="`reports` is a symbolic link"):
         write_reports(bundle)
     (bundle.path / "reports").unlink()
     (bundle.path / "reports").mkdir()

@@ -1,4 +1,4 @@
-"""Reports in another folder than the bundle's, and a bundle that cannot be written."""
+"""Reports outside the bundle, and read-only bundles."""
 
 import os
 import shutil
@@ -15,21 +15,21 @@ from funnel_export.errors import FunnelExportWarning, SpecError
 from funnel_export.report.pages import write_reports
 
 QUICK = ("--target", "onnxruntime", "--max-length", "2")
-# Root may write everywhere unless it gives that up.
+# Root can write everywhere unless it drops this capability.
 AS_USER = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
 
 
 def run_as_user(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run `funnel-export` without root's right to write into a folder that forbids it."""
+    """Run `funnel-export` without root's capability to write into read-only folders."""
     command = [*AS_USER, sys.executable, "-m", "funnel_export", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def read_only(bundle: Bundle) -> object:
-    """A bundle that was checked once and cannot be written any more."""
+    """A bundle that was checked once and is now read-only."""
     if AS_USER and not shutil.which(AS_USER[0]):
-        pytest.skip("root may write everywhere, and there is no setpriv")
+        pytest.skip("root can write everywhere, and setpriv is not installed")
     check(bundle, targets=["onnxruntime"], max_length=3)
     folders = [bundle.path, bundle.path / "reports"]
     for folder in folders:
@@ -39,7 +39,7 @@ def read_only(bundle: Bundle) -> object:
         folder.chmod(0o755)
 
 
-def test_a_read_only_bundle_warns_once_and_says_what_to_do(read_only: Bundle) -> None:
+def test_a_read_only_bundle_warns_once_with_a_hint(read_only: Bundle) -> None:
     done = run_as_user("check", read_only.path, *QUICK)
     assert done.returncode == 0
     assert done.stderr.count("warning: ") == 1
@@ -47,7 +47,7 @@ def test_a_read_only_bundle_warns_once_and_says_what_to_do(read_only: Bundle) ->
     assert "try --reports DIR" in done.stderr
 
 
-def test_reports_of_a_read_only_bundle_go_elsewhere(read_only: Bundle, tmp_path: Path) -> None:
+def test_reports_of_a_read_only_bundle_in_another_folder(read_only: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     done = run_as_user("report", read_only.path, "--reports", out)
     assert done.returncode == 0, done.stderr
@@ -59,11 +59,11 @@ def test_reports_of_a_read_only_bundle_go_elsewhere(read_only: Bundle, tmp_path:
     assert {"parity.json", "report.md", "report.html"} <= {path.name for path in out.iterdir()}
 
 
-def test_check_writes_there_and_not_into_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
+def test_check_writes_only_into_the_requested_folder(bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    for _ in range(2):  # the second replaces its own
+    for _ in range(2):  # the second run replaces its own files
         check(bundle, targets=["onnxruntime"], max_length=2, reports=out)
     assert (out / "parity.json").is_file()
     assert (out / "notes.txt").read_text() == "mine"
@@ -73,33 +73,33 @@ def test_check_writes_there_and_not_into_the_bundle(bundle: Bundle, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["report.html", "latency.png", "parity.json"])
-def test_other_files_of_these_names_are_left_alone(name: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_other_files_with_the_names_of_reports_are_left_unchanged(name: str, bundle: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text('{"name": "mine"}')
-    with pytest.raises(SpecError, match=rf"(?s)another file of that name.*{name}"):
+    with pytest.raises(SpecError, match=rf"(?s)has the name of a report but is not one.*{name}"):
         check(bundle, targets=["onnxruntime"], max_length=2, reports=out)
-    with pytest.raises(SpecError, match="another file of that name"):
+    with pytest.raises(SpecError, match="has the name of a report but is not one"):
         write_reports(bundle, out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: '{"name": "mine"}'}
 
 
-def test_a_folder_that_cannot_be_is_refused_before_anything_runs(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_invalid_folder_is_refused_before_anything_runs(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SpecError, match="cannot be written there"):
+    with pytest.raises(SpecError, match="the folder for reports cannot be written"):
         check(bundle, reports=tmp_path / "file")
     for inside in (bundle.path, bundle.path / "engines" / "mine"):
-        with pytest.raises(SpecError, match="among the bundle's files"):
+        with pytest.raises(SpecError, match="is inside the bundle"):
             check(bundle, reports=inside)
     assert not (bundle.path / "engines").exists()
 
 
-def test_the_bundles_own_folder_may_be_named(bundle: Bundle) -> None:
+def test_the_bundles_own_folder_may_be_requested(bundle: Bundle) -> None:
     check(bundle, targets=["onnxruntime"], max_length=2, reports=bundle.path / "reports")
     assert (bundle.path / "reports" / "parity.json").is_file()
 
 
-def test_a_folder_that_is_lost_meanwhile_is_named(
+def test_a_failed_write_names_the_requested_folder(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, text: str) -> None:
