@@ -38,15 +38,21 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str] | None = None, *, command: str | None = None, program: str | None = None) -> None:
-    """Run the command line, or one command of it as a program of its own; without `arguments`, those of the process.
+    """Run the command line, or a single command as its own program.
 
-    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 not available here, 4 refused. Errors go to stderr; with
-    `--json` a JSON object of the exit code and the error's parts goes to stdout too.
+    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 target not available on this machine, 4 graph refused, 70
+    internal error. Errors go to stderr; with `--json`, the exit code and the error's parts also go to stdout as a JSON
+    object.
+
+    Args:
+        arguments: the arguments; by default those of the process.
+        command: name of the single command.
+        program: name of the program in help texts.
     """
     set_loudness(USUAL)
     warnings.showwarning = show_warning
-    atexit.register(gc.freeze)  # at exit Python collects garbage in all of torch, for a second and nothing
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half written is removed
+    atexit.register(gc.freeze)  # otherwise garbage collection of torch's objects takes a second at exit
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that partial files are removed
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         group = get_command(app)
@@ -55,11 +61,11 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     except FunnelExportError as err:
         _tell_error(err)
         _fail(err.exit_code, {"what": err.what, **err.details}, as_json=as_json)
-    except (OSError, FunnelExportWarning) as err:  # a warning where Python was told to make errors of them
+    except (OSError, FunnelExportWarning) as err:  # Python may be set to raise warnings as errors
         _tell_error(err)
         _fail(2, {"what": str(err)}, as_json=as_json)
     except SystemExit as end:
-        if end.code == 2:  # a usage error, which is told already
+        if end.code == 2:  # a usage error, which is printed already
             _fail(2, {"what": "invalid command line", "hint": "--help"}, as_json=as_json)
         raise
     except Exception as err:  # noqa: BLE001 - an internal error; Python's own exit code, 1, means that a gate failed
@@ -68,7 +74,7 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
 
 
 def _fail(code: int, error: Mapping[str, str], *, as_json: bool) -> NoReturn:
-    """End with an exit code; a program that asked for JSON gets what went wrong as JSON."""
+    """Exit with a code; with `as_json`, print the error as JSON."""
     if as_json:
         parts = {name: error.get(name) for name in ("what", "got", "wanted", "hint")}
         say(json.dumps({"exit_code": code, "error": parts}))

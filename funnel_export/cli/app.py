@@ -1,4 +1,4 @@
-"""The application: how every command is registered, and the options that all of them have."""
+"""The application: registration of the commands, and the options that all of them have."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -46,7 +46,7 @@ def _loudness(
             is_eager=True,
             expose_value=False,
             rich_help_panel=GENERAL,
-            help="Print every step, what the libraries log, and tracebacks.",
+            help="Print every step, the libraries' logs, and tracebacks.",
         ),
     ] = False,
     quiet: Annotated[
@@ -67,14 +67,14 @@ def _loudness(
 
 @cache
 def _common_options() -> list[Any]:
-    """`--verbose` and `--quiet`, which every command takes at its own end of the command line too."""
+    """`--verbose` and `--quiet`, which may stand before or after a command's name."""
     single = typer.Typer(add_completion=False)
     single.command()(_loudness)
     return get_command(single).params
 
 
 def _as_shown(params: Sequence[Any]) -> list[Any]:
-    """Parameters as `--help` shows them: flags without a type, for they take no value."""
+    """Parameters as `--help` shows them: flags without a type, since they take no value."""
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
@@ -108,7 +108,12 @@ class Group(TyperGroup):
 
 
 def make_app(panels: Mapping[str, Sequence[Callable[..., None]]], groups: Mapping[str, typer.Typer]) -> typer.Typer:
-    """The application with its commands, in the order and under the headings in which `--help` shows them."""
+    """Make the application.
+
+    Args:
+        panels: commands by the heading under which `--help` shows them.
+        groups: groups of commands by heading.
+    """
     app = typer.Typer(
         cls=Group,
         help="Export Gemma models with a sequence funnel, and prove that it computes what PyTorch computes.",

@@ -1,4 +1,4 @@
-"""Commands that make a bundle and look into it: export, inspect."""
+"""Commands that make and show a bundle: export, inspect."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,10 @@ FUNNEL, GRAPH, FILES = "Funnel", "Graph", "Files"
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or id of a model on the Hub.")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or id of a model on the Hugging Face Hub."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
     funnel: Annotated[
@@ -44,7 +47,7 @@ def export(
     recovery: Annotated[
         Recovery | None,
         typer.Option(
-            help="How tokens take up what the middle layers made of their slot.",
+            help="How a token is updated from its slot after the middle layers.",
             show_default=default_of("recovery"),
             rich_help_panel=FUNNEL,
         ),
@@ -52,7 +55,7 @@ def export(
     slot_positions: Annotated[
         SlotPositions | None,
         typer.Option(
-            help="Position of a slot in RoPE and masks: that of its window's last token, or its own number.",
+            help="Position of a slot in RoPE and masks: its window's last token, or its own index.",
             show_default=default_of("slot_positions"),
             rich_help_panel=FUNNEL,
         ),
@@ -67,18 +70,18 @@ def export(
     ] = False,
     task: Annotated[
         TaskName,
-        typer.Option(help="What the graph computes. `auto` is what the checkpoint is for.", rich_help_panel=GRAPH),
+        typer.Option(help="Task of the graph. `auto` is the checkpoint's task.", rich_help_panel=GRAPH),
     ] = AUTO,
     dtype: Annotated[
         DtypeName,
         typer.Option(
-            help="What the graph computes in. `auto` is what its embedding is stored in.", rich_help_panel=GRAPH
+            help="Data type of the computation. `auto` is that of the stored embedding.", rich_help_panel=GRAPH
         ),
     ] = AUTO,
     logits: Annotated[
         Logits,
         typer.Option(
-            help="Of text generation: logits of all tokens, or of each row's last one only.", rich_help_panel=GRAPH
+            help="For text generation: logits of all tokens, or only of each row's last one.", rich_help_panel=GRAPH
         ),
     ] = DEFAULT_LOGITS,
     opset: Annotated[
@@ -88,7 +91,8 @@ def export(
     weights: Annotated[
         Placing,
         typer.Option(
-            help="Hard-link the weight files into the bundle, copy them, or link only those with other names too.",
+            help="Hard-link the weight files into the bundle, copy them, or link only those that already are hard "
+            "links.",
             rich_help_panel=FILES,
         ),
     ] = EXPORT_WEIGHTS,
@@ -140,12 +144,10 @@ def export(
 
 def inspect(
     bundle: BundleFolder,
-    graph: Annotated[
-        bool, typer.Option("--graph", help="Print what the graph computes instead, as a text without weights.")
-    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the graph as text without weights instead.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show what is in a bundle: its funnel as a drawing, what an audit of its graph finds, what it should save."""
+    """Show a bundle: its contents, a drawing of its funnel, an audit of its graph, and the predicted savings."""
     from funnel_export.commands.inspect import describe_graphs
     from funnel_export.commands.inspect import inspect as run_inspect
 

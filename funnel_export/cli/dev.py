@@ -1,4 +1,4 @@
-"""Commands for work on this package itself: `dev graph check`, `dev graph accept`."""
+"""Commands for developing this package: `dev graph check`, `dev graph accept`."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,8 @@ from funnel_export.cli.app import Command, Group
 from funnel_export.cli.options import Json
 from funnel_export.cli.output import say, show_progress, tell
 
-dev = typer.Typer(cls=Group, name="dev", help="Commands for work on funnel_export itself.", no_args_is_help=True)
-graph = typer.Typer(
-    cls=Group, help="Compare the graphs that are exported with those that a person has read.", no_args_is_help=True
-)
+dev = typer.Typer(cls=Group, name="dev", help="Commands for developing funnel_export itself.", no_args_is_help=True)
+graph = typer.Typer(cls=Group, help="Compare exported graphs with the reviewed ones.", no_args_is_help=True)
 dev.add_typer(graph, name="graph")
 
 GRAPHS = Path("graphs")
@@ -22,7 +20,7 @@ GraphsFolder = Annotated[Path, typer.Argument(metavar="GRAPHS", help="Folder wit
 
 @graph.command("check", cls=Command)
 def check(folder: GraphsFolder = GRAPHS, json_: Json = False) -> None:
-    """Export the graphs anew, and print how they differ from the accepted ones. The exit code is 1 if they do."""
+    """Export the graphs again and print the differences from the accepted ones. The exit code is 1 if there are any."""
     from funnel_export.commands.graphs import check_graphs
 
     with show_progress() as progress:
@@ -36,7 +34,7 @@ def check(folder: GraphsFolder = GRAPHS, json_: Json = False) -> None:
     if differences:
         tell(
             f"error: graphs differ from the accepted ones in {folder}\n"
-            '  try: read the difference; if it is meant, `funnel-export dev graph accept --why "..."`'
+            '  try: review the differences; if intended, `funnel-export dev graph accept --why "..."`'
         )
         raise typer.Exit(1)
 
@@ -47,7 +45,7 @@ def accept(
     folder: GraphsFolder = GRAPHS,
     json_: Json = False,
 ) -> None:
-    """Take the graphs that are exported now as the accepted ones, and write down why. Refused where CI is set."""
+    """Accept the graphs as they are exported now, and record the reason. Refused if the variable CI is set."""
     from funnel_export.commands.graphs import accept_graphs
 
     with show_progress() as progress:

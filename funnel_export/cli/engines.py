@@ -1,4 +1,4 @@
-"""Commands that make something for production of a bundle: compile, package."""
+"""Commands that prepare a bundle for production: compile, package."""
 
 import json
 from pathlib import Path
@@ -33,33 +33,33 @@ def compile_(
         list[str] | None,
         typer.Option(
             metavar="[NAME:]batch=MIN:OPT:MAX,sequence=MIN:OPT:MAX",
-            help="Shapes that the engine is for; for TensorRT only. May be given several times.",
+            help="Optimization profile: the shapes that the engine takes. TensorRT only. May be given several times.",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="A setting of the runtime, by its own name. May be given several times.",
+            help="Option of the runtime. May be given several times.",
         ),
     ] = None,
     list_options: Annotated[
-        bool, typer.Option("--list-options", help="Show the settings that --option takes, and compile nothing.")
+        bool, typer.Option("--list-options", help="List the options that --option takes, and exit.")
     ] = False,
     graph: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which graph, in a bundle of several.", show_default="the only one"),
+        typer.Option(metavar="NAME", help="Graph to compile, if there are several.", show_default="the only one"),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="Name of the engine, and of its folder in `engines/`.",
-            show_default="the runtime and what it is built for",
+            show_default="the runtime and the device",
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="End a build that makes no progress for so long.")
+        float, typer.Option(metavar="SECONDS", help="Stop a build that makes no progress for this long.")
     ] = SILENCE,
     json_: Json = False,
 ) -> None:
@@ -76,7 +76,9 @@ def compile_(
         return
     pairs = [each.partition("=") for each in option or ()]
     if any(not sign for _, sign, _ in pairs):
-        raise SpecError("an option is written KEY=VALUE", got=", ".join(option or ()), hint="--option tf32=true")
+        raise SpecError(
+            "an option has no value", got=", ".join(option or ()), wanted="KEY=VALUE", hint="--option tf32=true"
+        )
     with show_progress() as progress:
         engine = compile_bundle(
             bundle,
@@ -93,67 +95,67 @@ def compile_(
 
 def package(
     bundle: BundleFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model repository; other models stay.")],
-    format_: Annotated[Format, typer.Option("--format", help="The server that it is for.")] = Format.TRITON,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the model repository; other models are kept.")],
+    format_: Annotated[Format, typer.Option("--format", help="Server to package for.")] = Format.TRITON,
     name: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Name of the model.", show_default="the bundle's folder"),
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="What runs it: the bundle's graph in ONNX Runtime, or an engine in TensorRT.")
+        Backend, typer.Option(help="Run the bundle's graph in ONNX Runtime, or an engine in TensorRT.")
     ] = TRITON.backend,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Engine to take, for TensorRT.", show_default="the only one"),
+        typer.Option(metavar="NAME", help="Engine to package, for TensorRT.", show_default="the only one"),
     ] = None,
     weights: Annotated[
         Placing,
         typer.Option(
-            help="Hard-link weights and engines, copy them, or link engines and those weights that have several names "
-            "already."
+            help="Hard-link weights and engines, copy them, or link engines and only those weights that already are "
+            "hard links."
         ),
     ] = PACKAGE_WEIGHTS,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Most rows of a batch. 0 leaves batches to the clients.",
+            help="Most rows in a batch. With 0 the clients make the batches.",
             show_default=f"the engine's largest, or {BATCH_OF_A_GRAPH}",
             rich_help_panel=BATCHING,
         ),
     ] = None,
     dynamic_batching: Annotated[
         bool,
-        typer.Option(
-            "--dynamic-batching", help="Put requests that wait together into one batch.", rich_help_panel=BATCHING
-        ),
+        typer.Option("--dynamic-batching", help="Combine waiting requests into one batch.", rich_help_panel=BATCHING),
     ] = False,
     preferred_batch_size: Annotated[
         list[int] | None,
         typer.Option(
             metavar="N",
-            help="A batch that need not wait for more requests. May be given several times.",
+            help="Batch size that is sent without waiting for more requests. May be given several times.",
             rich_help_panel=BATCHING,
         ),
     ] = None,
     max_queue_delay_us: Annotated[
         int | None,
         typer.Option(
-            metavar="MICROSECONDS", help="Longest time that a request waits for others.", rich_help_panel=BATCHING
+            metavar="MICROSECONDS",
+            help="Longest time that a request waits for others.",
+            rich_help_panel=BATCHING,
         ),
     ] = None,
     instances: Annotated[
         int,
-        typer.Option(metavar="N", help="Copies of the model, on every GPU if it runs there.", rich_help_panel=PLACE),
+        typer.Option(metavar="N", help="Copies of the model, per GPU if it runs on GPUs.", rich_help_panel=PLACE),
     ] = TRITON.instances,
     kind: Annotated[
-        Kind, typer.Option(help="`auto` is a GPU where only that can run the model.", rich_help_panel=PLACE)
+        Kind, typer.Option(help="Device to run on. `auto` is a GPU if the model needs one.", rich_help_panel=PLACE)
     ] = TRITON.kind,
     gpu: Annotated[
         list[int] | None,
         typer.Option(
             metavar="N",
-            help="Number of a GPU to use. May be given several times.",
+            help="Index of a GPU to use. May be given several times.",
             show_default="all",
             rich_help_panel=PLACE,
         ),

@@ -1,4 +1,4 @@
-"""Commands that judge a bundle, and what they found: check, bench, report."""
+"""Commands that test a bundle and report the results: check, bench, report."""
 
 import json
 from pathlib import Path
@@ -30,12 +30,10 @@ def check(
     engine: Engines = None,
     length: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, metavar="N", help="Tokens of a row to check besides the usual ones. May be given several times."
-        ),
+        typer.Option(min=1, metavar="N", help="Additional length to check, in tokens. May be given several times."),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Leave out longer rows, where memory does not suffice.")
+        int | None, typer.Option(min=1, metavar="N", help="Leave out rows of more tokens, to save memory.")
     ] = None,
     factor: Annotated[
         float, typer.Option(min=1.0, metavar="X", help="How many times eager PyTorch's own error is allowed.")
@@ -73,24 +71,24 @@ def bench(
         typer.Option(
             metavar="BUNDLE",
             help="Dense bundle of the same weights to compare with.",
-            show_default="exported for the occasion",
+            show_default="exported by bench",
         ),
     ] = None,
     pytorch: Annotated[
         list[PytorchName] | None,
         typer.Option(
             metavar=one_of((*PYTORCH, NONE)),
-            help="How PyTorch runs beside them. May be given several times.",
+            help="How to run PyTorch as a baseline. May be given several times.",
             show_default=listed(PYTORCH),
         ),
     ] = None,
     length: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Tokens of a row. May be given several times.", show_default=listed(LENGTHS)),
+        typer.Option(metavar="N", help="Tokens per row. May be given several times.", show_default=listed(LENGTHS)),
     ] = None,
     batch: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Rows of a batch. May be given several times.", show_default=listed(BATCHES)),
+        typer.Option(metavar="N", help="Rows per batch. May be given several times.", show_default=listed(BATCHES)),
     ] = None,
     rounds: Annotated[
         int, typer.Option(metavar="N", help=f"Timed calls of each model, at least {LEAST_ROUNDS}.")
@@ -99,8 +97,8 @@ def bench(
         float | None,
         typer.Option(
             metavar="X",
-            help="Fail unless the funnel is at least X times as fast as the dense model in every runtime, noise "
-            "accounted for.",
+            help="Fail unless the funnel is at least X times as fast as the dense model in every runtime, by the lower "
+            "end of the 95 % interval.",
         ),
     ] = None,
     max_length: Annotated[
@@ -108,17 +106,17 @@ def bench(
         typer.Option(
             min=1,
             metavar="N",
-            help="Longest rows of the comparison before it.",
-            show_default="the longest that are timed",
+            help="Longest rows of the parity check, in tokens.",
+            show_default="the longest timed rows",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of one call.")] = SILENCE,
-    device: Annotated[Device, typer.Option(help="Where PyTorch runs.")] = Device.AUTO,
+    device: Annotated[Device, typer.Option(help="Device of PyTorch.")] = Device.AUTO,
     seed: Seed = SEED,
     reports: Reports = None,
     json_: Json = False,
 ) -> None:
-    """Time the funnel beside the dense model. The exit code is 1 if it is wrong or not fast enough."""
+    """Time the funnel and the dense model. The exit code is 1 if the outputs are wrong or the funnel is too slow."""
     from funnel_export.commands.bench import bench as run_bench
     from funnel_export.report.text import describe_latency
 
@@ -145,7 +143,7 @@ def bench(
 
 
 def report(bundle: BundleFolder, reports: Reports = None, json_: Json = False) -> None:
-    """Write a page of HTML, one of Markdown and pictures of what `check` and `bench` found."""
+    """Write the results of `check` and `bench` as HTML, Markdown and pictures."""
     from funnel_export.bundle.load import load_bundle
     from funnel_export.report.pages import write_reports
 

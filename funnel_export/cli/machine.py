@@ -1,4 +1,4 @@
-"""Commands for a first look: demo, doctor."""
+"""Commands for the first steps: demo, doctor."""
 
 import json
 import platform
@@ -13,10 +13,10 @@ from funnel_export.cli.output import end, say, show_progress
 
 
 def demo(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier demo is replaced.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier demo is replaced.")],
     json_: Json = False,
 ) -> None:
-    """Do it all on a small model that is made here: export, compile, check, time. No download, no GPU."""
+    """Make a small model, then export, compile, check and time it. Needs no download and no GPU."""
     with show_progress(stages=True) as progress:
         progress("loading PyTorch")
         from funnel_export.commands.demo import describe_demo, run_demo
@@ -27,7 +27,7 @@ def demo(
 
 
 def doctor(json_: Json = False) -> None:
-    """Show which runtimes work here, and what is missing for the others."""
+    """Show which runtimes work on this machine, and what the others need."""
     from tabulate import tabulate
 
     from funnel_export.targets.base import availability_of

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and the choices that options have."""
+"""Arguments, options and choices that several commands share."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -12,13 +12,13 @@ from funnel_export.spec.choices import AUTO, PYTORCH, Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
 
 NONE = "none"
-"""What stands for nothing: no funnel, no run of PyTorch."""
+"""The value for no funnel, or for no run of PyTorch."""
 
 if TYPE_CHECKING:
     TaskName = str
     DtypeName = str
     PytorchName = str
-else:  # a type checker wants the names written out, which would be a second list of them
+else:  # type checkers do not understand an enum that is made from values
 
     def _choice(name: str, values: Iterable[str]) -> Any:
         return StrEnum(name, [(value, value) for value in values])
@@ -29,17 +29,17 @@ else:  # a type checker wants the names written out, which would be a second lis
 
 
 def listed(values: Iterable[Any]) -> str:
-    """Several defaults as `--help` shows them."""
+    """Several default values as `--help` shows them."""
     return ", ".join(map(str, values))
 
 
 def one_of(values: Iterable[str]) -> str:
-    """The values of an option that may be given several times; those of others are shown by themselves."""
+    """The choices of an option that may be given several times; Typer shows those of other options itself."""
     return f"<{'|'.join(values)}>"
 
 
 def complete_target(incomplete: str) -> list[str]:
-    """The targets that a name may become."""
+    """The targets whose names begin with `incomplete`."""
     from funnel_export.targets.registry import target_names
 
     return [name for name in target_names() if name.startswith(incomplete)]
@@ -51,8 +51,8 @@ Targets = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Runtime to take, as `doctor` names it. May be given several times.",
-        show_default="all that work here",
+        help="Runtime to use, as `doctor` names it. May be given several times.",
+        show_default="all that work on this machine",
         autocompletion=complete_target,
     ),
 ]
@@ -60,15 +60,15 @@ Engines = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Take this engine alone, and the runtimes that --target names. May be given several times.",
-        show_default="all that work here",
+        help="Use only this engine, plus the runtimes of --target. May be given several times.",
+        show_default="all that work on this machine",
     ),
 ]
 Reports = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder for the reports, where the bundle cannot be written.",
+        help="Folder for the reports, for example if the bundle is read-only.",
         show_default="the bundle's `reports`",
     ),
 ]
@@ -76,5 +76,5 @@ Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random 
 
 
 def default_of(field: str) -> str:
-    """The default of a funnel's setting."""
+    """The default of a field of `FunnelSpec`."""
     return str(FunnelSpec.__dataclass_fields__[field].default)

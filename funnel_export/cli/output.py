@@ -1,4 +1,4 @@
-"""What the commands print, where, and how much of it: results, errors, warnings, progress, logs."""
+"""Output of the commands: results, errors, warnings, progress and logs."""
 
 import logging
 import os
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from funnel_export.verify.parity_report import ParityReport
 
 LOG = logging.getLogger("funnel_export")
-"""Its level says how much is printed: `ERROR` results and errors only, `DEBUG` all that there is."""
+"""Its level sets how much is printed, from `ERROR` (results and errors only) to `DEBUG` (everything)."""
 GENERAL = "General"
 """Heading of the options that every command has."""
 QUIET, USUAL, VERBOSE = logging.ERROR, logging.WARNING, logging.DEBUG
 
 
 class _Stderr(logging.Handler):
-    """Prints what libraries log; torch's log of traces is for its own tools, and costs time."""
+    """Prints the logs of libraries, but not torch's trace log, which is slow and meant for its own tools."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ _LOGS = _Stderr()
 
 
 def set_loudness(level: int) -> None:
-    """Print from a level on: `QUIET`, `USUAL` or `VERBOSE`."""
+    """Set how much is printed: `QUIET`, `USUAL` or `VERBOSE`."""
     root = logging.getLogger()
     LOG.setLevel(level)
     root.removeHandler(_LOGS)
     if level == VERBOSE:
-        for library in ("TRANSFORMERS", "HF_HUB"):  # they do not log to the root
+        for library in ("TRANSFORMERS", "HF_HUB"):  # their loggers do not propagate to the root
             os.environ.setdefault(f"{library}_VERBOSITY", "info")
         root.setLevel(logging.INFO)
         root.addHandler(_LOGS)
@@ -64,22 +64,22 @@ def is_verbose() -> bool:
 
 def say(text: str) -> None:
     """Print a result."""
-    typer.echo(printable(text))  # names in a bundle are its maker's
+    typer.echo(printable(text))  # names in a bundle may be untrusted
 
 
 def tell(text: str) -> None:
-    """Print what is no result: to stderr."""
+    """Print anything that is not a result, to stderr."""
     print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning in one line, as `warnings.showwarning` does in three."""
+    """Print a warning on one line; a replacement for `warnings.showwarning`."""
     if not is_quiet():
         tell(f"warning: {message}")
 
 
 def end(parity: "ParityReport", *, passed: bool) -> None:
-    """End a command by the exit code of what it found."""
+    """Exit with 4 if a target refused the graph, or with 1 if the command's result is a failure."""
     if parity.refused:
         raise typer.Exit(TargetRefusedError.exit_code)
     if not passed:
@@ -88,10 +88,10 @@ def end(parity: "ParityReport", *, passed: bool) -> None:
 
 @contextmanager
 def show_progress(*, stages: bool = False) -> Iterator[Progress]:
-    """Show the steps of a command on stderr: as a bar on a terminal, and with `--verbose` as a line each.
+    """Show the steps of a command on stderr: as a bar on a terminal, or with `--verbose` as one line each.
 
     Args:
-        stages: in a pipe too, print a line as each stage begins; a step is named `stage: step`.
+        stages: without a terminal, print one line per stage; steps are named `stage: step`.
     """
     from rich.console import Console
 
@@ -108,7 +108,7 @@ def show_progress(*, stages: bool = False) -> Iterator[Progress]:
 
 
 class _Lines:
-    """Prints a line with the seconds since the start as each step begins, or only as each stage does."""
+    """Prints one line per step, or per stage, with the seconds since the start."""
 
     def __init__(self, *, stages: bool = False) -> None:
         self.stages, self.start, self.shown = stages, time.monotonic(), ""
@@ -122,7 +122,7 @@ class _Lines:
 
 @contextmanager
 def _bar(console: "Console") -> Iterator[Progress]:
-    """A line that says what is going on, with a bar, from the first step on."""
+    """A progress bar with the current step, shown from the first step on."""
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 

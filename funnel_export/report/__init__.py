@@ -1,1 +1,1 @@
-"""Reports of a bundle for people: what `check` and `bench` found, as Markdown, as one HTML file and as pictures."""
+"""Readable reports of the results of `check` and `bench`: Markdown, one HTML file, and pictures."""

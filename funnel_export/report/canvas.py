@@ -1,4 +1,4 @@
-"""Panels on a canvas: each alone as SVG for a page, all of a picture together as PNG."""
+"""Drawing panels: each as an SVG for the HTML page, or all panels of a picture as one PNG."""
 
 import io
 import logging
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
 Palette = Mapping[str, str]
 
 WIDTH = 340
-"""Points that a panel is wide; a phone shows one in its own size, and a desk several in a row."""
+"""Width of a panel in points: one fits a phone, several fit a desktop screen side by side."""
 COLUMNS = 3
 DPI = 160
 LARGEST = 30_000
-"""Pixels of a side; matplotlib draws twice as many."""
+"""Most pixels of a side; matplotlib's own limit is twice as high."""
 FONT = 10.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """A part of a picture that can be read alone."""
+    """One plot of a picture."""
 
     title: str
     alt: str
-    """What it shows, for those who do not see it."""
+    """Text alternative for screen readers."""
     draw: Callable[["Axes", Palette], None]
     height: float = 250
-    """Points."""
+    """Height in points."""
     head: float = 6
-    """Points that stand over the axes, below a title."""
+    """Space between the axes and the title, in points."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """Panels that belong together; as a file `<name>.png`."""
+    """Panels that belong together, written as `<name>.png`."""
 
     name: str
     caption: str
     panels: list[Panel]
 
     def svgs(self) -> list[str]:
-        """Each panel as an inline SVG whose colours and font are the page's."""
+        """Each panel as an inline SVG with the colours and font of the page."""
         return [_svg(panel, f"{self.name}-{index}") for index, panel in enumerate(self.panels)]
 
     def png(self) -> bytes:
-        """All panels with their titles, on white."""
+        """All panels with their titles on a white background, as a PNG file."""
         columns = 2 if len(self.panels) == 4 else min(COLUMNS, len(self.panels))
         rows = math.ceil(len(self.panels) / columns)
         height = max(panel.height for panel in self.panels) + 26
@@ -90,8 +90,8 @@ def _svg(panel: Panel, prefix: str) -> str:
     view_box = re.search(r'viewBox="([^"]*)"', svg)
     assert view_box is not None
     body = svg[svg.index(">", view_box.end()) + 1 :]
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would be the whole page's
-    for before in (' id="', 'href="#', "url(#"):  # several pictures on one page
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would apply to the whole page
+    for before in (' id="', 'href="#', "url(#"):  # ids must be unique among the pictures of a page
         body = body.replace(before, f"{before}{prefix}-")
     opening = f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(printable(panel.alt))}">'
     return opening + themed(body).strip()
@@ -100,17 +100,17 @@ def _svg(panel: Panel, prefix: str) -> str:
 def _saved(figure: "Figure", **options: object) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name in a script that the font has not
+        warnings.simplefilter("ignore")  # matplotlib warns of characters that are missing in the font
         figure.savefig(stream, **options)  # type: ignore[arg-type]
     return stream.getvalue()
 
 
 @contextmanager
 def _style(palette: Palette) -> Iterator[None]:
-    """Matplotlib's own defaults, whatever the user's file says, with our colours; the same picture every time."""
+    """Use matplotlib's defaults and this package's style, whatever the user's settings; pictures are reproducible."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # that it builds its font cache, the first time on a machine
+    logger.setLevel(logging.ERROR)  # on first use, it logs that it builds its font cache
     from matplotlib import style
 
     ours: dict[str, Any] = {
@@ -143,6 +143,6 @@ def _style(palette: Palette) -> Iterator[None]:
 
 
 def _shorten(text: str) -> str:
-    """What fits over a panel, in one line."""
+    """A title cut to one line that fits over a panel."""
     text = printable(text).replace("\n", " ")
     return text if len(text) <= 36 else f"{text[:35]}…"

@@ -1,6 +1,6 @@
-"""The columns of every table: one list each, which the console, Markdown and HTML show.
+"""The columns of every table in the console, Markdown and HTML.
 
-A new column is one entry of a list here.
+To add a column, add one entry to a list here.
 """
 
 import math
@@ -17,11 +17,11 @@ from funnel_export.verify.parity_report import Boundary, CaseResult, ParityRepor
 
 T = TypeVar("T")
 NONE = "–"
-"""Where there is nothing to show."""
+"""Text of an empty cell."""
 
 
 class Cell(NamedTuple):
-    """A cell, and whether it is good or bad news."""
+    """The text of a cell, and `good` or `bad` as a mark."""
 
     text: str
     mark: str = ""
@@ -29,25 +29,25 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """A column: its head, and the text of its cells on pages and on the console."""
+    """A column: its header, and the text of its cells on pages and in the console."""
 
     name: str
     page: Callable[[T], str | Cell] | None
-    """Text on pages; None leaves the column out there."""
+    """Text on pages; None hides the column there."""
     console: Callable[[T], str | Cell] | None = None
-    """Text on the console; None leaves the column out there."""
+    """Text in the console; None hides the column there."""
     number: bool = True
-    """Whether its cells are numbers, which stand to the right."""
+    """Whether its cells are numbers, which are right-aligned."""
 
 
 def _both(name: str, text: Callable[[T], str | Cell], *, number: bool = True) -> Column[T]:
-    """A column that reads the same everywhere."""
+    """A column with the same text on pages and in the console."""
     return Column(name, text, text, number)
 
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[T]):
-    """Rows under heads, as a page shows them."""
+    """Columns and rows of a table on a page."""
 
     columns: list[Column[T]]
     rows: list[list[Cell]]
@@ -60,7 +60,7 @@ def page_table(columns: Sequence[Column[T]], items: Iterable[T]) -> Table[T]:
 
 
 def console_table(columns: Sequence[Column[T]], items: Iterable[T]) -> str:
-    """The same for the console."""
+    """A table for the console, as text."""
     shown = [(column, column.console) for column in columns if column.console is not None]
     rows = [[_cell(text(item)).text for _, text in shown] for item in items]
     alignment = tuple("right" if column.number else "left" for column, _ in shown)
@@ -114,11 +114,11 @@ RUNNERS: tuple[Column[RunnerResult], ...] = (
     Column("host memory", lambda found: numbers.size(None if found.memory is None else found.memory.host_bytes)),
     Column("device memory", lambda found: numbers.size(None if found.memory is None else found.memory.device_bytes)),
 )
-"""What one runner took besides time."""
+"""Loading time and memory of one runner."""
 
 
 class Missing(NamedTuple):
-    """A runtime without numbers, and why."""
+    """A runtime without numbers, with the reason."""
 
     runtime: str
     model: str
@@ -133,7 +133,7 @@ MISSING: tuple[Column[Missing], ...] = (
 
 
 def missing(report: LatencyReport) -> list[Missing]:
-    """Runners without numbers, then engines that lack some of the shapes."""
+    """Runners without numbers, then shapes that an engine does not take."""
     failed = [Missing(found.runtime, found.model, found.error) for found in report.runners if found.error]
     return failed + [Missing(place.runtime, "both", _not_timed(place)) for place in report.not_timed]
 
@@ -146,7 +146,7 @@ def _not_timed(place: Place) -> str:
 
 
 class Limit(NamedTuple):
-    """One kind of error: what eager PyTorch loses, and what a target may."""
+    """One error measure: eager PyTorch's own error, and the limit for targets."""
 
     error: str
     floor: float
@@ -188,7 +188,7 @@ def _divergence(value: float | None, limit: float | None) -> Cell | str:
 
 
 def _worst(values: Iterable[float]) -> float:
-    """The largest; what is not a number is worse than anything, and so is nothing at all."""
+    """The largest value; NaN if any is NaN or there are none."""
     found = list(values)
     return max(found) if found and not any(map(math.isnan, found)) else math.nan
 
@@ -198,7 +198,7 @@ def _lowest_top1(metrics: Iterable[Metrics]) -> str:
 
 
 def target_columns(report: ParityReport) -> tuple[Column[TargetResult], ...]:
-    """The worst that a target shows over all batches."""
+    """Columns of targets, with the worst errors over all batches."""
 
     def metrics(found: TargetResult) -> list[Metrics]:
         return [case.metrics for case in found.cases]
@@ -234,7 +234,7 @@ def cases(report: ParityReport) -> list[OnTarget]:
 
 
 def worst_cases(report: ParityReport) -> list[OnTarget]:
-    """Of every target the batch that it is furthest off on."""
+    """For every target, the batch with the largest error, failed batches first."""
 
     def distance(case: CaseResult) -> tuple[bool, float]:
         return not case.passed, case.metrics.max_rel

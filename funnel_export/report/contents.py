@@ -1,4 +1,4 @@
-"""What a report says, before it is Markdown or HTML."""
+"""The contents of a report, independent of Markdown and HTML."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ GOOD, BAD, NONE = "good", "bad", "none"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One question of a reader, answered."""
+    """A question and its answer, at the top of a report."""
 
     question: str
     answer: str
@@ -32,7 +32,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencySection:
-    """What `bench` found."""
+    """The results of `bench`."""
 
     report: LatencyReport
     rows: Table[Row]
@@ -42,7 +42,7 @@ class LatencySection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParitySection:
-    """What `check` found."""
+    """The results of `check`."""
 
     report: ParityReport
     limits: Table[columns.Limit]
@@ -50,12 +50,12 @@ class ParitySection:
     cases: Table[columns.OnTarget]
     boundaries: Table[columns.AtBoundary]
     notes: list[str]
-    """What it left out."""
+    """Lengths, batches and boundaries that are missing, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """Everything that the templates show; all of it but `funnel_text` may hold a stranger's words."""
+    """Everything that the templates show; all texts except `funnel_text` may come from an untrusted bundle."""
 
     name: str
     verdicts: list[Verdict]
@@ -67,9 +67,9 @@ class Contents:
 
 
 def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> Contents:
-    """What there is to say of a bundle and its two reports, of which either may be missing.
+    """The contents of a report on a bundle; either of the two results may be missing.
 
-    Where `check` was not run alone, the parity that is shown is what `bench` found before it timed.
+    Without a result of `check`, the parity check that `bench` ran is shown.
     """
     if parity is None and latency is not None:
         parity = latency.parity
@@ -146,15 +146,15 @@ def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:
 
 
 def _left_out(report: ParityReport) -> list[str]:
-    """What was not checked, where that may matter."""
+    """A line about the lengths that were left out, if any."""
     lengths = ", ".join(map(str, report.lengths_left_out))
     return [f"left out as too long: {lengths}"] if lengths else []
 
 
 def _outdated(bundle: Bundle, report: ParityReport, command: str) -> list[str]:
-    """Engines that were compiled anew since a report, or removed."""
+    """A line for each engine that was recompiled or removed since the report."""
     changed = changed_engines(bundle, report.engines)
-    return [f"{name} is not the engine any more that this is of: funnel-export {command}" for name in changed]
+    return [f"{name} was recompiled or removed since: run funnel-export {command} again" for name in changed]
 
 
 def _failure(target: TargetResult) -> str:
@@ -162,13 +162,13 @@ def _failure(target: TargetResult) -> str:
     if target.error:
         return f"{target.name}: {target.error}"
     if place is None:
-        return f"{target.name} differs at the output, and at no boundary before it"
+        return f"{target.name} differs only at the output, at no boundary before it"
     found, limit = numbers.error(place.rms_rel), numbers.error(place.limit)
     return f"{target.name} first differs at {place.name} (error {found}, limit {limit}, batch {place.case})"
 
 
 def _latency_verdicts(bundle: Bundle, report: LatencyReport | None) -> list[Verdict]:
-    """Whether the gate is met, whether everything ran, and how much faster the funnel is."""
+    """Verdicts on the gate, on missing measurements, and on how much faster the funnel is."""
     if report is None:
         return [Verdict("Latency", "not run", NONE, ["funnel-export bench"])]
     verdicts = []
@@ -181,7 +181,7 @@ def _latency_verdicts(bundle: Bundle, report: LatencyReport | None) -> list[Verd
         verdicts.append(Verdict("Speed-up gate", answer, status, [wanted, *gate.failures]))
     problems = [f"{each.name}: {each.error}" for each in report.runners if each.error]
     if not report.parity.passed:
-        problems.insert(0, "parity did not pass when latency was measured")
+        problems.insert(0, "parity failed when latency was measured")
     outdated = _outdated(bundle, report.parity, "bench")
     if outdated:
         verdicts.append(Verdict("Engines", "OUTDATED", BAD, outdated))
@@ -193,7 +193,7 @@ def _latency_verdicts(bundle: Bundle, report: LatencyReport | None) -> list[Verd
 
 
 def _speed(report: LatencyReport) -> tuple[str, str, list[str]]:
-    """How many times as fast the funnel is, of medians, over all shapes of each runtime; first of all targets."""
+    """The range of speedups by the medians over all shapes: for all targets together, then for each runtime."""
     speedups = {name: [row.ratio.speedup.value for row in rows] for name, rows in by_runtime(report).items()}
     if not speedups:
         return "no numbers", NONE, []

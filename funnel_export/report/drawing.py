@@ -1,4 +1,4 @@
-"""The one drawing of a funnel, as bars with what happens between them, and the same as text."""
+"""A drawing of a funnel: bars with labels for pooling and recovery between them, also as text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,21 +8,21 @@ from funnel_export.spec.funnel import Segment
 WIDTH = 32
 """Characters of the longest bar."""
 SHORTEST = 0.02
-"""Share of the width that a bar has at least."""
+"""Least width of a bar as a share of the longest."""
 
 
 class Bar(NamedTuple):
-    """A segment, as long as its sequence."""
+    """The bar of a segment, as long as its sequence."""
 
     name: str
     layers: str
     length: str
     share: float
-    """Its width, of the longest bar's."""
+    """Its width as a share of the longest bar's."""
     before: str = ""
-    """What makes its sequence, if anything does."""
+    """Label before the bar: the pooling that makes its sequence."""
     after: str = ""
-    """What undoes that."""
+    """Label after the bar: the recovery."""
 
 
 def funnel_bars(segments: Sequence[Segment]) -> list[Bar]:

@@ -4,5 +4,5 @@ PARITY, LATENCY, MARKDOWN, HTML = "parity.json", "latency.json", "report.md", "r
 PICTURES = ("funnel", "latency", "ratio", "boundaries")
 """Names of the pictures, which are written as PNG."""
 PAGES = (MARKDOWN, HTML, *(f"{name}.png" for name in PICTURES))
-"""What is made of the two JSON files."""
+"""The files that are made from the two JSON files."""
 REPORT_FILES = frozenset({PARITY, LATENCY, *PAGES})

@@ -1,4 +1,4 @@
-"""The funnel as a picture: a bar for each segment, as long as its sequence."""
+"""A picture of the funnel: one bar per segment, as long as its sequence."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BAR, GAP = 36, 40
-"""Points that a bar and the space between two are high."""
+"""Heights of a bar and of the gap between two bars, in points."""
 
 
 def draw_funnel(segments: Sequence[Segment]) -> Picture:
-    """The picture of a funnel, or of a dense model."""
+    """The picture of a funnel or of a dense model."""
     bars = funnel_bars(segments)
     height = len(bars) * (BAR + GAP) - GAP + 12
     said = "; ".join(f"{bar.name}, {bar.layers}: {bar.length}" for bar in bars)
@@ -32,7 +32,7 @@ def draw_funnel(segments: Sequence[Segment]) -> Picture:
                 links = "; ".join(filter(None, (bar.after, following.before)))
                 _link(axes, palette, top + BAR, (width, following.share * (WIDTH - 4)), links)
 
-    caption = "Which layers run on how long a sequence; bars are as long as it."
+    caption = "The layers and the length of the sequence on which they run; the bars have its length."
     return Picture(
         name="funnel", caption=caption, panels=[Panel(title="Funnel", alt=f"{said}.", draw=draw, height=height)]
     )

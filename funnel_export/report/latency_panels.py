@@ -1,4 +1,4 @@
-"""Pictures of latency: time against length, and the ratio beside its prediction; a panel for each runtime."""
+"""Pictures of latency: time against length, and measured against predicted ratio; one panel per runtime."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LOOKS = {"dense": ("s", (0, (4, 2))), "funnel": ("o", "solid")}
-"""Marker and dashes of each model."""
+"""Marker and line style of each model."""
 
 
 def draw_latency(report: LatencyReport) -> Picture:
-    """Dense and funnel against length, with the intervals of their medians as bands."""
+    """Median times of dense and funnel against length, with their intervals as bands."""
     lows = [found.low_ms for row in report.rows for found in (row.dense, row.funnel)]
     highs = [found.high_ms for row in report.rows for found in (row.dense, row.funnel)]
     limits = max(min(lows), 1e-6) / 1.3, max(highs) * 2.2  # room for the legend
@@ -30,7 +30,7 @@ def draw_latency(report: LatencyReport) -> Picture:
 
 
 def draw_ratio(report: LatencyReport) -> Picture:
-    """The ratio of funnel to dense with its interval, and what counting operations predicts."""
+    """The ratio of funnel to dense with its interval, and the ratio predicted from operations."""
     ends = [value for row in report.rows for value in (row.ratio.low, row.ratio.high, row.predicted)]
     low, high = min([*ends, 1.0]), max([*ends, 1.0])
     limits = low - 0.06 * (high - low), high + 0.06 * (high - low)
@@ -44,7 +44,9 @@ def draw_ratio(report: LatencyReport) -> Picture:
         )
         for runtime, rows in by_runtime(report).items()
     ]
-    caption = "Time of the funnel over that of the dense model with its 95 % interval; left of the line it is faster."
+    caption = (
+        "Time of the funnel over that of the dense model, with 95 % intervals; left of the line the funnel is faster."
+    )
     return Picture(name="ratio", caption=caption, panels=panels)
 
 
@@ -86,7 +88,7 @@ def _draw_latency(rows: Sequence[Row], limits: tuple[float, float], axes: "Axes"
 
 
 def _line(axes: "Axes", palette: Palette, model: str, points: Sequence[tuple[int, Latency]], *, first: bool) -> None:
-    """One model at one batch."""
+    """Draw the line of one model at one batch size."""
     marker, dashes = LOOKS[model]
     colour, lengths = palette[model], [length for length, _ in points]
     lows, highs = [found.low_ms for _, found in points], [found.high_ms for _, found in points]
@@ -105,7 +107,7 @@ def _line(axes: "Axes", palette: Palette, model: str, points: Sequence[tuple[int
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels, in rising order, pushed apart where they would overlap."""
+    """Heights of labels, in ascending order, at least `gap` apart."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
@@ -114,7 +116,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _ticks(axes: "Axes", lengths: Sequence[int], limits: tuple[float, float]) -> None:
-    """Ticks at the lengths that were measured, as many as fit, and at round times."""
+    """Set ticks at the measured lengths, as many as fit, and at round times."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     span = math.log(axes.get_xlim()[1] / axes.get_xlim()[0])

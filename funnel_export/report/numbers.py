@@ -1,4 +1,4 @@
-"""Numbers with their units, in as many digits as they deserve."""
+"""Numbers as text, with units and a suitable number of digits."""
 
 import math
 
@@ -6,12 +6,12 @@ from funnel_export.latency.latency_report import Latency, Ratio
 
 
 def ms(value: float) -> str:
-    """Milliseconds in three digits."""
+    """Milliseconds with three significant digits."""
     return f"{value:,.{_decimals(value)}f}"
 
 
 def latency(found: Latency) -> str:
-    """For example `12.3 (12.1–12.6)`, all in the median's digits."""
+    """For example `12.3 (12.1–12.6)`, with as many decimals as the median."""
     return _with_interval(found.median_ms, found.low_ms, found.high_ms, _decimals(found.median_ms))
 
 
@@ -26,7 +26,7 @@ def times(found: Ratio) -> str:
 
 
 def rate(value: float) -> str:
-    """A count in a second, in three digits: `12,300`."""
+    """A count per second with three significant digits: `12,300`."""
     if not value > 0 or math.isinf(value):
         return "–"
     step = 10 ** max(0, math.floor(math.log10(value)) - 2)
@@ -34,7 +34,7 @@ def rate(value: float) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes as a person says them; `–` where there are none to tell."""
+    """Bytes with a decimal unit, such as `1.23 GB`; `–` if unknown."""
     if count is None:
         return "–"
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
@@ -44,17 +44,17 @@ def size(count: int | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds, `–` where nobody took the time."""
+    """Seconds; `–` if unknown."""
     return "–" if value is None else f"{value:.{min(2, _decimals(value))}f} s"
 
 
 def error(value: float) -> str:
-    """A relative error, in two digits."""
+    """A relative error with two significant digits."""
     return f"{value:.1e}" if math.isfinite(value) else "not finite"
 
 
 def share(value: float | None) -> str:
-    """A share in percent; less than all never reads as all."""
+    """A share in percent, rounded down, so that only 1 is shown as 100 %."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -67,7 +67,7 @@ def _with_interval(value: float, low: float, high: float, decimals: int) -> str:
 
 
 def _decimals(value: float, digits: int = 3) -> int:
-    """Places after the point for so many digits in all, at most three places; integers stay whole."""
+    """Decimals for this number of significant digits, at most three."""
     if not math.isfinite(value) or value == 0:
         return 1
     rounded = float(f"{value:.{digits - 1}e}")  # 0.9996 is shown as 1.00

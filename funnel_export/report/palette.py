@@ -1,7 +1,7 @@
 """Colours of pictures and page, in a light and a dark theme.
 
-Blue and orange stay apart for people who are colour-blind, and nothing is told by colour alone: lines, dashes and
-markers differ too.
+Blue and orange can be told apart with colour blindness. Lines, dashes and markers differ too, so that no information
+depends on colour alone.
 """
 
 from types import MappingProxyType
@@ -35,11 +35,11 @@ DARK = MappingProxyType(
     }
 )
 SENTINELS = MappingProxyType({name: f"#0e0d{index:02x}" for index, name in enumerate(LIGHT)})
-"""Colours that stand for names while a picture is drawn for a page, whose theme decides."""
+"""Placeholder colours in pictures for the page, which `themed` replaces with CSS variables."""
 
 
 def themed(svg: str) -> str:
-    """A picture that was drawn with `SENTINELS`, with the page's CSS variables in their place."""
+    """An SVG that was drawn with `SENTINELS`, with the page's CSS variables instead."""
     for name, sentinel in SENTINELS.items():
         svg = svg.replace(sentinel, f"var(--{name})")
     return svg

@@ -1,4 +1,4 @@
-"""The picture of errors inside the model: each boundary's against its limit, a panel for each target."""
+"""The picture of errors inside the model: the error and the limit at each boundary, one panel per target."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_boundaries(report: ParityReport) -> Picture | None:
-    """Errors at every boundary, logarithmic; None if no target has any."""
+    """Errors at every boundary on a logarithmic scale; None if no target has boundaries."""
     targets = [target for target in report.targets if target.boundaries]
     if not targets:
         return None
@@ -44,7 +44,7 @@ def _told(found: Sequence[Boundary]) -> str:
 
 
 def positions(found: Sequence[Boundary]) -> list[float]:
-    """Where each boundary stands: layer n at n, pooling and recovery half a step before the layer that follows."""
+    """Horizontal position of each boundary: layer n at n, pooling and recovery half a step before the next layer."""
     layers = 0
     places = []
     for boundary in found:
@@ -84,5 +84,5 @@ def _draw(found: Sequence[Boundary], limits: tuple[float, float], axes: "Axes", 
 
 
 def _shown(value: float, limits: tuple[float, float]) -> float:
-    """A value within the picture: zero at its bottom, what is not a number at its top."""
+    """A value clipped to the limits of the picture; values that are not finite go to the top."""
     return min(max(value, limits[0]), limits[1]) if math.isfinite(value) else limits[1]

@@ -1,4 +1,4 @@
-"""All pictures of a report, by the section that they stand in."""
+"""All pictures of a report."""
 
 from funnel_export.bundle.load import Bundle
 from funnel_export.latency.latency_report import LatencyReport
@@ -10,7 +10,7 @@ from funnel_export.verify.parity_report import ParityReport
 
 
 def draw_all(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport | None) -> dict[str, Picture]:
-    """The pictures that can be drawn of what was run, by name."""
+    """The pictures for the available results, by name."""
     pictures = [draw_funnel(bundle.segments)]
     if latency is not None and latency.rows:
         pictures += [draw_latency(latency), draw_ratio(latency)]

@@ -1,4 +1,4 @@
-"""Reports as text for the console: what a bundle and an engine are, what `check` and `bench` found."""
+"""Text for the console: descriptions of bundles and engines, results of `check` and `bench`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from funnel_export.verify.parity_report import ParityReport
 
 
 def describe_bundle(bundle: Bundle, audits: Mapping[str, Sequence[str]]) -> str:
-    """A bundle for a person to read: facts, the findings of the audit of each graph, drawing, predicted saving."""
+    """A bundle as text: facts, audit findings by role of the graph, a drawing, and the predicted savings."""
     manifest, spec = bundle.manifest, bundle.spec
     size = sum(weight.size for weight in manifest.weights)
     facts = [
@@ -61,7 +61,7 @@ def _port_in_words(port: Port) -> str:
 
 
 def describe_engine(engine: Engine) -> str:
-    """An engine for a person to read."""
+    """An engine as text."""
     manifest = engine.manifest
     built_for = manifest.built_for
     kinds = f" ({', '.join(built_for.compute_capabilities)})" if built_for.compute_capabilities else ""
@@ -79,25 +79,25 @@ def describe_engine(engine: Engine) -> str:
 
 
 def _in_words(fact: Any) -> str:
-    """A fact that a build told, in one line."""
+    """A fact from a build as one line."""
     if isinstance(fact, dict):
         return ", ".join(f"{key}: {_in_words(value)}" for key, value in fact.items())
     return ", ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
 
 
 def describe_target_options(name: str) -> str:
-    """The options that a target's builds take."""
+    """The options of a target's builds, as text."""
     rows = describe_options(get_target(name).options)
     more = (get_target(name).options.__doc__ or "").strip()
     return f"{more}\n\n{tabulate(rows, ('option', 'default', ''), disable_numparse=True)}"
 
 
 def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
-    """A parity report for a person to read: a line for each target and batch, or for the worst batch of each target."""
+    """A parity report as text: a line for each target and batch, or with `worst` for the worst batch of each target."""
     table = console_table(case_columns(report), worst_cases(report) if worst else cases(report))
     limit = (
-        f"limits: max {report.limit_max_rel:.1e}, rms {report.limit_rms_rel:.1e} = {report.factor:g} x what eager "
-        f"PyTorch loses in {report.dtype} against {report.reference}"
+        f"limits: max {report.limit_max_rel:.1e}, rms {report.limit_rms_rel:.1e} = {report.factor:g} x the error of "
+        f"eager PyTorch in {report.dtype} against {report.reference}"
     )
     if report.limit_kl is not None and report.limit_top1 is not None:
         limit += f"; KL {report.limit_kl:.1e}, top-1 at least {report.limit_top1:.1%}"
@@ -114,12 +114,12 @@ def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
             sign = "<" if place.passed else ">"
             lines.append(f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} {sign} {place.limit:.1e})")
         elif not target.passed:
-            lines.append(f"{target.name} differs at the output, and at no boundary before it")
+            lines.append(f"{target.name} differs only at the output, at no boundary before it")
     return "\n".join(lines)
 
 
 def describe_latency(report: LatencyReport) -> str:
-    """A latency report for a person to read: rows and what their numbers are, what has no numbers, the gate."""
+    """A latency report as text: rows, runners without numbers, and the gate."""
     lines = [console_table(LATENCY, report.rows), ""]
     lines.append(f"medians of {report.rounds} interleaved calls, in {report.dtype}; 95 % bootstrap intervals")
     lines += [f"{each.name}: {each.error}" for each in report.runners if each.error]

@@ -46,7 +46,7 @@ def test_export_inspect_check(tmp_path: Path) -> None:
 
 
 def test_a_failed_gate_exits_with_1(tmp_path: Path) -> None:
-    """A limit below the noise floor cannot be asked for; a graph with another softcap can be had."""
+    """The graph has a wrong softcap."""
     bundle = changed(tmp_path, another_softcap)
     checked = run("check", bundle.path, "--target", "onnxruntime")
     assert checked.returncode == 1
@@ -88,7 +88,7 @@ def test_errors(arguments: tuple[str, ...], code: int, message: str, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_of_ours_exits_with_70() -> None:
+def test_an_internal_error_exits_with_70() -> None:
     code = (
         "from funnel_export.cli import main; from funnel_export.commands import inspect as i; i.inspect = None; main()"
     )
@@ -140,7 +140,7 @@ def test_version() -> None:
     ],
     ids=str,
 )
-def test_a_failure_is_json_where_json_is_asked_for(
+def test_errors_are_json_with_the_json_option(
     arguments: tuple[str, ...], code: int, error: dict[str, str], tmp_path: Path
 ) -> None:
     places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": tmp_path / "out"}
@@ -155,14 +155,14 @@ def test_a_failure_is_json_where_json_is_asked_for(
     assert done.stderr
 
 
-def test_a_mistake_of_ours_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel_export.commands.inspect.inspect", None)
     done = run("inspect", "B", "--json")
     assert done.returncode == 70
     assert json.loads(done.stdout)["error"]["what"].startswith("internal error: TypeError")
 
 
-def test_a_warning_that_python_makes_an_error_ends_like_one(tmp_path: Path) -> None:
+def test_a_warning_raised_as_an_error_exits_with_2(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
     arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--funnel", "none", "--dtype", "float16"]
     done = call(lambda: (warnings.simplefilter("error", FunnelExportWarning), cli.run(arguments)))

@@ -1,4 +1,4 @@
-"""The help of every command: complete, in plain words, with the defaults and choices of the code, and cheap."""
+"""The help of every command: complete, without internal terms, with the code's defaults and choices, and fast."""
 
 import os
 import re
@@ -19,11 +19,11 @@ from funnel_export.system.place import Placing
 
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "matplotlib"}
 INTERNAL = ("candidate", "contract", "runner", "role", "initializer", "stash", "None", "<bool>", "list[")
-"""What only readers of the code know."""
+"""Terms that only readers of the code know."""
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command and group with the words that name it."""
+    """Every command and group with its path of names."""
     command = get_command(app) if group is None else group
     yield path, command
     for name, each in getattr(command, "commands", {}).items():
@@ -34,7 +34,7 @@ COMMANDS = dict(commands())
 
 
 def page(*path: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The help of a command, on a screen as wide as it wants."""
+    """The help of a command on a wide screen."""
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     return run(*path, "--help").stdout
 
@@ -68,7 +68,7 @@ def test_every_option_has_a_help_text(path: tuple[str, ...], monkeypatch: pytest
         ("package", "weights", tuple(Placing)),
     ],
 )
-def test_choices_are_shown_and_told(
+def test_choices_are_in_the_help_and_in_errors(
     path: str, option: str, values: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert f"<{'|'.join(values)}>" in page(path, monkeypatch=monkeypatch)
@@ -79,7 +79,7 @@ def test_choices_are_shown_and_told(
     assert all(f"'{value}'" in told for value in values)
 
 
-def test_defaults_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_in_the_help_match_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, defaults in {
         "export": [DEFAULT_OPSET, "auto", "(mean)", "(delta)", "link"],
         "check": [FACTOR],
@@ -90,7 +90,7 @@ def test_defaults_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def loaded(*arguments: str, **environment: str) -> tuple[str, set[str]]:
-    """What a command line prints, and the top-level packages that its process has at its end."""
+    """The output of a command line, and the top-level packages that its process has loaded at exit."""
     code = (
         "import atexit, sys; atexit.register(lambda: print(*{n.split('.')[0] for n in sys.modules}, file=sys.stderr));"
         "sys.argv[0] = 'funnel-export'; from funnel_export.cli import main; main()"
@@ -106,7 +106,7 @@ def loaded(*arguments: str, **environment: str) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("check", "--help"), ("--show-completion", "bash")])
-def test_help_and_completion_load_nothing_heavy(arguments: tuple[str, ...]) -> None:
+def test_help_and_completion_load_no_heavy_packages(arguments: tuple[str, ...]) -> None:
     text, packages = loaded(*arguments, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert text
     assert "funnel_export" in packages

@@ -1,4 +1,4 @@
-"""How much the command line prints: quietly, as usual, and all that there is; on a terminal and in a pipe."""
+"""How much the command line prints: quiet, usual and verbose, on a terminal and in a pipe."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def test_quiet_prints_results_and_errors_only(before: bool, tmp_path: Path) -> N
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: there is no bundle here\n")
     usual = run("export", checkpoint, tmp_path / "out", *FLOAT16)
-    assert "warning: " in usual.stderr, "one command does not change the next"
+    assert "warning: " in usual.stderr, "--quiet must not affect the next command"
 
 
 def test_verbose_prints_steps_logs_and_tracebacks(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_verbose_prints_steps_logs_and_tracebacks(tmp_path: Path) -> None:
     assert json.loads(failed.stdout)["exit_code"] == 2
 
 
-def test_libraries_log_where_it_is_asked_for(
+def test_logs_of_libraries_are_printed_only_with_verbose(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -66,7 +66,7 @@ def test_libraries_log_where_it_is_asked_for(
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -82,7 +82,7 @@ class Terminal(io.StringIO):
         (Terminal, QUIET, True, []),
     ],
 )
-def test_progress_in_lines(
+def test_progress_as_lines(
     stream: type[io.StringIO], level: int, stages: bool, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -106,7 +106,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tracing" in shown.getvalue()
 
 
-def test_the_demo_says_at_once_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_prints_its_first_step_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finished(*_: object, **__: object) -> object:
         return make_latency(Recipe().bundle(), min_speedup=None)
 

@@ -10,5 +10,5 @@ from funnel_export import Bundle
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A bundle that nobody has checked."""
+    """A bundle without reports."""
     return own(tmp_path)

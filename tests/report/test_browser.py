@@ -1,4 +1,4 @@
-"""The page in a browser: it renders in both themes and at a phone's width, and nothing goes wrong."""
+"""The page in a browser: it renders without errors in both themes and at a phone's width."""
 
 import functools
 import io
@@ -21,12 +21,12 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
 ]
 THEMES = {"dark": 0, "light": 1}
-"""Chromium's numbers of what a page is told that its reader prefers."""
+"""Chromium's values for the preferred colour scheme."""
 
 
 @functools.cache
 def browser() -> str:
-    """The program of a Chromium or Chrome."""
+    """The name of a Chromium or Chrome program."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}")
@@ -34,7 +34,7 @@ def browser() -> str:
 
 
 def browse(page: Path, profile: Path, *options: str) -> str:
-    """What a browser that opens a page prints; a message of the page on its console is an error."""
+    """Open a page in a browser and return what it prints; fail on messages in the page's console."""
     command = [browser(), *QUIET, f"--user-data-dir={profile}", *options, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -43,7 +43,7 @@ def browse(page: Path, profile: Path, *options: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with everything in it."""
+    """A report with all sections."""
     browser()
     folder = shutil.copytree(Recipe().bundle().path, tmp_path_factory.mktemp("browser") / "bundle")
     bundle = load_bundle(folder)
@@ -62,7 +62,7 @@ def test_it_renders(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 500])  # a headless window is at least 500 wide
-def test_themes_differ_and_are_drawn(page: Path, tmp_path: Path, width: int) -> None:
+def test_both_themes_are_drawn(page: Path, tmp_path: Path, width: int) -> None:
     grounds = {}
     for theme, number in THEMES.items():
         file = tmp_path / f"{theme}.png"
@@ -73,7 +73,7 @@ def test_themes_differ_and_are_drawn(page: Path, tmp_path: Path, width: int) -> 
         grounds[theme] = "#{:02x}{:02x}{:02x}".format(*image.getpixel((2, 2)))
         colours = image.getcolors(1 << 24)
         assert colours is not None
-        assert len(colours) > 200  # text and pictures, and no blank page
+        assert len(colours) > 200  # not a blank page
         drawn = {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in colours}
         palette = {"dark": DARK, "light": LIGHT}[theme]
         assert {palette["ink"], palette["funnel"], palette["grid"]} <= drawn

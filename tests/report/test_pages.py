@@ -1,4 +1,4 @@
-"""Reports say what the two JSON files say, whatever is in them, and nothing else."""
+"""Pages show exactly what the two JSON files contain."""
 
 import json
 import re
@@ -40,14 +40,14 @@ class Page(HTMLParser):
 
 
 def pages(bundle: Bundle) -> tuple[str, str]:
-    """Text of the two pages: of HTML, and of Markdown as it is rendered."""
+    """The text of the HTML page and of the rendered Markdown page."""
     write_reports(bundle)
     texts = [(bundle.path / "reports" / name).read_text() for name in ("report.html", "report.md")]
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(texts[1])
     return Page(texts[0]).text, Page(rendered).text
 
 
-def test_check_writes_what_report_would(bundle: Bundle) -> None:
+def test_check_writes_the_same_files_as_report(bundle: Bundle) -> None:
     put(bundle, make_latency(bundle))
     check(bundle, max_length=6)
     folder = bundle.path / "reports"
@@ -58,7 +58,7 @@ def test_check_writes_what_report_would(bundle: Bundle) -> None:
     assert {path.name for path in folder.iterdir()} == {*FILES, "parity.json", "latency.json"}
 
 
-def test_every_number_is_there(bundle: Bundle) -> None:
+def test_every_number_is_shown(bundle: Bundle) -> None:
     latency = make_latency(bundle)
     put(bundle, latency)
     parity = check(bundle, max_length=6)
@@ -84,7 +84,7 @@ def test_every_number_is_there(bundle: Bundle) -> None:
         assert "FAILED" not in page
 
 
-def test_a_table_holds_no_more_than_the_report(bundle: Bundle) -> None:
+def test_a_table_has_one_row_per_row_of_the_report(bundle: Bundle) -> None:
     latency = make_latency(bundle)
     put(bundle, latency)
     write_reports(bundle)
@@ -93,7 +93,7 @@ def test_a_table_holds_no_more_than_the_report(bundle: Bundle) -> None:
     assert len(rows) == len(latency.rows)
 
 
-def test_nothing_was_run(bundle: Bundle) -> None:
+def test_before_check_and_bench(bundle: Bundle) -> None:
     assert [path.name for path in write_reports(bundle)] == ["report.md", "report.html", "funnel.png"]
     for page in pages(bundle):
         assert page.count("not run") == 2
@@ -101,8 +101,8 @@ def test_nothing_was_run(bundle: Bundle) -> None:
         assert "1:3:2" in page
 
 
-def test_only_bench_was_run(bundle: Bundle) -> None:
-    """The parity that is shown is what it found before it timed."""
+def test_after_bench_only(bundle: Bundle) -> None:
+    """The page shows the parity check that `bench` ran."""
     put(bundle, make_latency(bundle, min_speedup=None))
     for page in pages(bundle):
         assert "not run" not in page
@@ -114,16 +114,16 @@ def test_only_bench_was_run(bundle: Bundle) -> None:
     assert not (bundle.path / "reports" / "latency.png").exists()
 
 
-def test_only_check_was_run(bundle: Bundle) -> None:
+def test_after_check_only(bundle: Bundle) -> None:
     check(bundle, targets=["onnxruntime"], max_length=4)
     for page in pages(bundle):
         assert page.count("not run") == 1
         assert "1 of 1 targets compute what eager PyTorch computes" in page
-        assert page.count("left out as too long: 5, 6, 8") == 2, "in the verdict, and where parity is shown"
+        assert page.count("left out as too long: 5, 6, 8") == 2, "in the verdict and in the parity section"
 
 
-def test_an_engine_that_was_compiled_anew_is_outdated(bundle: Bundle) -> None:
-    """With another option alone: its graph is the same then."""
+def test_a_recompiled_engine_is_outdated(bundle: Bundle) -> None:
+    """Even if only an option changed and its file is the same."""
     engine = compile_bundle(bundle, "onnxruntime", name="mine", options={"intra_op_num_threads": 1})
     engines = {"mine": engine.manifest.sha256}
     put(bundle, make_latency(bundle, parity=make_parity(bundle, engines=engines)))
@@ -133,10 +133,10 @@ def test_an_engine_that_was_compiled_anew_is_outdated(bundle: Bundle) -> None:
             assert again.manifest.files[0] == engine.manifest.files[0]
         for page in pages(bundle):
             assert ("OUTDATED" in page) is outdated
-            assert ("mine is not the engine any more that this is of: funnel-export bench" in page) is outdated
+            assert ("mine was recompiled or removed since: run funnel-export bench again" in page) is outdated
     put(bundle, make_latency(bundle, parity=make_parity(bundle, engines={"gone": "0" * 64})))
     for page in pages(bundle):
-        assert "gone is not the engine any more" in page
+        assert "gone was recompiled or removed since" in page
 
 
 def test_shapes_that_were_not_timed_are_named(bundle: Bundle) -> None:
@@ -148,7 +148,7 @@ def test_shapes_that_were_not_timed_are_named(bundle: Bundle) -> None:
         assert "batch 2, length 4,096: no optimization profile takes it" in page
 
 
-def test_the_headline_is_of_targets(bundle: Bundle) -> None:
+def test_the_headline_counts_targets_only(bundle: Bundle) -> None:
     rows = [make_row("eager", 1, 16, 9.0, ratio=0.25), make_row("openvino", 1, 16, 5.0, ratio=0.5)]
     eager, openvino = (f"{row.ratio.speedup.value:.2f} ×" for row in rows)
     put(bundle, make_latency(bundle, rows=rows))
@@ -190,13 +190,13 @@ def test_a_failed_gate_is_shown(bundle: Bundle) -> None:
     for page in pages(bundle):
         assert "FAILED" in page
         assert latency.gate.failures[0] in page
-        assert "parity did not pass when latency was measured" in page
+        assert "parity failed when latency was measured" in page
 
 
 HOSTILE = "</td><script>alert(1)</script> | `code` *b* [x](javascript:alert(1)) $x$ & \x1b[31m\nnew line"
 
 
-def test_hostile_names_are_text(bundle: Bundle) -> None:
+def test_hostile_names_are_escaped(bundle: Bundle) -> None:
     missing = RunnerResult(runtime=HOSTILE, model="funnel", dtype=bundle.spec.dtype, error=HOSTILE)
     rows = [make_row(HOSTILE, 1, 16, 5.0)]
     put(bundle, make_latency(bundle, rows=rows, conditions={HOSTILE: HOSTILE}, runners=[missing]))
@@ -229,7 +229,7 @@ def test_the_page_loads_nothing(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("value", [1e308, -1.0, float("nan"), float("inf")])
-def test_errors_of_any_size_are_drawn(bundle: Bundle, value: float) -> None:
+def test_errors_of_any_value_are_drawn(bundle: Bundle, value: float) -> None:
     parity = check(bundle, targets=["onnxruntime"], max_length=3)
     (target,) = parity.targets
     places = [place.model_copy(update={"rms_rel": value}) for place in target.boundaries]

@@ -1,4 +1,4 @@
-"""Pictures: whatever shapes were measured, drawn without a warning, and the numbers' words."""
+"""Pictures of any measured shapes, drawn without warnings, and the format of numbers."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ from funnel_export.verify.parity_report import Boundary
 @pytest.mark.parametrize(
     "shapes", [[(1, 1)], [(1, 512), (2, 512)], [(b, 2**n) for b in (1, 2, 4, 8) for n in range(14)]], ids=len
 )
-def test_latency_of_any_shapes(shapes: list[tuple[int, int]]) -> None:
+def test_latency_pictures_of_any_shapes(shapes: list[tuple[int, int]]) -> None:
     rows = [make_row("a $runtime^", batch, length, dense=1e-3 * batch * length) for batch, length in shapes]
     report = make_latency(Recipe().bundle(), rows=rows)
     for picture in (draw_latency(report), draw_ratio(report)):
@@ -40,7 +40,7 @@ def test_latency_of_any_shapes(shapes: list[tuple[int, int]]) -> None:
         (None, ["dense"], 0),
     ],
 )
-def test_the_funnel(spec: FunnelSpec | None, bars: list[str], links: int) -> None:
+def test_funnel_pictures(spec: FunnelSpec | None, bars: list[str], links: int) -> None:
     segments = segments_of(spec, 26)
     found = funnel_bars(segments)
     assert [bar.name for bar in found] == bars
@@ -48,14 +48,14 @@ def test_the_funnel(spec: FunnelSpec | None, bars: list[str], links: int) -> Non
     assert draw_funnel(segments).png()
 
 
-def test_places_of_boundaries() -> None:
+def test_positions_of_boundaries() -> None:
     names = ["layers.0", "funnel.pooled", "layers.1", "layers.2", "funnel.recovered", "layers.3"]
     found = [Boundary(name=name, case="1x1", rms_rel=0, limit=1) for name in names]
     assert positions(found) == [0, 0.5, 1, 2, 2.5, 3]
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG 2 defines it."""
+    """The contrast ratio of two colours as WCAG 2 defines it."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -67,7 +67,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_can_be_read(theme: dict[str, str]) -> None:
+def test_text_has_enough_contrast(theme: dict[str, str]) -> None:
     for name in ("ink", "muted", "good", "bad", "funnel", "dense", "predicted"):
         for ground in ("page", "card"):
             assert contrast(theme[name], theme[ground]) >= 4.5, (name, ground)
