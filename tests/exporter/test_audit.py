@@ -1,4 +1,4 @@
-"""The audit refuses a graph that no longer says what the checkpoint and the funnel say."""
+"""The audit refuses graphs that do not match the checkpoint and the funnel."""
 
 from collections.abc import Callable
 
@@ -58,7 +58,7 @@ def lost_output_axis(model: ir.Model) -> None:
 
 
 def doubling_masks(model: ir.Model) -> None:
-    """A chain in whose every step both operands are the step before: each path through it cannot be walked."""
+    """Add a chain of nodes that use the previous one twice: the number of paths through it is exponential."""
     where = next(n for n in model.graph if n.op_type == "Where" and n.outputs[0].dtype is ir.DataType.FLOAT)
     value = where.inputs[0]
     for index in range(64):
@@ -70,7 +70,7 @@ def doubling_masks(model: ir.Model) -> None:
 
 
 def mistyped_value(model: ir.Model) -> None:
-    """As torch declares a maximum of 16-bit values, which it computes in float32."""
+    """Declare the wrong dtype, as torch does for a maximum of 16-bit values."""
     node = next(n for n in model.graph if n.op_type == "Add" and str(n.name).startswith("layers.2/"))
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
 
@@ -121,7 +121,7 @@ def test_accepts_what_was_exported(recipe: Recipe) -> None:
     run_audit(loaded(recipe), recipe)
 
 
-def test_a_dense_graph_is_no_funnel_and_the_reverse() -> None:
+def test_refuses_a_dense_graph_for_a_funnel_and_the_reverse() -> None:
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
         run_audit(loaded(Recipe()), Recipe(), funnel=None)
     with pytest.raises(ExportError, match=r"funnel\.recovered"):

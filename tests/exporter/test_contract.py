@@ -1,4 +1,4 @@
-"""A contract shows a reviewer what changed in a graph, and nothing that did not."""
+"""A contract changes if the computation of a graph changes, and only then."""
 
 import difflib
 import re
@@ -20,7 +20,7 @@ from funnel_export.exporter.contract import describe_contract
 
 
 def difference(before: str, after: str) -> list[str]:
-    """Lines that a reviewer sees, without the numbers of values."""
+    """The changed lines of the contract, without the numbers of values."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
     return [re.sub(r"%\d+", "%", line) for line in lines if re.match(r"[-+](?![-+])", line)]
 
@@ -75,7 +75,7 @@ def test_another_stride_is_seen_and_fails_parity(tmp_path: Path) -> None:
 
 
 def renamed(model: ir.Model) -> None:
-    """Other names for inner values and constants."""
+    """Rename inner values and constants."""
     for index, node in enumerate(model.graph):
         for value in node.outputs:
             if "/" in str(value.name):
@@ -87,28 +87,28 @@ def another_producer(model: ir.Model) -> None:
 
 
 def another_ulp(model: ir.Model) -> None:
-    """What another machine's `pow` may give for RoPE's frequencies."""
+    """Change RoPE's frequencies as much as the `pow` of another machine may."""
     constants = [value for value in model.graph.initializers.values() if value.const_value.shape == (4,)]
     (value,) = [value for value in constants if value.dtype is ir.DataType.FLOAT]
     value.const_value = ir.tensor(np.nextafter(value.const_value.numpy(), np.float32(2)), name=value.name)
 
 
 @pytest.mark.parametrize("change", [renamed, another_producer, another_ulp], ids=lambda f: f.__name__)
-def test_what_does_not_matter_does_not_show(change: Callable[[ir.Model], None]) -> None:
+def test_irrelevant_changes_do_not_change_the_contract(change: Callable[[ir.Model], None]) -> None:
     model = loaded(Recipe())
     before = describe_contract(model)
     change(model)
     assert describe_contract(model) == before
 
 
-def test_alike_layers_are_written_once() -> None:
+def test_identical_layers_are_written_once() -> None:
     text = describe_contract(loaded(Recipe(funnel=None)))
     assert "layer (x4):" in text
     assert text.count("Softmax(") == 1
     assert text.count(" = layer(") == 4
 
 
-def test_long_constants_are_summed_up() -> None:
+def test_long_constants_are_summarised() -> None:
     numbers = ir.tensor(np.arange(17, dtype=np.int64), name="numbers")
     constant = ir.Value(name="numbers", const_value=numbers, type=ir.TensorType(ir.DataType.INT64))
     node = ir.node("Identity", [constant])

@@ -1,4 +1,4 @@
-"""A weight that the export derives travels with the checkpoint's: written, verified, audited, compiled, packaged."""
+"""Derived weights are written, verified, audited, compiled and packaged like the checkpoint's weights."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ FILE, NAME, HEAD = "derived.safetensors", "lm_head.transposed", "model.embed_tok
 
 
 def with_transposed_head(built: BuiltGraph, checkpoint: Checkpoint, folder: Path) -> BuiltGraph:
-    """The same graph, with the tied head as a copy that is stored the other way round."""
+    """The same graph, with a transposed copy of the embedding as the head."""
     table = load_file(checkpoint.path / "model.safetensors")[HEAD]
     recipe = WeightRecipe(name="transpose", inputs=[HEAD])
     derived = derive_weights(folder, FILE, {NAME: table.T}, recipe)
@@ -48,7 +48,7 @@ def with_transposed_head(built: BuiltGraph, checkpoint: Checkpoint, folder: Path
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a derived weight, made as `export` makes one."""
+    """A bundle with a derived weight, written by the code that `export` uses."""
     checkpoint, spec = Checkpoint.open(Recipe().checkpoint()), Recipe().bundle().spec
     folder = tmp_path_factory.mktemp("bundle")
     built = with_transposed_head(build_graphs(checkpoint, spec)["model"], checkpoint, folder)
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Bundle:
-    """A copy for a test to add to or spoil."""
+    """A copy that a test may change."""
     return load_bundle(shutil.copytree(made, tmp_path / "bundle"))
 
 
@@ -102,7 +102,7 @@ def test_a_file_of_another_size_is_refused_unread(bundle: Bundle) -> None:
 
 
 def test_an_engine_is_of_the_derived_weights_too(bundle: Bundle) -> None:
-    """The same graph and checkpoint with other derived weights is another bundle."""
+    """The same graph and checkpoint with other derived weights are another bundle."""
     compile_bundle(bundle, "onnxruntime")
     weights = [w.model_copy(update={"sha256": "0" * 64}) if w.file == FILE else w for w in bundle.manifest.weights]
     other = replace(bundle, manifest=bundle.manifest.model_copy(update={"weights": weights}))
@@ -122,7 +122,7 @@ def test_a_package_has_it(bundle: Bundle, tmp_path: Path) -> None:
     np.testing.assert_array_equal(served.run(["logits"], inputs)[0], wanted)
 
 
-def test_people_are_told(bundle: Bundle) -> None:
+def test_inspect_and_the_report_mention_it(bundle: Bundle) -> None:
     assert f"{FILE}: transpose of {HEAD}" in inspect(bundle).to_text()
     write_reports(bundle)
     html = (bundle.path / "reports" / "report.html").read_text()
@@ -130,7 +130,7 @@ def test_people_are_told(bundle: Bundle) -> None:
 
 
 def test_the_checkpoint_in_a_bundle_is_exported_without_it(bundle: Bundle, tmp_path: Path) -> None:
-    """A bundle is a checkpoint too: Hugging Face reads the stored weights, and so does another export."""
+    """A bundle is also a checkpoint: Hugging Face and another export read its stored weights."""
     again = export(bundle.path, tmp_path / "again")
     assert [weight.file for weight in again.manifest.weights] == ["model.safetensors"]
     assert export(bundle.path, tmp_path / "again").path == again.path, "replaced"

@@ -1,4 +1,4 @@
-"""Logits of each row's last token: the same numbers as with all tokens, and the head on nothing else."""
+"""`logits="last"`: the same values as with all tokens, and the head runs on the last tokens only."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ CASES = [Case((1,)), Case((17,)), Case((1, 4, 17), "left"), Case((17, 4, 1), "ri
 
 @pytest.mark.parametrize("funnel", FUNNELS.values(), ids=FUNNELS)
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-def test_they_are_those_of_the_last_real_token(funnel: FunnelSpec | None, target: str) -> None:
+def test_logits_are_those_of_the_last_real_token(funnel: FunnelSpec | None, target: str) -> None:
     every, last = Recipe(funnel=funnel).bundle(), Recipe(funnel=funnel, logits="last").bundle()
     assert last.manifest.logits is Logits.LAST
     assert last.model.output.shape == ["batch_size", 1, every.architecture.vocab_size]
@@ -64,7 +64,7 @@ def test_the_head_multiplies_one_row_for_each_text() -> None:
     assert "Gather" in seen
 
 
-def test_the_audit_knows_which_were_meant() -> None:
+def test_the_audit_refuses_logits_of_other_tokens() -> None:
     for logits, other in (("all", Logits.LAST), ("last", Logits.ALL)):
         bundle = Recipe(logits=logits).bundle()
         model, files = ir.load(bundle.model.path), {weight.file for weight in bundle.manifest.weights}
@@ -82,7 +82,7 @@ def test_operations_of_the_head_are_those_of_one_token() -> None:
     assert every.layers == last.layers
 
 
-def test_pytorch_keeps_as_few_when_it_is_timed(tmp_path: Path) -> None:
+def test_bench_times_pytorch_with_the_last_logits_too(tmp_path: Path) -> None:
     recipe = Recipe(logits="last")
     bundle = export(recipe.checkpoint(), tmp_path / "bundle", funnel=recipe.funnel, logits="last")
     report = bench(bundle, targets=["onnxruntime"], pytorch=("eager",), lengths=(9,), batches=(2,), rounds=6)
@@ -91,7 +91,7 @@ def test_pytorch_keeps_as_few_when_it_is_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.TEXT_GENERATION])
-def test_other_tasks_have_none_to_leave_out(task: Task, tmp_path: Path) -> None:
+def test_other_tasks_refuse_last_logits(task: Task, tmp_path: Path) -> None:
     checkpoint = Recipe(task=task, stored=torch.float32).checkpoint()
     with pytest.raises(SpecError, match="only text generation"):
         export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task=task, logits="last")

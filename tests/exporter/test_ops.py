@@ -1,4 +1,4 @@
-"""The texts in `graphs/ops` compute what the funnel's functions compute: read back and run in ONNX Runtime."""
+"""The texts in `graphs/ops` compute the same as the funnel's functions; they are run in ONNX Runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +25,14 @@ STRIDE = 2
 
 
 def session(name: str) -> onnxruntime.InferenceSession:
-    """The text of an operation, checked and loaded."""
+    """Check and load the text of an operation."""
     model = onnx.parser.parse_model((TEXTS / f"{name}.onnxtxt").read_text())
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def inputs_of(op: Op, lengths: list[int], side: Any, seed: int) -> dict[str, Tensor]:
-    """What the operation is given in a model, for rows of these lengths."""
+    """Inputs of the operation as in a model, for rows of these lengths."""
     batch = make_batch(random_rows(lengths), side, extra=1)
     rows = Rows.of(batch.attention_mask != 0, 0)
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +55,7 @@ def inputs_of(op: Op, lengths: list[int], side: Any, seed: int) -> dict[str, Ten
 
 
 def outputs_of(function: Callable[..., Any], inputs: dict[str, Tensor]) -> list[np.ndarray]:
-    """What the funnel's own function gives."""
+    """The results of the funnel's function."""
     result = function(*inputs.values())
     return [value.numpy() for value in (result if isinstance(result, tuple) else (result,))]
 

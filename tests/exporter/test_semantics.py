@@ -1,4 +1,4 @@
-"""The properties of a funnel, held by exported graphs in ONNX Runtime and OpenVINO, against the oracle."""
+"""Exported graphs in ONNX Runtime and OpenVINO have the properties of a funnel and match the oracle."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import LARGEST_STRIDE
 
 RELATIVE = 2e-5
-"""Largest error in float32, over the largest output."""
+"""Limit of the error in float32, relative to the largest output."""
 
 RECIPES = {
     "dense": Recipe(funnel=None),
@@ -81,7 +81,7 @@ def test_equals_the_oracle(name: str, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_padding_and_company_change_nothing(name: str, target: str) -> None:
+def test_padding_and_other_rows_change_nothing(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_bundle(recipe.bundle(), target)
     rows = random_rows([stride(recipe) + 1, 1, 14, 7], seed=1)
@@ -94,7 +94,7 @@ def test_causal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dense", "S=1 delta", "S=1 replace, all layers"])
-def test_without_a_shorter_sequence_equals_hugging_face(name: str) -> None:
+def test_dense_and_stride_one_equal_hugging_face(name: str) -> None:
     recipe = RECIPES[name]
     run, model = forward_of_bundle(recipe.bundle()), recipe.model(torch.float32)
     rows = random_rows(lengths_around(3), seed=3)

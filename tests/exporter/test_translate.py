@@ -1,4 +1,4 @@
-"""Translation: several modules in one go, and operators that only a decomposition knows."""
+"""Translation of several modules in one call, and of operators that need a decomposition."""
 
 from pathlib import Path
 
