@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from exported import Recipe
+from numpy.typing import NDArray
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, load_bundle
@@ -78,6 +79,11 @@ def set_constants(model: ir.Model, op_type: str, prefix: str, old: float, new: f
                 constant = ir.Value(name=f"changed.{node.name}", const_value=ir.tensor(array))
                 model.graph.register_initializer(constant)
                 node.replace_input_with(index, constant)
+
+
+def replace_constant(value: ir.Value, array: NDArray[Any]) -> None:
+    """Give a constant another value."""
+    value.const_value = ir.tensor(array, name=value.name)
 
 
 def another_cap(model: ir.Model) -> None:

@@ -11,26 +11,17 @@ import numpy as np
 import torch
 from models import save_tiny_checkpoint
 from torch import Tensor
-from transformers import (
-    Gemma2ForCausalLM,
-    Gemma2ForSequenceClassification,
-    Gemma2ForTokenClassification,
-    Gemma2Model,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from funnel_export import Bundle, FunnelSpec, export
+from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Task
 from funnel_export.targets.registry import get_target
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 
-CLASSES: dict[Task, type[PreTrainedModel]] = {
-    Task.FEATURE_EXTRACTION: Gemma2Model,
-    Task.TEXT_GENERATION: Gemma2ForCausalLM,
-    Task.TEXT_CLASSIFICATION: Gemma2ForSequenceClassification,
-    Task.TOKEN_CLASSIFICATION: Gemma2ForTokenClassification,
-}
+CLASSES: dict[Task, type[PreTrainedModel]] = {task: get_family("gemma2").model_class(task) for task in Task}
+"""Gemma2's."""
 
 _OWN = tempfile.TemporaryDirectory(prefix="funnel-export-tests-")
 FOLDER = Path(_OWN.name)
@@ -49,10 +40,16 @@ class Recipe:
     shards: str | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
     logits: str = "all"
+    family: str = "gemma2"
+
+    @property
+    def cls(self) -> type[PreTrainedModel]:
+        """The class of its model."""
+        return get_family(self.family).model_class(self.task)
 
     def checkpoint(self) -> Path:
         """Folder of the tiny checkpoint."""
-        return tiny_checkpoint(self.task, self.stored, self.shards, self.overrides)
+        return tiny_checkpoint(self.cls, self.stored, self.shards, self.overrides)
 
     def bundle(self) -> Bundle:
         """The exported bundle."""
@@ -60,16 +57,19 @@ class Recipe:
 
     def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
         """The checkpoint as Hugging Face loads it, without a funnel."""
-        return CLASSES[self.task].from_pretrained(self.checkpoint(), dtype=dtype, attn_implementation="eager").eval()
+        return self.cls.from_pretrained(self.checkpoint(), dtype=dtype, attn_implementation="eager").eval()
 
 
 @functools.cache
 def tiny_checkpoint(
-    task: Task, stored: torch.dtype, shards: str | None = None, overrides: tuple[tuple[str, Any], ...] = ()
+    cls: type[PreTrainedModel],
+    stored: torch.dtype,
+    shards: str | None = None,
+    overrides: tuple[tuple[str, Any], ...] = (),
 ) -> Path:
     """A tiny checkpoint, written once per session; do not change its files."""
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=FOLDER))
-    return save_tiny_checkpoint(folder, CLASSES[task], stored, max_shard_size=shards, **dict(overrides))
+    return save_tiny_checkpoint(folder, cls, stored, max_shard_size=shards, **dict(overrides))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Tiny Gemma2 models for tests, ragged batches of tokens, and arithmetic in float64 throughout.
+"""Tiny models of every family for tests, ragged batches of tokens, and arithmetic in float64 throughout.
 
 The models are small but not tame: large weights, small softcaps, short sliding windows, norm weights away from zero and
 a query scale unlike the head size, so that leaving out any one of them changes the outputs.
@@ -19,9 +19,25 @@ from transformers import (
     Gemma2ForSequenceClassification,
     Gemma2ForTokenClassification,
     Gemma2Model,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    Gemma3TextModel,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GemmaForSequenceClassification,
+    GemmaForTokenClassification,
+    GemmaModel,
+    PreTrainedConfig,
     PreTrainedModel,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
+    VaultGemmaModel,
 )
+from transformers.models.gemma import modeling_gemma
 from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gemma3 import modeling_gemma3
+from transformers.models.vaultgemma import modeling_vaultgemma
 
 Side = Literal["left", "right"]
 M = TypeVar("M", bound=PreTrainedModel)
@@ -32,30 +48,62 @@ ALL_CLASSES: tuple[type[PreTrainedModel], ...] = (
     Gemma2ForSequenceClassification,
     Gemma2ForTokenClassification,
 )
+OTHER_CLASSES: tuple[type[PreTrainedModel], ...] = (
+    GemmaModel,
+    GemmaForCausalLM,
+    GemmaForSequenceClassification,
+    GemmaForTokenClassification,
+    Gemma3TextModel,
+    Gemma3ForCausalLM,
+    Gemma3TextForSequenceClassification,
+    VaultGemmaModel,
+    VaultGemmaForCausalLM,
+)
+"""The classes of the other families."""
 PAD = 0
 VOCAB = 61
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 40,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.4,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "num_labels": 3,
+}
+_SLIDING: dict[str, Any] = _COMMON | {"query_pre_attn_scalar": 12, "sliding_window": 5}
+_CAPPED: dict[str, Any] = _SLIDING | {"attn_logit_softcapping": 2.5, "final_logit_softcapping": 3.0}
+TINY: dict[type[PreTrainedConfig], dict[str, Any]] = {
+    GemmaConfig: _COMMON,
+    Gemma2Config: _CAPPED,
+    Gemma3TextConfig: _SLIDING
+    | {
+        "num_hidden_layers": 7,  # five sliding layers, a full one, and the next
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+        },
+    },
+    VaultGemmaConfig: _CAPPED,
+}
+"""Values of a configuration of a few thousand weights, by its class."""
 
 
 def tiny_config(**overrides: Any) -> Gemma2Config:
     """A Gemma2 configuration of a few thousand weights; `overrides` are its fields."""
-    values: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 40,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 12,
-        "attn_logit_softcapping": 2.5,
-        "final_logit_softcapping": 3.0,
-        "sliding_window": 5,
-        "initializer_range": 0.4,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "num_labels": 3,
-    }
-    return Gemma2Config(**(values | overrides))
+    return Gemma2Config(**(TINY[Gemma2Config] | overrides))
+
+
+def tiny_config_of(cls: type[PreTrainedModel], **overrides: Any) -> PreTrainedConfig:
+    """A configuration of a few thousand weights for a class of models; `overrides` are its fields."""
+    kind = cls.config_class
+    assert kind is not None
+    return kind(**(TINY[kind] | overrides))
 
 
 def tiny_model(
@@ -67,7 +115,7 @@ def tiny_model(
     """A seeded tiny model in eval mode with eager attention; the same seed and overrides give the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cls._from_config(tiny_config(**overrides), dtype=dtype, attn_implementation="eager")
+        model = cls._from_config(tiny_config_of(cls, **overrides), dtype=dtype, attn_implementation="eager")
         for name, parameter in model.named_parameters():
             # Zeros hide a norm weight or a bias that is left out.
             if "norm" in name or "bias" in name:
@@ -89,9 +137,9 @@ def save_tiny_checkpoint(
     return path
 
 
-def base_of(model: PreTrainedModel) -> Gemma2Model:
-    """The Gemma2Model inside a model with a head, or the model itself."""
-    return model if isinstance(model, Gemma2Model) else model.model
+def base_of(model: PreTrainedModel) -> Any:
+    """The model inside a model with a head, or the model itself."""
+    return getattr(model, "model", model)
 
 
 def main_output(output: Any) -> Tensor:
@@ -132,15 +180,17 @@ def make_batch(rows: Sequence[Sequence[int]], side: Side = "left", extra: int = 
 
 
 def _norm_float64(self: Any, x: Tensor) -> Tensor:
-    """Gemma2RMSNorm.forward without the detour over float32."""
+    """The forward of a family's norm without the detour over float32."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)
 
 
-def _rotary_float64(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Gemma2RotaryEmbedding.forward, frequencies included, in float64."""
+def _rotary_float64(self: Any, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
+    """The forward of a family's rotary embedding, frequencies included, in float64."""
+    rope = self.config.rope_parameters
+    rope = rope if layer_type is None else rope[layer_type]
     dim = self.config.head_dim
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-    angles = position_ids[..., None].double() * self.config.rope_parameters["rope_theta"] ** -exponents
+    angles = position_ids[..., None].double() * rope["rope_theta"] ** -exponents / rope.get("factor", 1.0)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
@@ -164,6 +214,14 @@ def _attention_float64(eager: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
+_MODULES: dict[str, Any] = {
+    "Gemma": modeling_gemma,
+    "Gemma2": modeling_gemma2,
+    "Gemma3": modeling_gemma3,
+    "VaultGemma": modeling_vaultgemma,
+}
+
+
 @contextlib.contextmanager
 def true_float64() -> Iterator[None]:
     """Let Hugging Face's norm, softmax and rotary embedding compute in float64, so that 1e-10 can be asked for.
@@ -171,10 +229,12 @@ def true_float64() -> Iterator[None]:
     They use float32 whatever the model's dtype. Only their classes are patched, and only while the context lasts, so it
     serves dense and funnel models alike.
     """
-    eager = modeling_gemma2.eager_attention_forward
-    with (
-        mock.patch.object(modeling_gemma2.Gemma2RMSNorm, "forward", _norm_float64),
-        mock.patch.object(modeling_gemma2.Gemma2RotaryEmbedding, "forward", _rotary_float64),
-        mock.patch.object(modeling_gemma2, "eager_attention_forward", _attention_float64(eager)),
-    ):
+    with contextlib.ExitStack() as stack:
+        for name, module in _MODULES.items():
+            eager = _attention_float64(module.eager_attention_forward)
+            stack.enter_context(mock.patch.object(getattr(module, f"{name}RMSNorm"), "forward", _norm_float64))
+            stack.enter_context(
+                mock.patch.object(getattr(module, f"{name}RotaryEmbedding"), "forward", _rotary_float64)
+            )
+            stack.enter_context(mock.patch.object(module, "eager_attention_forward", eager))
         yield

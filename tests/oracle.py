@@ -90,37 +90,57 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def rotate(heads: Array, position: int, theta: float) -> Array:
-    """RoPE on [heads, head_dim]: pair (i, i + d/2) turns by position * theta^(-2i/d)."""
+def rotate(heads: Array, position: int, theta: float, factor: float) -> Array:
+    """RoPE on [heads, head_dim]: pair (i, i + d/2) turns by position * theta^(-2i/d) / factor."""
     dim = heads.shape[-1]
     turned = heads.copy()
     for i in range(dim // 2):
-        angle = position * theta ** (-2 * i / dim)
+        angle = position * theta ** (-2 * i / dim) / factor
         a, b = heads[:, i], heads[:, i + dim // 2]
         turned[:, i] = a * np.cos(angle) - b * np.sin(angle)
         turned[:, i + dim // 2] = b * np.cos(angle) + a * np.sin(angle)
     return turned
 
 
-def attend(
-    x: Array, positions: Sequence[int], weights: Weights, name: str, config: Config, window: int | None
-) -> Array:
-    """Causal attention, query by query over the keys that it sees; `window` None sees all earlier ones."""
+def slides(config: Config, layer: int) -> bool:
+    """Whether a layer has a sliding window; the first Gemma has none."""
+    return config["model_type"] != "gemma" and config["layer_types"][layer] == "sliding_attention"
+
+
+def sees(query: int, key: int, config: Config, layer: int) -> bool:
+    """Whether a query at a position sees a key at another; Gemma 3 may look at both sides, half a window each."""
+    both_sides = config["model_type"] == "gemma3_text" and config["use_bidirectional_attention"]
+    if both_sides:
+        return not slides(config, layer) or abs(query - key) <= config["sliding_window"] // 2
+    return key <= query and (not slides(config, layer) or query - key < config["sliding_window"])
+
+
+def attend(x: Array, positions: Sequence[int], weights: Weights, layer: int, config: Config) -> Array:
+    """Attention, query by query over the keys that it sees."""
+    name = f"layers.{layer}.self_attn"
     heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-    theta = config["rope_parameters"]["rope_theta"]
+    rope = config["rope_parameters"]
+    if config["model_type"] == "gemma3_text":  # its two kinds of layers have two
+        rope = rope[config["layer_types"][layer]]
     n = len(x)
     queries = (x @ weights[f"{name}.q_proj.weight"].T).reshape(n, heads, dim)
     keys = (x @ weights[f"{name}.k_proj.weight"].T).reshape(n, kv_heads, dim)
     values = (x @ weights[f"{name}.v_proj.weight"].T).reshape(n, kv_heads, dim)
-    queries = np.stack([rotate(q, p, theta) for q, p in zip(queries, positions, strict=True)])
-    keys = np.stack([rotate(k, p, theta) for k, p in zip(keys, positions, strict=True)])
+    if config["model_type"] == "gemma3_text":  # it has norms on queries and keys
+        queries = rms_norm(queries, weights[f"{name}.q_norm.weight"], config["rms_norm_eps"])
+        keys = rms_norm(keys, weights[f"{name}.k_norm.weight"], config["rms_norm_eps"])
+    turns = rope["rope_theta"], rope.get("factor", 1.0)
+    queries = np.stack([rotate(q, p, *turns) for q, p in zip(queries, positions, strict=True)])
+    keys = np.stack([rotate(k, p, *turns) for k, p in zip(keys, positions, strict=True)])
+    scalar = dim if config["model_type"] == "gemma" else config["query_pre_attn_scalar"]
+    cap = config["attn_logit_softcapping"] if config["model_type"] in ("gemma2", "vaultgemma") else None
     out = np.zeros((n, heads, dim))
     for i in range(n):
-        visible = [k for k in range(i + 1) if window is None or positions[k] > positions[i] - window]
+        visible = [k for k in range(n) if sees(positions[i], positions[k], config, layer)]
         for head in range(heads):
             kv_head = head // (heads // kv_heads)
             scores = np.array([queries[i, head] @ keys[k, kv_head] for k in visible])
-            scores = softcap(scores / np.sqrt(config["query_pre_attn_scalar"]), config["attn_logit_softcapping"])
+            scores = softcap(scores / np.sqrt(scalar), cap)
             chances = np.exp(scores - scores.max())
             chances /= chances.sum()
             for chance, k in zip(chances, visible, strict=True):
@@ -129,26 +149,30 @@ def attend(
 
 
 def run_layer(x: Array, positions: Sequence[int], weights: Weights, index: int, config: Config) -> Array:
-    """One decoder layer with its four norms; even layers slide as `layer_types` says."""
+    """One decoder layer; Gemma2 and Gemma 3 have a norm before and after each half, the others one before it."""
     name, eps = f"layers.{index}", config["rms_norm_eps"]
-    window = config["sliding_window"] if config["layer_types"][index] == "sliding_attention" else None
 
-    def norm(h: Array, which: str) -> Array:
-        return rms_norm(h, weights[f"{name}.{which}.weight"], eps)
+    def norm(h: Array, which: str | None) -> Array:
+        return h if which is None else rms_norm(h, weights[f"{name}.{which}.weight"], eps)
 
-    attended = attend(norm(x, "input_layernorm"), positions, weights, f"{name}.self_attn", config, window)
-    x = x + norm(attended, "post_attention_layernorm")
-    h = norm(x, "pre_feedforward_layernorm")
+    after_attention, before_mlp, after_mlp = {
+        "gemma": (None, "post_attention_layernorm", None),
+        "vaultgemma": (None, "pre_feedforward_layernorm", None),
+        "gemma2": ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        "gemma3_text": ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    }[config["model_type"]]
+    x = x + norm(attend(norm(x, "input_layernorm"), positions, weights, index, config), after_attention)
+    h = norm(x, before_mlp)
     gated = gelu(h @ weights[f"{name}.mlp.gate_proj.weight"].T) * (h @ weights[f"{name}.mlp.up_proj.weight"].T)
-    return x + norm(gated @ weights[f"{name}.mlp.down_proj.weight"].T, "post_feedforward_layernorm")
+    return x + norm(gated @ weights[f"{name}.mlp.down_proj.weight"].T, after_mlp)
 
 
 def trace(weights: Weights, config: Config, funnel: Funnel | None, ids: Sequence[int]) -> Trace:
-    """Run one row of real tokens; `weights` are those of the base model, `funnel` None is dense Gemma2.
+    """Run one row of real tokens; `weights` are those of the base model, `funnel` None is the dense model.
 
     Args:
-        weights: float64 arrays by the names of a Gemma2Model's state_dict.
-        config: the values of a Gemma2 `config.json`.
+        weights: float64 arrays by the names of the base model's state_dict.
+        config: the values of its `config.json`.
         funnel: plain values; None runs every layer on the tokens.
         ids: token ids, no padding.
     """
@@ -188,7 +212,7 @@ def run_middle(x: Array, weights: Weights, config: Config, funnel: Funnel, seen:
 def causal_lm_logits(weights: Weights, config: Config, hidden: Array) -> Array:
     """Logits of every token; a tied head is the embedding."""
     head = weights["embed_tokens.weight"] if config["tie_word_embeddings"] else weights["lm_head.weight"]
-    return softcap(hidden @ head.T, config["final_logit_softcapping"])
+    return softcap(hidden @ head.T, config.get("final_logit_softcapping"))
 
 
 def token_classification_logits(weights: Weights, hidden: Array) -> Array:

@@ -72,7 +72,7 @@ class Checkpoint:
                 wanted=f"{SINGLE} or {INDEX}",
             )
         check_config(config)
-        architecture = family.schema.of(config)
+        architecture = family.read_architecture(config)
         files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder, names))
         checkpoint = cls(folder, config, family, architecture, files)
         check_names(checkpoint.tensors.keys(), family)
@@ -97,7 +97,7 @@ class Checkpoint:
             CheckpointError: if no known class is named there.
         """
         names = self.architecture.architectures or []
-        tasks = {name: task for task, name in self.family.class_names.items()}
+        tasks = {name: task for task, name in self.family.class_names.items()} | dict(self.family.other_classes)
         for name in names:
             if name in tasks:
                 return tasks[name]

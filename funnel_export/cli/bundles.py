@@ -23,7 +23,7 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="Folder of a Gemma2 checkpoint, or id of a model on the Hugging Face Hub."
+            metavar="CHECKPOINT", help="Folder of a Gemma checkpoint, or id of a model on the Hugging Face Hub."
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],

@@ -3,22 +3,21 @@
 It reads the finished graph and where its weights come from, and knows nothing else of how it was made.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MODEL
 from funnel_export.bundle.signature import INPUTS, output_of
 from funnel_export.errors import ExportError
+from funnel_export.exporter.audit_layers import head_faults, layer_faults, prefix_of, producer
 from funnel_export.exporter.build import BuiltGraph
 from funnel_export.exporter.weights import COMPUTE_DTYPES
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
-from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import (
     Segment,
@@ -26,7 +25,6 @@ from funnel_export.spec.funnel import (
     boundary_of,
     layer_name,
     node_prefix,
-    segment_of,
     segments_of,
 )
 
@@ -47,10 +45,9 @@ def find_faults(
     In the graph of a single pass also:
 
     4. Inputs and outputs by name, dtype and dynamic axis.
-    5. The softcaps that the family wants in each layer's attention and on a language model's logits.
-    6. Each layer's mask slides by the window that the family wants, and nowhere else.
-    7. Products in the compute dtype, softmax and norms in float32.
-    8. Pooling and recovery where the funnel says so.
+    5. What the family wants of each layer (`audit_layers`), and the softcap on a language model's logits.
+    6. Products in the compute dtype, softmax and norms in float32.
+    7. Pooling and recovery where the funnel says so.
 
     Args:
         role: what the graph does.
@@ -65,8 +62,8 @@ def find_faults(
         segments = segments_of(spec.funnel, architecture.num_hidden_layers)
         whole = [
             *_contract(model, spec),
-            *_softcaps(model, family, architecture, spec),
-            *_masks(model, family, architecture, segments),
+            *layer_faults(model, family, architecture, segments),
+            *head_faults(model, architecture, spec.task),
             *_dtypes(model, spec.dtype),
             *_funnel(model, segments),
         ]
@@ -124,78 +121,6 @@ def _axes(value: ir.Value) -> list[Any]:
     return [d.value if isinstance(d, ir.SymbolicDim) else d for d in value.shape or ()]
 
 
-def _softcaps(model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec) -> Iterator[str]:
-    wanted = {
-        layer_name(index): family.layer_facts(architecture, index).softcap
-        for index in range(architecture.num_hidden_layers)
-    }
-    wanted["model"] = family.logits_softcap(architecture) if spec.task is Task.TEXT_GENERATION else None
-    found: dict[str, list[float | None]] = {prefix: [] for prefix in wanted}
-    for node in model.graph:
-        if node.op_type == "Tanh" and _producer(node.inputs[0], "Div") is not None:
-            found.setdefault(_prefix(node), []).append(_cap(node))
-    for prefix, cap in wanted.items():
-        if cap == 1.0:  # x / 1 and x * 1 are optimized away; the parity check sees whether the tanh is there
-            continue
-        caps = found[prefix]
-        if len(caps) != (cap is not None) or not all(c is not None and _close(c, cap) for c in caps):
-            yield f"{prefix}: softcaps {caps}, and config.json says {cap}"
-
-
-def _cap(tanh: ir.Node) -> float | None:
-    """The cap c of tanh(x / c) * c, or None if the two differ."""
-    divisor = _constant(_producer(tanh.inputs[0], "Div"), 1)
-    scales = {_constant(use.node, 1) for use in tanh.outputs[0].uses() if use.node.op_type == "Mul"}
-    return divisor if scales == {divisor} else None
-
-
-def _close(value: float, wanted: float | None) -> bool:
-    return wanted is not None and abs(value - wanted) <= abs(wanted) * 2**-8  # a cap is rounded to the compute dtype
-
-
-def _masks(model: ir.Model, family: Family, architecture: Architecture, segments: Sequence[Segment]) -> Iterator[str]:
-    softmaxes = {_prefix(node): node for node in model.graph if node.op_type == "Softmax"}
-    by_mask: dict[str, set[bool]] = {}
-    for index, kind in enumerate(architecture.layer_types):
-        name = layer_name(index)
-        softmax = softmaxes.get(name)
-        bias = _bias(softmax) if softmax is not None else None
-        if bias is None:
-            yield f"{name}: no softmax over scores with a mask"
-            continue
-        window, wanted = sliding_window_of(bias), family.layer_facts(architecture, index).sliding_window
-        if window != wanted:
-            yield f"{name}: its mask slides by {window}, and {kind} means {wanted}"
-        by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
-    yield from (f"{name}: one mask for tokens and slots" for name, ends in by_mask.items() if len(ends) > 1)
-
-
-def _bias(softmax: ir.Node) -> ir.Value | None:
-    """The mask that is added to a layer's scores."""
-    value = softmax.inputs[0]
-    cast = _producer(value, "Cast")
-    add = _producer(cast.inputs[0] if cast else value, "Add")
-    return next((v for v in add.inputs if v is not None and _producer(v, "Where")), None) if add else None
-
-
-def sliding_window_of(bias: ir.Value) -> int | None:
-    """The w of `key > query - w` in the condition of a mask; None if it has no such term."""
-    pending, seen = [_producer(bias, "Where")], set[ir.Node]()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.op_type == "Greater":
-            window = _constant(_producer(node.inputs[1], "Sub"), 1)
-            if window is not None:
-                return int(window)
-        if node.op_type in ("Where", "And"):
-            inputs = node.inputs[:1] if node.op_type == "Where" else node.inputs
-            pending += [value.producer() for value in inputs if value is not None]
-    return None
-
-
 def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
     compute = COMPUTE_DTYPES[dtype]
     for node in model.graph:
@@ -203,7 +128,7 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
         if node.op_type not in wanted:
             continue
         product = node.op_type in ("MatMul", "Gemm")
-        if product and _prefix(node) == "model" and _producer(node.inputs[1], "Transpose") is None:
+        if product and prefix_of(node) == "model" and producer(node.inputs[1], "Transpose") is None:
             continue  # RoPE's angles, in float32 always, are a product in some versions of transformers
         got = {value.dtype for value in node.inputs[: 2 if product else 1] if value}
         if got != {wanted[node.op_type]}:
@@ -215,7 +140,7 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
 
 def _funnel(model: ir.Model, segments: Sequence[Segment]) -> Iterator[str]:
     values = {value.name for node in model.graph for value in node.outputs}
-    prefixes = {_prefix(node) for node in model.graph}
+    prefixes = {prefix_of(node) for node in model.graph}
     wanted = [name for name in boundary_names(segments) if node_prefix(name) != name]
     found = [boundary_of(prefix) for prefix in sorted(prefixes) if boundary_of(prefix) != prefix]
     for boundary in dict.fromkeys([*wanted, *found]):
@@ -251,23 +176,6 @@ def _sources(built: BuiltGraph) -> Iterator[str]:
     unused = sorted(built.sources.keys() - built.model.graph.initializers.keys())
     if unused:
         yield f"{', '.join(unused)}: a source, and no such weight in the graph"
-
-
-def _prefix(node: ir.Node) -> str:
-    match = re.match(r"(layers\.\d+|\w+/(?:pool|recover)(?=/)|[^/]*)", node.name or "")
-    return match.group(0) if match else ""
-
-
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _constant(node: ir.Node | None, index: int) -> float | None:
-    value = node.inputs[index] if node is not None else None
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(np.asarray(value.const_value.numpy(), dtype=np.float64).reshape(-1)[0])
 
 
 def _types(model: ir.Model) -> Iterator[str]:

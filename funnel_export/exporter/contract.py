@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from funnel_export.exporter.audit import sliding_window_of
+from funnel_export.exporter.audit_layers import sliding_window_of
 from funnel_export.spec.funnel import boundary_of
 
 PRINTED = 16

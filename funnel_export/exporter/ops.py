@@ -61,9 +61,10 @@ def funnel_ops(stride: int = 2) -> Iterator[Op]:
     )
     yield from _positions(stride)
     yield from _reads(stride)
-    yield from _masks()
+    yield from _masks(bidirectional=False)
     yield from _pooling(stride)
     yield from _recovery(stride)
+    yield from _masks(bidirectional=True)  # last: an operation's place decides how torch numbers the axes of later ones
 
 
 def _positions(stride: int) -> Iterator[Op]:
@@ -89,12 +90,14 @@ def _reads(stride: int) -> Iterator[Op]:
         )
 
 
-def _masks() -> Iterator[Op]:
-    for name, window in (("full", None), ("sliding", 5)):
+def _masks(*, bidirectional: bool) -> Iterator[Op]:
+    for kind, window in (("full", None), ("sliding", 5)):
         yield Op(
-            f"mask_{name}",
-            "what is added to the scores: 0 where a query sees a key" + (f"; window {window}" if window else ""),
-            partial(attention_bias, sliding_window=window, dtype=STATES.dtype),
+            f"mask_{kind}{'_bidirectional' * bidirectional}",
+            "what is added to the scores: 0 where a query sees a key"
+            + (f"; window {window}" if window else "")
+            + ("; bidirectional" if bidirectional else ""),
+            partial(attention_bias, sliding_window=window, dtype=STATES.dtype, bidirectional=bidirectional),
             {"queries": Operand(torch.int64, ("batch", "query")), "keys": Operand(torch.int64, ("batch", "key"))},
             ("bias",),
         )

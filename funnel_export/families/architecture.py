@@ -1,12 +1,13 @@
 """What a `config.json` says, checked without transformers: the fields that all families have."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from funnel_export.errors import CheckpointError, describe_invalid
-from funnel_export.families.rope import Length
+from funnel_export.families.rope import Length, Rope, Theta
 
 Width = Annotated[int, Field(gt=0, le=1 << 20, strict=True)]
 Count = Annotated[int, Field(gt=0, le=1 << 12, strict=True)]
@@ -36,6 +37,10 @@ class Architecture(BaseModel, ABC):
 
     title: ClassVar[str]
     """What such a model is called in messages."""
+    slides: ClassVar[bool] = True
+    """Whether Hugging Face's model needs a `sliding_window`, even where no layer slides."""
+    may_be_bidirectional: ClassVar[bool] = False
+    """Whether Hugging Face computes `use_bidirectional_attention` for it."""
 
     vocab_size: Vocabulary
     hidden_size: Width
@@ -44,11 +49,11 @@ class Architecture(BaseModel, ABC):
     num_attention_heads: Count
     num_key_value_heads: Count
     head_dim: HeadDim
-    hidden_activation: Activation
     rms_norm_eps: Epsilon
     attention_bias: Bool
     max_position_embeddings: Length
     sliding_window: Window | None
+    use_bidirectional_attention: Bool | None = None
     tie_word_embeddings: Bool
     pad_token_id: TokenId | None
     layer_types: list[LayerType] = []
@@ -66,9 +71,38 @@ class Architecture(BaseModel, ABC):
         """Classes of a classification head; two unless they are named or counted."""
         return len(self.id2label) if self.id2label else self.labels or 2
 
+    @property
+    def scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return float(self.head_dim**-0.5)
+
+    @property
+    def attention_softcap(self) -> float | None:
+        """The cap c in tanh(scores / c) * c, None without one."""
+        return None
+
+    @property
+    def logits_softcap(self) -> float | None:
+        """The cap on a language model's logits, None without one."""
+        return None
+
+    @abstractmethod
+    def rope(self, layer_type: LayerType) -> Rope:
+        """The rotary embedding of layers of a type."""
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a query of a sliding layer sees on one side, itself included."""
+        return self.sliding_window
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether a token sees the tokens after it."""
+        return bool(self.use_bidirectional_attention)
+
     @classmethod
     @abstractmethod
-    def default_layer_types(cls, num_layers: int) -> list[LayerType]:
+    def default_layer_types(cls, num_layers: int, config: Mapping[str, Any]) -> list[LayerType]:
         """The attention of each layer where `config.json` does not say it."""
 
     @model_validator(mode="before")
@@ -77,15 +111,21 @@ class Architecture(BaseModel, ABC):
         if isinstance(values, dict) and values.get("layer_types") is None:
             layers = values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default)
             if isinstance(layers, int):
-                return values | {"layer_types": cls.default_layer_types(min(layers, 1 << 8))}
+                return values | {"layer_types": cls.default_layer_types(min(layers, 1 << 8), values)}
         return values
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Self:
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(f"{len(self.layer_types)} layer_types for {self.num_hidden_layers} layers")
-        if self.sliding_window is None and SLIDING in self.layer_types:
-            raise ValueError("layers slide, and sliding_window is null")
+        if self.sliding_window is None and self.slides:
+            raise ValueError(
+                f"sliding_window is null: Hugging Face's {self.title} needs a number, even where no layer slides"
+            )
+        if self.bidirectional and not self.may_be_bidirectional:
+            raise ValueError(
+                f"use_bidirectional_attention is true, and only causal attention is supported for {self.title}"
+            )
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size}, num_attention_heads {self.num_attention_heads} and "
@@ -112,3 +152,17 @@ class Architecture(BaseModel, ABC):
     def checked_keys(cls) -> frozenset[str]:
         """The keys of a `config.json` that Hugging Face is given: it would set any other as an attribute, unchecked."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items()) - {"architectures"}
+
+
+class UniformRope(Architecture):
+    """An architecture whose layers all have the same rotary embedding."""
+
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
+    """As older files name `rope_parameters`; it counts if both are there."""
+    rope_theta: Theta = 10000.0
+
+    def rope(self, layer_type: LayerType) -> Rope:  # noqa: ARG002 - the same for all
+        """See `Architecture.rope`."""
+        parameters = self.rope_scaling if self.rope_scaling and self.rope_scaling.model_fields_set else None
+        return (parameters or self.rope_parameters or Rope()).with_theta(self.rope_theta)

@@ -1,14 +1,15 @@
 """What a family of architectures is: everything that the rest of the package asks about one kind of Gemma."""
 
 import copy
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from funnel_export.errors import CheckpointError
-from funnel_export.families.architecture import SLIDING, Architecture
+from funnel_export.families.architecture import FULL, SLIDING, Architecture
+from funnel_export.families.rope import Rope
 from funnel_export.spec.choices import Task
 
 if TYPE_CHECKING:
@@ -22,9 +23,17 @@ class LayerFacts:
     """What the graph of one decoder layer must show."""
 
     sliding_window: int | None
-    """Positions that a query sees, itself included; None for full attention."""
+    """Positions that a query sees on one side, itself included; None for full attention."""
+    causal: bool
+    """Whether a query sees no later positions."""
+    scale: float
+    """What scores are multiplied by."""
     softcap: float | None
     """The cap c in tanh(scores / c) * c, None without one."""
+    norms: int
+    """Root-mean-square norms."""
+    rope: Rope
+    """The rotary embedding of its queries and keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,15 @@ class Family(ABC):
     """Parameter of the embedding in a model with a head."""
     head: ClassVar[str] = "lm_head.weight"
     """Parameter of a language model's head, which may be tied to the embedding."""
-    per_layer_attributes: ClassVar[frozenset[str]] = frozenset({"layer_idx", "layer_type", "sliding_window"})
+    other_classes: ClassVar[Mapping[str, Task]] = {}
+    """Tasks of further classes that `architectures` in config.json may name: the text part of them is exported."""
+    norms: ClassVar[int]
+    """Root-mean-square norms in a decoder layer."""
+    nested: ClassVar[bool] = False
+    """Whether it is the text part of a larger model; its graphs are those of the text model alone."""
+    per_layer_attributes: ClassVar[frozenset[str]] = frozenset(
+        {"layer_idx", "layer_type", "sliding_window", "is_sliding"}
+    )
     """Attributes of a layer that reach its computation only through its mask and angles."""
     contract_prefix: ClassVar[str] = ""
     """What the names of its reviewed graphs begin with."""
@@ -69,6 +86,8 @@ class Family(ABC):
     """How the parameters of heads begin that only a fine-tuned checkpoint has."""
     buffers: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
     """How the names of stored tensors end that a model computes by itself."""
+    other_parts: ClassVar[tuple[str, ...]] = ()
+    """How the names of stored tensors begin that belong to no text model."""
 
     # Hugging Face
 
@@ -94,6 +113,18 @@ class Family(ABC):
         """The model without its head: embedding, layers and final norm."""
         return getattr(model, "model", model)
 
+    def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a `config.json` that describes the text model: all of it, unless the model has other parts."""
+        return config
+
+    def load_options(self, config: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - most need none
+        """What `from_pretrained` of the text model's class needs for a checkpoint with this `config.json`."""
+        return {}
+
+    def read_architecture(self, config: Mapping[str, Any]) -> Architecture:
+        """What a `config.json` says; `CheckpointError` names every invalid value."""
+        return self.schema.of(dict(self.text_config(config)))
+
     def read_config(self, config: Mapping[str, Any]) -> "PreTrainedConfig":
         """A `config.json` as Hugging Face reads it, without the keys that do not change what the model computes.
 
@@ -102,8 +133,9 @@ class Family(ABC):
         """
         from huggingface_hub.errors import StrictDataclassError
 
-        self.schema.of(dict(config))
-        kept = {key: config[key] for key in sorted(self.schema.checked_keys() & config.keys())}
+        self.read_architecture(config)
+        values = self.text_config(config)
+        kept = {key: values[key] for key in sorted(self.schema.checked_keys() & values.keys())}
         try:
             return self.config_class().from_dict(copy.deepcopy(kept))
         except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as err:
@@ -111,9 +143,15 @@ class Family(ABC):
                 f"config.json does not describe a {self.title}", got=err, wanted=f"a {self.config_name}"
             ) from err
 
-    @abstractmethod
     def make_buffers(self, base: Any, config: "PreTrainedConfig", dtype: "torch.dtype") -> None:
-        """Give the buffers of a model that was made of fake tensors their values."""
+        """Give the buffers of a model that was made of fake tensors their values.
+
+        They are the inverse frequencies of RoPE, and the embedding's scale, which is rounded to the model's dtype.
+        """
+        import torch
+
+        base.rotary_emb = type(base.rotary_emb)(config)
+        base.embed_tokens.embed_scale = torch.tensor(base.embed_tokens.scalar_embed_scale, dtype=dtype)
 
     # Names of parameters
 
@@ -124,19 +162,20 @@ class Family(ABC):
 
     def may_be_unused(self, stored: str) -> bool:
         """Whether a checkpoint may have this tensor for a task without it: a head, or what the model computes."""
-        return stored == self.head or stored.startswith(self.task_heads) or stored.endswith(self.buffers)
+        begins = (*self.task_heads, *self.other_parts)
+        return stored in self.stored_names(self.head) or stored.startswith(begins) or stored.endswith(self.buffers)
 
     # What the forward computes
 
-    @abstractmethod
     def angles(self, base: Any, x: "Tensor", positions: "Tensor") -> "Mapping[str, tuple[Tensor, Tensor]]":
-        """Cosines and sines of RoPE, each [batch, length, head_dim], by layer type.
+        """Cosines and sines of RoPE, each [batch, length, head_dim], by layer type; by default the same for all layers.
 
         Args:
             base: the model without its head.
             x: [batch, length, width] hidden states, for their dtype and device.
             positions: [batch, length], not negative.
         """
+        return dict.fromkeys((SLIDING, FULL), base.rotary_emb(x, positions))
 
     def layer_type_of(self, config: Any, layer: int) -> str:
         """The attention of a layer."""
@@ -147,6 +186,10 @@ class Family(ABC):
         window: int | None = config.sliding_window if layer_type == SLIDING else None
         return window
 
+    def is_bidirectional(self, config: Any) -> bool:
+        """Whether a token sees the tokens after it."""
+        return bool(getattr(config, "use_bidirectional_attention", False))
+
     def final_norm(self, base: Any) -> "nn.Module":
         """The norm after the last layer."""
         norm: nn.Module = base.norm
@@ -154,13 +197,17 @@ class Family(ABC):
 
     # What the audit wants
 
-    @abstractmethod
-    def layer_facts(self, architecture: Any, layer: int) -> LayerFacts:
+    def layer_facts(self, architecture: Architecture, layer: int) -> LayerFacts:
         """What the graph of a layer must show."""
-
-    @abstractmethod
-    def logits_softcap(self, architecture: Any) -> float | None:
-        """The cap on a language model's logits, None without one."""
+        layer_type = architecture.layer_types[layer]
+        return LayerFacts(
+            sliding_window=architecture.window if layer_type == SLIDING else None,
+            causal=not architecture.bidirectional,
+            scale=architecture.scale,
+            softcap=architecture.attention_softcap,
+            norms=self.norms,
+            rope=architecture.rope(layer_type),
+        )
 
     # Operations
 

@@ -33,6 +33,22 @@ class Rope(BaseModel):
     short_factor: Any = None
     long_factor: Any = None
 
+    @property
+    def kind(self) -> str:
+        """Its type, by whichever name the file gives it."""
+        return self.rope_type if "rope_type" in self.model_fields_set else self.type
+
+    def with_theta(self, theta: float) -> "Rope":
+        """These parameters, with this base unless they name one themselves."""
+        return self if "rope_theta" in self.model_fields_set else self.model_copy(update={"rope_theta": theta})
+
+    def frequencies(self, head_dim: int) -> list[float] | None:
+        """Radians a position for each pair of dimensions; None for types that Hugging Face alone computes."""
+        if self.kind not in ("default", "linear"):
+            return None
+        factor = self.factor if self.kind == "linear" else 1.0
+        return [self.rope_theta ** (-2 * pair / head_dim) / factor for pair in range(head_dim // 2)]
+
     @field_validator("rope_type", "type")
     @classmethod
     def _fits_a_graph(cls, kind: str) -> str:

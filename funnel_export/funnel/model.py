@@ -104,7 +104,8 @@ def funnel_forward(
     model = cast(Any, self)
     x = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     plan = cast(Plan, model.funnel_plan)
-    cache = _cache(plan.spec, past_key_values, bool(use_cache))
+    at_once = plan.family.is_bidirectional(model.config) or (plan.spec is not None and plan.spec.lookahead)
+    cache = _cache(at_once, past_key_values, bool(use_cache))
     rows = Rows.of(_real_tokens(attention_mask, x, cache), cache.columns if cache is not None else 0)
     if position_ids is not None and has_values(position_ids):
         _check_positions(position_ids, rows)
@@ -163,8 +164,14 @@ class Resolution:
 
     def _bias(self, layer_type: str, dtype: torch.dtype) -> Tensor:
         if layer_type not in self._biases:
-            window = self.context.family.window_of(self.context.model.config, layer_type)
-            self._biases[layer_type] = attention_bias(self.queries, self.keys, sliding_window=window, dtype=dtype)
+            family, config = self.context.family, self.context.model.config
+            self._biases[layer_type] = attention_bias(
+                self.queries,
+                self.keys,
+                sliding_window=family.window_of(config, layer_type),
+                dtype=dtype,
+                bidirectional=family.is_bidirectional(config),
+            )
         return self._biases[layer_type]
 
 
@@ -221,11 +228,11 @@ def _remember(
     cache.slot_positions = positions
 
 
-def _cache(spec: FunnelSpec | None, given: Cache | None, use_cache: bool) -> FunnelCache | None:
-    if spec is not None and spec.lookahead:
+def _cache(at_once: bool, given: Cache | None, use_cache: bool) -> FunnelCache | None:
+    if at_once:
         if given is not None:
             raise SpecError(
-                "a lookahead funnel cannot use a cache: it needs the whole text at once",
+                "a model with lookahead or bidirectional attention cannot use a cache: it needs the whole text at once",
                 got=f"past_key_values of class {type(given).__name__}",
                 wanted="no past_key_values",
                 hint="use_cache=False",

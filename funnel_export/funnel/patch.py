@@ -8,8 +8,10 @@ from typing import TypeVar
 from transformers.modeling_utils import PreTrainedModel
 
 from funnel_export.errors import CheckpointError, SpecError
+from funnel_export.families.base import Family
 from funnel_export.families.registry import family_of
 from funnel_export.funnel.model import PartRunner, Plan, call_part, funnel_forward
+from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import FunnelSpec, segments_of
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -78,7 +80,7 @@ def patch_forward(
         SpecError: if the forward is already replaced.
         CheckpointError: if the model's family, attention or forward is not supported.
     """
-    family, _ = family_of(model)
+    family, task = family_of(model)
     base = family.base_of(model)
     if "funnel_plan" in base.__dict__:
         raise SpecError(
@@ -95,12 +97,8 @@ def patch_forward(
             wanted="attn_implementation='eager'",
             hint=f"{type(model).__name__}.from_pretrained(..., attn_implementation='eager')",
         )
-    if getattr(base.config, "use_bidirectional_attention", False):
-        raise CheckpointError(
-            "bidirectional attention is not supported",
-            got="use_bidirectional_attention=true",
-            wanted=f"a causal {family.title}",
-        )
+    if family.is_bidirectional(base.config):
+        _check_bidirectional(family, task, spec)
     if "forward" in base.__dict__:
         raise CheckpointError(
             "the model's forward was already replaced by other code",
@@ -115,6 +113,29 @@ def patch_forward(
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:
         raise CheckpointError(
             "the forward of this model cannot be replaced", got=type(base).__name__, wanted="an unmodified model"
+        )
+
+
+def _check_bidirectional(family: Family, task: Task, spec: FunnelSpec | None) -> None:
+    if not family.schema.may_be_bidirectional:
+        raise CheckpointError(
+            f"bidirectional attention is not supported for {family.title}",
+            got="use_bidirectional_attention true",
+            wanted="false, or a Gemma3 text model",
+        )
+    if task is Task.TEXT_GENERATION:
+        raise CheckpointError(
+            "a model with bidirectional attention cannot generate text",
+            got=f"use_bidirectional_attention true for {task}",
+            wanted=f"{Task.FEATURE_EXTRACTION} or {Task.TEXT_CLASSIFICATION}",
+            hint=f"--task {Task.FEATURE_EXTRACTION}",
+        )
+    if spec is not None and not spec.lookahead:
+        raise SpecError(
+            "a funnel on a model with bidirectional attention needs lookahead",
+            got=f"the funnel {spec} without lookahead: the last tokens of a text would be in no slot",
+            wanted="a funnel with lookahead",
+            hint="--lookahead",
         )
 
 

@@ -41,7 +41,11 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     match_weights(shapes, source)
     with without_progress_bars(), computing_in(dtype):
         model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
-            bundle.path, dtype=dtype, attn_implementation="eager", local_files_only=True
+            bundle.path,
+            dtype=dtype,
+            attn_implementation="eager",
+            local_files_only=True,
+            **bundle.family.load_options(source.config),
         )
     return model.eval().requires_grad_(False)
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from breaks import another_softcap, changed
 from command_line import call, run, run_alone
-from exported import Recipe, tiny_checkpoint
+from exported import Recipe
 
 from funnel_export import cli, load_bundle
 from funnel_export.errors import FunnelExportWarning
-from funnel_export.spec.choices import Task
 
 
 def test_export_inspect_check(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_an_internal_error_exits_with_70() -> None:
 
 
 def test_warnings_are_one_line(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
+    checkpoint = Recipe().checkpoint()
     done = run("export", checkpoint, tmp_path / "out", "--funnel", "none", "--dtype", "float16", "--json")
     assert done.returncode == 0
     assert done.stderr == "warning: Gemma2 is known to overflow in float16; bfloat16 is the safe choice\n"
@@ -163,7 +162,7 @@ def test_an_internal_error_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_warning_raised_as_an_error_exits_with_2(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
+    checkpoint = Recipe().checkpoint()
     arguments = ["export", str(checkpoint), str(tmp_path / "out"), "--funnel", "none", "--dtype", "float16"]
     done = call(lambda: (warnings.simplefilter("error", FunnelExportWarning), cli.run(arguments)))
     assert done.returncode == 2

@@ -1,5 +1,6 @@
 """A second family, for tests only: a Gemma2 with another name, LayerNorm in place of RMSNorm, and no cap on scores."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -63,9 +64,11 @@ class Plain(Gemma2):
         Task.TEXT_GENERATION: "PlainForCausalLM",
     }
 
+    norms: ClassVar[int] = 0
+
     def layer_facts(self, architecture: Any, layer: int) -> LayerFacts:
         """As Gemma2's, without a cap."""
-        return LayerFacts(super().layer_facts(architecture, layer).sliding_window, softcap=None)
+        return replace(super().layer_facts(architecture, layer), softcap=None)
 
 
 PLAIN = Plain()

@@ -1,0 +1,184 @@
+"""What the audit wants of each decoder layer: its softcap, mask, scale, norms and rotary embedding.
+
+The facts come from the family; the graph is read backwards from each layer's softmax.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family, LayerFacts
+from funnel_export.families.rope import Rope
+from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import Segment, layer_name, segment_of
+
+ROUNDING = 2**-7
+"""How far a constant may be off its value, as a share of it: it is rounded to the compute dtype."""
+
+
+def layer_faults(
+    model: ir.Model, family: Family, architecture: Architecture, segments: Sequence[Segment]
+) -> Iterator[str]:
+    """Everything in the decoder layers of a graph that is not what the family wants."""
+    by_layer: dict[str, list[ir.Node]] = {}
+    for node in model.graph:
+        by_layer.setdefault(prefix_of(node), []).append(node)
+    by_mask: dict[str, set[bool]] = {}
+    for index in range(architecture.num_hidden_layers):
+        name, facts = layer_name(index), family.layer_facts(architecture, index)
+        nodes = by_layer.get(name, [])
+        yield from (f"{name}: {fault}" for fault in _softcap_faults(nodes, facts.softcap))
+        softmax = next((node for node in nodes if node.op_type == "Softmax"), None)
+        bias = _bias(softmax) if softmax is not None else None
+        if bias is None:
+            yield f"{name}: no softmax over scores with a mask"
+            continue
+        yield from (f"{name}: {fault}" for fault in _mask_faults(bias, architecture.layer_types[index], facts))
+        by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
+        scales = [scale for node in nodes if (scale := _scale(node)) is not None]
+        if facts.scale != 1.0 and not (len(scales) == 1 and _close(scales[0], facts.scale)):
+            yield f"{name}: scores are scaled by {scales}, and config.json says {facts.scale:.6g}"
+        norms = sum(node.op_type == "ReduceMean" for node in nodes)
+        if norms != facts.norms:
+            yield f"{name}: {norms} norms, and a {family.title} has {facts.norms}"
+        yield from (f"{name}: {fault}" for fault in _rope_faults(nodes, facts.rope, architecture.head_dim))
+    yield from (f"{name}: one mask for tokens and slots" for name, ends in by_mask.items() if len(ends) > 1)
+
+
+def head_faults(model: ir.Model, architecture: Architecture, task: Task) -> Iterator[str]:
+    """Faults of the softcap on a language model's logits."""
+    nodes = [node for node in model.graph if prefix_of(node) == "model"]
+    cap = architecture.logits_softcap if task is Task.TEXT_GENERATION else None
+    yield from (f"model: {fault}" for fault in _softcap_faults(nodes, cap))
+
+
+def _softcap_faults(nodes: Sequence[ir.Node], cap: float | None) -> Iterator[str]:
+    caps = [_cap(node) for node in nodes if node.op_type == "Tanh" and producer(node.inputs[0], "Div") is not None]
+    if cap == 1.0:  # x / 1 and x * 1 are optimized away; the parity check sees whether the tanh is there
+        return
+    if len(caps) != (cap is not None) or not all(c is not None and _close(c, cap) for c in caps):
+        yield f"softcaps {caps}, and config.json says {cap}"
+
+
+def _cap(tanh: ir.Node) -> float | None:
+    """The cap c of tanh(x / c) * c, or None if the two differ."""
+    divisor = _constant(producer(tanh.inputs[0], "Div"), 1)
+    scales = {_constant(use.node, 1) for use in tanh.outputs[0].uses() if use.node.op_type == "Mul"}
+    return divisor if scales == {divisor} else None
+
+
+def _close(value: float, wanted: float | None) -> bool:
+    return wanted is not None and abs(value - wanted) <= abs(wanted) * ROUNDING
+
+
+def _scale(node: ir.Node) -> float | None:
+    """The constant by which a node multiplies a product of matrices, None if it does not."""
+    if node.op_type != "Mul" or producer(node.inputs[0], "MatMul") is None:
+        return None
+    return _constant(node, 1)
+
+
+def _mask_faults(bias: ir.Value, kind: str, facts: LayerFacts) -> Iterator[str]:
+    window, later, causal = _terms_of_mask(bias)
+    if window != facts.sliding_window:
+        yield f"its mask slides by {window}, and {kind} means {facts.sliding_window}"
+    if causal != facts.causal:
+        yield f"its mask is {'' if causal else 'not '}causal, and the model is {'' if facts.causal else 'not '}"
+    if not facts.causal and later != facts.sliding_window:
+        yield f"its mask reaches {later} positions ahead, and {kind} means {facts.sliding_window}"
+
+
+def sliding_window_of(bias: ir.Value) -> int | None:
+    """The w of `key > query - w` in the condition of a mask; None if it has no such term."""
+    return _terms_of_mask(bias)[0]
+
+
+def _terms_of_mask(bias: ir.Value) -> tuple[int | None, int | None, bool]:
+    """The terms of a mask's condition: w of `key > query - w`, w of `key < query + w`, and whether `key <= query`."""
+    pending, seen = [producer(bias, "Where")], set[ir.Node]()
+    window = later = None
+    causal = False
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type == "Greater":
+            window = _distance(node, "Sub") or window
+        elif node.op_type == "Less":
+            later = _distance(node, "Add") or later
+        elif node.op_type == "LessOrEqual":
+            causal = True
+        elif node.op_type in ("Where", "And"):
+            inputs = node.inputs[:1] if node.op_type == "Where" else node.inputs
+            pending += [value.producer() for value in inputs if value is not None]
+    return window, later, causal
+
+
+def _distance(comparison: ir.Node, op_type: str) -> int | None:
+    constant = _constant(producer(comparison.inputs[1], op_type), 1)
+    return None if constant is None else int(constant)
+
+
+def _bias(softmax: ir.Node) -> ir.Value | None:
+    """The mask that is added to a layer's scores."""
+    value = softmax.inputs[0]
+    cast = producer(value, "Cast")
+    add = producer(cast.inputs[0] if cast else value, "Add")
+    return next((v for v in add.inputs if v is not None and producer(v, "Where")), None) if add else None
+
+
+def _rope_faults(nodes: Sequence[ir.Node], rope: Rope, head_dim: int) -> Iterator[str]:
+    wanted = rope.frequencies(head_dim)
+    if wanted is None:
+        return
+    found = _frequencies(nodes)
+    if found is None:
+        yield "no frequencies of a rotary embedding"
+    elif len(found) != len(wanted) or not np.allclose(found, wanted, rtol=1e-5, atol=0):
+        yield f"RoPE's frequencies {_ends(found)}, and config.json says {_ends(wanted)} (base {rope.rope_theta:g})"
+
+
+def _ends(frequencies: Sequence[float]) -> str:
+    return f"{frequencies[0]:.4g} to {frequencies[-1]:.4g}"
+
+
+def _frequencies(nodes: Sequence[ir.Node]) -> list[float] | None:
+    """The constant that positions are multiplied by before a layer's angles are taken."""
+    sines = (node.inputs[1] for node in nodes if node.op_type == "Mul" and len(node.inputs) == 2)
+    pending = [value.producer() for value in sines if value is not None]
+    seen = set[ir.Node]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen or (node in nodes and node.op_type not in ("Unsqueeze", "Cast", "Reshape")):
+            continue
+        seen.add(node)
+        constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+        if node.op_type in ("Mul", "MatMul"):
+            for constant in constants:
+                if constant.size > 1 and constant.dtype is ir.DataType.FLOAT:
+                    return [float(f) for f in np.asarray(constant.numpy()).reshape(-1)]
+        pending += [value.producer() for value in node.inputs if value is not None]
+    return None
+
+
+def prefix_of(node: ir.Node) -> str:
+    """The part of the model that a node belongs to: `layers.3`, `funnel/pool`, `funnel/recover` or `model`."""
+    match = re.match(r"(layers\.\d+|\w+/(?:pool|recover)(?=/)|[^/]*)", node.name or "")
+    return match.group(0) if match else ""
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, None if it is of another op."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _constant(node: ir.Node | None, index: int) -> float | None:
+    value = node.inputs[index] if node is not None else None
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(np.asarray(value.const_value.numpy(), dtype=np.float64).reshape(-1)[0])
