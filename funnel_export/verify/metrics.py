@@ -64,8 +64,9 @@ def _measure(c: Array, r: Array, *, logits: bool) -> Metrics:
 
 def divergences(candidate: NDArray[np.floating], reference: NDArray[np.floating]) -> Array:
     """KL(reference || candidate) at each position, [positions] in nats, from logits [positions, width]."""
-    p, q = _log_softmax(reference.astype(np.float64)), _log_softmax(candidate.astype(np.float64))
-    result: Array = (np.exp(p) * (p - q)).sum(-1)
+    with np.errstate(invalid="ignore", over="ignore"):  # the result shows values that are not finite
+        p, q = _log_softmax(reference.astype(np.float64)), _log_softmax(candidate.astype(np.float64))
+        result: Array = (np.exp(p) * (p - q)).sum(-1)
     return result
 
 
