@@ -1,1 +1,1 @@
-"""What goes out: bundles and engines, and what proves that they are whole."""
+"""Bundles and their engines: manifests, loading and verification."""

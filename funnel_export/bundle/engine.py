@@ -1,7 +1,7 @@
-"""Engines: what a target compiled from a bundle, and what proves that it belongs to it.
+"""Engines: files that a target compiled from a bundle, with a manifest that ties them to it.
 
-An engine is code for the machine that it was built for. It is read only if its manifest fits the bundle and every file
-is the one that was built, and a target reads it only if version and device fit too.
+An engine is code for a particular machine. Before it is loaded, its manifest must match the bundle and every file must
+have the recorded digest; a target also requires the recorded version and device.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from funnel_export.system.claims import is_partial
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
 
 CACHES = ("runtime.cache", "runtime.cache.json")
-"""Files that may come and go beside an engine; each is read only if it proves to be the right one."""
+"""Optional files beside an engine, not listed in its manifest and verified separately."""
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=255)]
 EngineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$")]
@@ -44,7 +44,7 @@ class Gpus(Record):
     """The NVIDIA GPUs on which an engine runs."""
 
     compute_capabilities: list[str]
-    """CUDA compute capabilities that the engine runs on, as 8.9."""
+    """CUDA compute capabilities that the engine runs on, for example 8.9."""
     driver: str | None = None
     """CUDA version of the driver that the engine was built with."""
 
@@ -53,25 +53,25 @@ class BuiltFor(Record):
     """The machines on which an engine runs."""
 
     device: str
-    """Name of the processor, or of the GPU; for a plan that several kinds of GPU run, what they have in common."""
+    """Name of the processor or GPU; a description for an engine that runs on several kinds of GPU."""
     platform: str
     """Operating system and processor architecture."""
     gpus: Gpus | None = None
-    """For an engine of TensorRT or TensorRT-RTX."""
+    """For engines of TensorRT and TensorRT-RTX only."""
 
     @property
     def compute_capabilities(self) -> list[str]:
-        """CUDA compute capabilities that the engine runs on; none if it is for no particular GPU."""
+        """CUDA compute capabilities that the engine runs on; empty if it does not need a GPU."""
         return [] if self.gpus is None else self.gpus.compute_capabilities
 
 
 class EngineManifest(Record):
-    """What an engine is and what it was made from: its `manifest.json`."""
+    """The `manifest.json` of an engine: its files, what it was made from, and where it runs."""
 
     schema_version: SchemaVersion = SCHEMA
     target: str
     version: str
-    """Version of the runtime, which reads its own engines only."""
+    """Version of the runtime; engines load only in the version that built them."""
     built_for: BuiltFor
     dtype: Dtype
     graph: Role
@@ -79,13 +79,13 @@ class EngineManifest(Record):
     graph_sha256: Digest
     weights: WeightRecords
     profiles: list[Profile]
-    """Optimization profiles in the engine's order; empty if it takes any shape."""
+    """Optimization profiles in the engine's order; empty if it accepts any shape."""
     options: dict[str, OptionValue]
-    """What was asked for beyond the defaults, by the names of the runtime."""
+    """Options that differ from the defaults, under the runtime's names."""
     files: Annotated[list[FileRecord], Field(min_length=1)]
-    """The first is the one to load."""
+    """The first is the file to load."""
     facts: dict[str, Any] = Field(default_factory=dict)
-    """What the build told: seconds, layers by kind and dtype, warnings."""
+    """Facts about the build: seconds, layers by kind and dtype, warnings."""
     versions: dict[str, str]
     """Versions of the tools that made the engine."""
 
@@ -96,13 +96,13 @@ class EngineManifest(Record):
 
     @property
     def sha256(self) -> str:
-        """What identifies one build: the digest of all of this, with options, files and how long it took."""
+        """Digest of the whole manifest, which identifies one build."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine whose files are what its manifest says, and whose bundle is the one it was built from."""
+    """An engine whose files match its manifest, and which was built from its bundle. Make one with `load_engine`."""
 
     path: Path
     manifest: EngineManifest
@@ -119,20 +119,20 @@ class Engine:
 
 
 def engine_names(bundle: Bundle) -> list[str]:
-    """The names of the engines in a bundle, whole or not, in alphabetical order."""
+    """The names of the engines in a bundle, in alphabetical order; they are not verified."""
     folder = bundle.path / ENGINES
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
 
 
 def load_engine(bundle: Bundle, name: str) -> Engine:
-    """Open an engine of a bundle and verify it, by reading all of its files.
+    """Open an engine of a bundle and verify it; this reads all of its files.
 
     Raises:
-        BundleError: if there is none of that name, it is damaged, or it was built from another bundle.
+        BundleError: if it does not exist, is damaged, or was built from another bundle.
     """
     folder = bundle.path / ENGINES / name
     if folder.is_symlink() or folder.parent.is_symlink():
-        raise BundleError("an engine lies outside its bundle", got=f"a symbolic link at {folder}", wanted="a folder")
+        raise BundleError("an engine is outside its bundle", got=f"a symbolic link at {folder}", wanted="a folder")
     manifest = read_engine_manifest(folder)
     check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")
     for record in manifest.files:
@@ -143,7 +143,7 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
 
 
 def check_profiles(manifest: EngineManifest, graph: Graph) -> None:
-    """Raise `BundleError` for an optimization profile of other axes than the graph's."""
+    """Raise `BundleError` if the axes of an optimization profile are not the graph's."""
     try:
         for profile in manifest.profiles:
             profile.validate_axes(dynamic_axes(graph.inputs))
@@ -154,7 +154,7 @@ def check_profiles(manifest: EngineManifest, graph: Graph) -> None:
 
 
 def _check_graphs(folder: Path, files: Sequence[FileRecord]) -> None:
-    """Raise `BundleError` if a graph among an engine's files reads anything but these files."""
+    """Raise `BundleError` if an ONNX graph of an engine refers to data outside the engine's files."""
     sizes = {record.file: record.size for record in files}
     for record in files:
         if record.file.endswith(".onnx"):
@@ -166,12 +166,12 @@ def _check_graphs(folder: Path, files: Sequence[FileRecord]) -> None:
 
 
 def read_engine_manifest(folder: Path) -> EngineManifest:
-    """An engine's manifest; `BundleError` if there is none, or it is of another make."""
+    """Read an engine's manifest; raise `BundleError` if it is missing or invalid."""
     return read_manifest(folder, EngineManifest, "engine", "funnel-export compile")
 
 
 def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
-    """Names of engines that are not in the bundle any more, or not as they were; `digests` are of their manifests."""
+    """Names of engines that were removed or changed since; `digests` maps names to digests of manifests."""
     return [name for name, digest in digests.items() if _digest_now(bundle, name) != digest]
 
 
@@ -183,12 +183,12 @@ def _digest_now(bundle: Bundle, name: str) -> str | None:
 
 
 def verify_file(path: Path, record: FileRecord) -> None:
-    """Raise `BundleError` unless a file has the size and the digest that were recorded, by reading it whole."""
+    """Raise `BundleError` unless a file has the recorded size and digest; this reads the whole file."""
     try:
         if path.is_symlink():
             raise BundleError("a file of an engine is a symbolic link", got=path, wanted="a file")
         size = regular_size(path)
-        found = record_file(path) if size == record.size else None  # one of another size is not read
+        found = record_file(path) if size == record.size else None  # not read if the size differs
     except OSError as err:
         raise BundleError("a file of an engine cannot be read", got=err, wanted=f"a file at {path}") from err
     if found != record:
@@ -207,9 +207,9 @@ def record_file(path: Path) -> FileRecord:
 
 
 class _NamedFiles(BaseModel):
-    """The files that an engine's manifest names, whatever version wrote it.
+    """The part of an engine's manifest that all versions of the schema share.
 
-    Every version has these keys; a folder is replaced only if all of them are there.
+    A folder is replaced only if its manifest has all of these keys.
     """
 
     schema_version: Annotated[int, Field(ge=1)]
@@ -221,7 +221,7 @@ class _NamedFiles(BaseModel):
 
 
 def is_engine(path: Path) -> bool:
-    """Whether this folder is an engine of any version and nothing else: one that a new one may replace."""
+    """Whether this folder holds only an engine, of any version, so that a new engine may replace it."""
     try:
         files = _NamedFiles.model_validate_json(read_bytes(inside(path, MANIFEST), LARGEST_JSON)).files
     except (BundleError, OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""Data that lies outside a graph's own file: which files a graph reads, judged before any runtime opens it."""
+"""External data of graphs, which is checked before any runtime opens a graph."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 
 def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bool) -> "ModelProto":
-    """Read an ONNX graph, and judge the external data that it names.
+    """Parse an ONNX graph and check its references to external data.
 
     Args:
-        content: the graph's file.
-        files: sizes of the files beside it that it may read, by name.
+        content: bytes of the graph's file.
+        files: sizes in bytes of the files beside it that it may refer to, by name.
         what: what those files are, for messages.
-        check: whether it must be as an export makes it, and onnx's checker judges it too.
+        check: whether to run `check_form` and onnx's checker too.
 
     Returns:
         The graph, with empty tensors in place of external ones.
 
     Raises:
-        BundleError: if it is no graph, or refers to anything outside of these files.
+        BundleError: if it is not a valid graph, or refers to data outside these files.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -41,9 +41,9 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
 
 
 def describe_values(values: Iterable["ValueInfoProto"]) -> list[tuple[str, str, list[int | str]]]:
-    """Name, dtype and shape of inputs or outputs, dynamic axes by name, as ports have them.
+    """Name, dtype and shape of inputs or outputs in the form of ports, with dynamic axes by name.
 
-    What is no tensor of a known dtype has its type's number for a dtype, which equals no port's.
+    The dtype of anything but a tensor of a known dtype is `type NUMBER`, which differs from every port's.
     """
     import onnx_ir as ir
 
@@ -60,7 +60,7 @@ def describe_values(values: Iterable["ValueInfoProto"]) -> list[tuple[str, str, 
 
 
 def _check_external_data(model: "ModelProto", files: Mapping[str, int], what: str) -> None:
-    """See `read_graph`. External tensors become empty ones: the checker would look for them in the working folder."""
+    """See `read_graph`. External tensors become empty, since the checker would read them from the working folder."""
     import onnx
 
     for tensor in _external_tensors(model):
@@ -76,7 +76,7 @@ def _check_external_data(model: "ModelProto", files: Mapping[str, int], what: st
 
 
 def _external_tensors(message: "Message") -> Iterator["TensorProto"]:
-    """Every tensor that lies outside the model, wherever in it the tensor stands."""
+    """All tensors with external data, at any depth of the message."""
     import onnx
 
     if isinstance(message, onnx.TensorProto):

@@ -1,4 +1,4 @@
-"""What the graph of an export can be: flat, of standard ops, and of a size that a model has."""
+"""Checks that a graph has the form of an export: flat, standard ops only, and of plausible size."""
 
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 MOST_NODES = 200_000
-"""256 layers have 30,000."""
+"""A model of 256 layers has 30,000."""
 STANDARD = ("", "ai.onnx")
-"""How the domain of standard ops is written."""
+"""Both names of the domain of standard ops."""
 
 
 def check_form(model: "ModelProto") -> None:
-    """Refuse what no export makes before a checker or a runtime spends hours or gigabytes on it.
+    """Refuse a graph on which a checker or a runtime could spend hours or gigabytes.
 
     Raises:
-        BundleError: for functions, other domains or opsets, graphs within nodes, or too many nodes.
+        BundleError: for functions, other domains or opsets, subgraphs, or too many nodes.
     """
     import onnx
 
@@ -40,7 +40,7 @@ def check_form(model: "ModelProto") -> None:
         found.append(f"{len(model.functions)} functions")
     if found:
         raise BundleError(
-            "a graph of the bundle is not one that an export makes",
+            "a graph of the bundle does not have the form of an export",
             got=", ".join(found),
             wanted=f"a flat graph of at most {MOST_NODES} standard ops of opset {OPSETS[0]} to {OPSETS[-1]}",
             hint="export the bundle again",

@@ -1,4 +1,4 @@
-"""The bundle: the folder that an export writes and everything else reads, and what proves that it is whole."""
+"""Loads a bundle, the folder that an export writes, and verifies it."""
 
 import hashlib
 import os
@@ -32,51 +32,51 @@ from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A graph of a bundle: all that a target must know to compile, load and run it."""
+    """A graph of a bundle, with everything that a target needs to compile, load and run it."""
 
     role: str
     path: Path
-    """Its file; the weights that it refers to lie beside it."""
+    """Its file; the weights are in the same folder."""
     record: GraphRecord
     spec: ExportSpec
-    """What the bundle computes."""
+    """Task, dtype, funnel and opset of the bundle."""
     num_layers: int
     """Layers of the whole model."""
 
     @property
     def dtype(self) -> Dtype:
-        """What it computes in."""
+        """The dtype that it computes in."""
         return self.spec.dtype
 
     @property
     def sha256(self) -> str:
-        """Digest of its file."""
+        """SHA-256 of its file."""
         return self.record.sha256
 
     @property
     def inputs(self) -> list[Port]:
-        """What goes in."""
+        """Its inputs."""
         return self.record.inputs
 
     @property
     def outputs(self) -> list[Port]:
-        """What comes out."""
+        """Its outputs."""
         return self.record.outputs
 
     @property
     def output(self) -> Port:
-        """The first output; a single-pass graph has no other."""
+        """The first output, and the only one of a single-pass graph."""
         return self.record.outputs[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files are what its manifest says. Make one with `load_bundle`."""
+    """A bundle whose files match its manifest. Make one with `load_bundle`."""
 
     path: Path
     manifest: Manifest
     spec: ExportSpec
-    """What its graphs compute."""
+    """Task, dtype, funnel and opset of its graphs."""
     family: Family
     architecture: Architecture
 
@@ -91,10 +91,10 @@ class Bundle:
 
     @property
     def model(self) -> Graph:
-        """The graph that takes whole texts.
+        """The graph that takes whole texts in a single pass.
 
         Raises:
-            BundleError: if the bundle has none.
+            BundleError: if the bundle does not have one.
         """
         graphs = self.graphs
         if MODEL not in graphs:
@@ -102,24 +102,24 @@ class Bundle:
                 "the bundle has no graph that takes whole texts",
                 got=f"graphs: {', '.join(graphs)}",
                 wanted=f"a graph of role {MODEL}",
-                hint="a bundle of a single-pass task",
+                hint="use a bundle of a single-pass task",
             )
         return graphs[MODEL]
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Which of its layers run at which length."""
+        """Its layers, in segments that run at one length each."""
         return segments_of(self.spec.funnel, self.architecture.num_hidden_layers)
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it.
 
-    Checked are the manifest, the digest of every graph, what identifies every weight file, and that the graphs refer to
-    nothing but these files.
+    This checks the manifest, the digest of every graph, the size, header and samples of every weight file (the digest
+    of a derived one), and that the graphs refer to no other files.
 
     Raises:
-        BundleError: if there is no bundle, or it is not what its manifest says.
+        BundleError: if there is no bundle, or it does not match its manifest.
     """
     folder = Path(path)
     manifest = read_manifest(folder, Manifest, "bundle", "funnel-export export")
@@ -134,30 +134,32 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         spec = manifest.export_spec()
         if checkpoint.funnel != spec.funnel:
             raise SpecError(
-                f"{CONFIG} and {MANIFEST} name different funnels", got=checkpoint.funnel, wanted=spec.funnel
+                f"{CONFIG} and {MANIFEST} have different funnels", got=checkpoint.funnel, wanted=spec.funnel
             )
         segments_of(spec.funnel, checkpoint.architecture.num_hidden_layers)
         _check_signature(manifest, spec)
     except (CheckpointError, SpecError) as err:
-        raise BundleError(f"{folder} is not a whole bundle: {err}", hint="export it again") from err
+        raise BundleError(f"{folder} is not a valid bundle: {err}", hint="export it again") from err
     return Bundle(folder, manifest, spec, checkpoint.family, checkpoint.architecture)
 
 
 def _check_weight_files(folder: Path, manifest: Manifest, found: set[str]) -> None:
-    """Raise `CheckpointError` unless the folder has the weights that the manifest names, and no others.
+    """Raise `CheckpointError` unless the folder has exactly the weight files that the manifest names.
 
-    Others are files that Hugging Face might take for weights or an adapter.
+    Files that Hugging Face might load as weights or as an adapter count as weight files.
     """
     stored = {weight.file for weight in manifest.weights if isinstance(weight, StoredFile)}
     derived = {weight.file for weight in manifest.weights if isinstance(weight, DerivedFile)}
     patterns = ("*.safetensors", "*.bin", "adapter_*")
     strange = {path.name for pattern in patterns for path in folder.glob(pattern)} - stored - derived
     if found != stored or strange:
-        raise CheckpointError("the weight files are not those of the manifest", got=sorted(found | strange))
+        raise CheckpointError(
+            "the weight files differ from the manifest", got=sorted(found | strange), wanted=sorted(stored | derived)
+        )
 
 
 class MadeFromBundle(Protocol):
-    """What names the bundle that it was made from: an engine's manifest, a report."""
+    """A record of the bundle that something was made from: an engine's manifest or a report."""
 
     @property
     def graph_digests(self) -> Mapping[str, str]:
@@ -171,7 +173,7 @@ class MadeFromBundle(Protocol):
 
 
 def check_made_from(made: MadeFromBundle, bundle: Bundle, what: str, hint: str) -> None:
-    """Raise `BundleError` unless something was made from these graphs and weights; `what` names it."""
+    """Raise `BundleError` unless `made`, called `what` in messages, was made from this bundle's graphs and weights."""
     error = f"{what} was made from another bundle"
     for role, digest in made.graph_digests.items():
         graph = bundle.manifest.graphs.get(role)
@@ -188,12 +190,12 @@ def _graph(role: str) -> str:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder has the manifest of a bundle, of any version."""
+    """Whether a folder has a bundle's manifest, of any version."""
     return NamedFiles.read(path / MANIFEST) is not None
 
 
 def _read_verified(folder: Path, file: str, sha256: str, largest: int) -> bytes:
-    """The content of a bundle's file, if it is the one that was exported."""
+    """The content of a bundle's file; raises `BundleError` unless it has this digest."""
     path = inside(folder, file)
     try:
         content = read_bytes(path, largest)
@@ -238,7 +240,7 @@ def _verify_graph(folder: Path, record: GraphRecord, opset: int, weights: dict[s
     ):
         if found != named:
             raise BundleError(
-                f"{MANIFEST} and {record.file} name different {what}",
+                f"{MANIFEST} and {record.file} have different {what}",
                 got=named,
                 wanted=found,
                 hint="export the bundle again",
@@ -250,7 +252,7 @@ def _described(ports: Sequence[Port]) -> list[tuple[str, str, list[int | str]]]:
 
 
 def _check_signature(manifest: Manifest, spec: ExportSpec) -> None:
-    """Raise `SpecError` unless the graph of a single pass takes and gives what its task says."""
+    """Raise `SpecError` unless the single-pass graph has the inputs and outputs of its task."""
     record = manifest.graphs.get(MODEL)
     if record is None:
         return
@@ -260,7 +262,7 @@ def _check_signature(manifest: Manifest, spec: ExportSpec) -> None:
     widthless = [(name, kind, shape[:-1] if name == output.name else shape) for name, kind, shape in found]
     if widthless != wanted or {port.dtype for port in record.outputs} != {spec.dtype}:
         raise SpecError(
-            f"the graph does not take and give what {spec.task} in {spec.dtype} does",
+            f"the graph does not have the inputs and outputs of {spec.task} in {spec.dtype}",
             got=", ".join(f"{port.name} {port.kind} {port.dtype} {port.shape}" for port in record.outputs),
             wanted=", ".join(f"{name} {kind} {shape}" for name, kind, shape in wanted),
         )

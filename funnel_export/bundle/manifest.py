@@ -1,4 +1,4 @@
-"""Manifests: what a bundle says of itself, as `manifest.json`, and how files with a schema version are read."""
+"""A bundle's `manifest.json`, and a reader for JSON files with a schema version."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -34,36 +34,42 @@ class GraphRecord(Record):
 
 
 class Manifest(Record):
-    """What a bundle is and what it was made from: `manifest.json`."""
+    """The `manifest.json` of a bundle: its files, what they compute, and what they were made from."""
 
     schema_version: SchemaVersion = SCHEMA
     task: Task
     dtype: Dtype
     opset: int
     logits: Logits = Logits.ALL
-    """For which tokens the graph of a language model gives logits."""
+    """The tokens for which a language model's graph outputs logits."""
     funnel: Funnel | None
     graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1, max_length=MOST_GRAPHS)]
-    """By their roles."""
+    """Graphs by role."""
     weights: Annotated[WeightRecords, Field(min_length=1)]
     config_sha256: Digest
-    """Digest of `config.json`, which says what the model is."""
+    """Digest of `config.json`, which defines the model."""
     source: str
-    """The checkpoint that was exported, as it was named."""
+    """The checkpoint that was exported, as the user named it."""
     versions: dict[str, str]
     """Versions of the tools that made the bundle."""
 
     def export_spec(self) -> ExportSpec:
-        """What the graphs compute; `SpecError` for what no export computes."""
+        """The spec of the graphs; raises `SpecError` if it is invalid."""
         funnel = None if self.funnel is None else FunnelSpec.from_dict(self.funnel)
         return ExportSpec(task=self.task, dtype=self.dtype, funnel=funnel, opset=self.opset, logits=self.logits)
 
 
 def read_manifest(folder: Path, kind: type[RecordT], name: str, command: str) -> RecordT:
-    """The manifest of a folder that one of our commands writes; `name` says what such a folder is.
+    """Read the manifest of a folder.
+
+    Args:
+        folder: the folder.
+        kind: schema of its manifest.
+        name: what such a folder is called, for messages.
+        command: the command that writes such a folder, for hints.
 
     Raises:
-        BundleError: if there is none, or it is of another make or version.
+        BundleError: if the manifest is missing, invalid or of another schema version.
     """
     path = inside(folder, MANIFEST)
     try:
@@ -76,17 +82,17 @@ def read_manifest(folder: Path, kind: type[RecordT], name: str, command: str) ->
 
 
 def parse_record(content: bytes, kind: type[RecordT], path: Path, what: str, hint: str) -> RecordT:
-    """A manifest or report, from its JSON.
+    """Parse a manifest or report from JSON.
 
     Args:
-        content: what the file holds.
+        content: bytes of the file.
         kind: its schema, with a `schema_version`.
         path: the file, for messages.
-        what: what it should be.
-        hint: how it is made again.
+        what: what the file should be, for messages.
+        hint: how to make it again.
 
     Raises:
-        BundleError: if it is not of this schema, or was written by another version.
+        BundleError: if it does not match the schema, or has another schema version.
     """
     version = _schema_version(content)
     if version not in (None, SCHEMA):
@@ -125,9 +131,9 @@ class _NamedWeights(BaseModel):
 
 
 class NamedFiles(BaseModel):
-    """The files that a bundle's manifest names, whatever version wrote it: what may be replaced together with it.
+    """The part of a bundle's manifest that all versions of the schema share: the files that a new bundle may replace.
 
-    Every version has these keys; a folder is replaced only if all of them are there.
+    A folder is replaced only if its manifest has all of these keys.
     """
 
     schema_version: Annotated[int, Field(ge=1)]
@@ -145,7 +151,7 @@ class NamedFiles(BaseModel):
 
     @property
     def graph_digests(self) -> dict[str, str]:
-        """Digests of graphs by the names of their files."""
+        """Digests of graphs by file name."""
         graphs = self.graphs.values() if isinstance(self.graphs, dict) else self.graphs
         return {each.file: each.sha256 for each in graphs}
 
@@ -156,7 +162,7 @@ class NamedFiles(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "NamedFiles | None":
-        """What the manifest at a path names; None if it is no bundle's manifest."""
+        """Read the manifest at a path; None if it is not a bundle's manifest."""
         try:
             return None if path.is_symlink() else cls.model_validate_json(read_bytes(path, LARGEST_JSON))
         except (OSError, ValidationError):
@@ -164,8 +170,13 @@ class NamedFiles(BaseModel):
 
 
 def inside(folder: Path, file: str) -> Path:
-    """The path of a bundle's file, which must be a real file in the folder and not a link out of it."""
+    """The path of a bundle's file; raises `BundleError` if it is a symbolic link."""
     path = folder / file
     if path.is_symlink():
-        raise BundleError("a file of the bundle is a symbolic link", got=path, wanted="a file", hint="--weights copy")
+        raise BundleError(
+            "a file of the bundle is a symbolic link",
+            got=path,
+            wanted="a regular file",
+            hint="export with --weights copy",
+        )
     return path

@@ -1,4 +1,4 @@
-"""Ports: what goes into a graph and comes out of it, by kind and with named axes."""
+"""Ports: the inputs and outputs of a graph, with kinds and named axes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -10,14 +10,14 @@ from funnel_export.spec.profile import AxisName
 
 
 class PortKind(StrEnum):
-    """What a tensor that a graph takes or gives stands for."""
+    """Meaning of a graph's input or output."""
 
     TOKENS = "tokens"
     """Token ids, [batch, sequence]."""
     MASK = "mask"
     """1 for real tokens and 0 for padding, [batch, sequence]."""
     STATE = "state"
-    """Hidden states on their way from one graph to another."""
+    """Hidden states that one graph passes to another."""
     HIDDEN = "hidden_states"
     """Hidden states after the final norm."""
     LOGITS = "logits"
@@ -40,23 +40,23 @@ class Port(Record):
 
 
 def dynamic_axes(ports: Iterable[Port]) -> list[str]:
-    """The dynamic axes of ports, each once, in the order in which they are first named."""
+    """The dynamic axes of ports, each once, in the order of first use."""
     return list(dict.fromkeys(axis for port in ports for axis in port.axes))
 
 
 def feed(ports: Sequence[Port], values: Mapping[PortKind, Any]) -> dict[str, Any]:
-    """Values by the names of the ports that take them; `BundleError` for a port whose kind has no value."""
+    """Values by port name, chosen by the port's kind; raises `BundleError` if a kind has no value."""
     missing = [f"{port.name} ({port.kind})" for port in ports if port.kind not in values]
     if missing:
-        raise BundleError("the graph takes inputs that are not at hand", got=missing, wanted=[*values])
+        raise BundleError("the graph has inputs of unsupported kinds", got=missing, wanted=[*values])
     return {port.name: values[port.kind] for port in ports}
 
 
 def sizes_of(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """The sizes of the dynamic axes, from the shapes of the tensors at these ports.
+    """The sizes of the dynamic axes, from the shapes of the ports' tensors.
 
     Raises:
-        SpecError: if a tensor has another rank than its port, or an axis two sizes.
+        SpecError: if a tensor does not have its port's rank or fixed sizes, or if an axis has two sizes.
     """
     sizes: dict[str, int] = {}
     for port in ports:
@@ -67,6 +67,6 @@ def sizes_of(ports: Sequence[Port], shapes: Mapping[str, Sequence[int]]) -> dict
         )
         if not same:
             raise SpecError(
-                "an input has another shape than the graph takes", got=f"{port.name} {[*shape]}", wanted=port.shape
+                "an input does not have the graph's shape", got=f"{port.name} {[*shape]}", wanted=port.shape
             )
     return sizes

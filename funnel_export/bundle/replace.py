@@ -1,4 +1,4 @@
-"""What an export may replace: a bundle's folder with nothing else in it; and what of it stays."""
+"""Replacing an earlier bundle: which folders an export may replace, and which engines it keeps."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
@@ -16,11 +16,14 @@ from funnel_export.system.place import Placing, place
 
 
 def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
-    """The first entry of a bundle's folder that no command has written; the folder itself if it is no bundle.
+    """The first entry of a bundle's folder that no command has written; the folder itself if it is not a bundle.
 
     Args:
-        folder: perhaps a bundle, of any version, whole or not.
-        report_files: names of the files that commands write into its `reports`.
+        folder: a folder that may be a bundle, of any version, complete or not.
+        report_files: names of the files that commands write into `reports`.
+
+    Returns:
+        None if every entry was written by a command.
     """
     named = NamedFiles.read(folder / MANIFEST)
     if named is None:
@@ -39,23 +42,23 @@ def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
 
 
 def reports_of(folder: Path) -> list[str]:
-    """The files in a bundle's `reports`, without what a killed command left."""
+    """The files in a bundle's `reports`, without partial files of killed commands."""
     reports = folder / REPORTS
     return sorted(f"{REPORTS}/{file.name}" for file in reports.glob("*") if not is_partial(file))
 
 
 def changed_files(earlier: Path, bundle: Bundle) -> list[str]:
-    """Files of an earlier bundle that the user may have changed, and that the new one has not just like that.
+    """Files of an earlier bundle that the user may have changed, and that differ in the new bundle.
 
-    They are graphs, weights and `config.json` that are not as they were exported, and companions, of which no manifest
-    tells what was exported.
+    These are graphs, weights and `config.json` that do not match the earlier manifest, and tokenizer files, whose
+    digests are in no manifest.
 
     Args:
-        earlier: folder of the earlier bundle, of any version; without a manifest it has no such files.
-        bundle: the new one.
+        earlier: folder of the earlier bundle, of any version; nothing counts as changed if it has no manifest.
+        bundle: the new bundle.
 
     Raises:
-        BundleError: if one cannot be read.
+        BundleError: if a file cannot be read.
     """
     named = NamedFiles.read(earlier / MANIFEST)
     if named is None:
@@ -66,13 +69,15 @@ def changed_files(earlier: Path, bundle: Bundle) -> list[str]:
         changed = {file: digest for file, digest in digests.items() if digest != exported[file]}
         kept = {file for file, digest in changed.items() if _has(bundle.path / file, digest)}
     except OSError as err:
-        raise BundleError("a file of the earlier bundle cannot be read", got=err, hint="another name") from err
+        raise BundleError(
+            "a file of the earlier bundle cannot be read", got=err, hint="export to another name"
+        ) from err
     return sorted([*(changed.keys() - kept), *_changed_weights(earlier, bundle)])
 
 
 def _changed_weights(earlier: Path, bundle: Bundle) -> list[str]:
-    """See `changed_files`; what is no weight file any more is of no use to anybody."""
-    with contextlib.suppress(BundleError):  # of another version
+    """See `changed_files`; files that are no longer valid safetensors are not counted."""
+    with contextlib.suppress(BundleError):  # another schema version
         exported = read_manifest(earlier, Manifest, "bundle", "funnel-export export").weights
         fresh = {weight.file: weight for weight in bundle.manifest.weights}
         return [
@@ -96,17 +101,17 @@ def _has(file: Path, digest: str) -> bool:
 
 
 def take_engines(earlier: Path, bundle: Bundle) -> list[str]:
-    """Put the engines of an earlier bundle that were compiled from the same graph and weights into a new bundle.
+    """Link or copy the engines that were compiled from the same graph and weights into a new bundle.
 
     Args:
-        earlier: folder of the earlier bundle; its files get a second name where the file system can do so.
-        bundle: the new one, without engines.
+        earlier: folder of the earlier bundle; its engines are linked if the file system can, else copied.
+        bundle: the new bundle, without engines.
 
     Returns:
-        Names of the engines that were left, in alphabetical order.
+        Names of the engines that were not taken, in alphabetical order.
 
     Raises:
-        BundleError: if an engine cannot be put there.
+        BundleError: if an engine cannot be linked or copied.
     """
     left = []
     for folder in sorted(_engine_folders(earlier)):
@@ -131,7 +136,7 @@ def _engine_folders(bundle: Path) -> Iterator[Path]:
 
 
 def _first_foreign(folder: Path, is_known: Callable[[Path], bool]) -> Path | None:
-    """The first entry that is neither known nor left by a command that was killed; a link in the folder's place."""
+    """The first entry that is neither known nor partial; `folder` itself if it is a link or not a folder."""
     if folder.is_symlink() or not folder.is_dir():
         return folder
     return next((entry for entry in sorted(folder.iterdir()) if not (is_partial(entry) or is_known(entry))), None)

@@ -1,4 +1,4 @@
-"""What graphs are called with: the ports of a single pass, by kind and with named axes."""
+"""Inputs and outputs of single-pass graphs, with kinds and named axes."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from funnel_export.spec.profile import BATCH, SEQUENCE
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A port as it is declared before a graph is traced."""
+    """A port, as declared before the graph is traced."""
 
     name: str
     kind: PortKind
     axes: tuple[int | str, ...]
-    """Sizes, dynamic ones by name; of an output, all but the last."""
+    """Sizes, dynamic axes by name; for an output, all axes but the last."""
 
 
 INPUTS = (
     Declared("input_ids", PortKind.TOKENS, (BATCH, SEQUENCE)),
     Declared("attention_mask", PortKind.MASK, (BATCH, SEQUENCE)),
 )
-"""What a single pass takes, as Optimum names it; both are int64."""
+"""Inputs of a single pass, int64, with Optimum's names."""
 
 
 def output_of(spec: ExportSpec) -> Declared:
-    """What a single pass gives: hidden states or logits, for all tokens, the last ones, or each row as a whole."""
+    """Output of a single pass: hidden states or logits, for all tokens, for each row's last one, or for each row."""
     tokens: tuple[int | str, ...] = (SEQUENCE,)
     if spec.task is Task.TEXT_CLASSIFICATION:
         tokens = ()
@@ -38,5 +38,5 @@ def output_of(spec: ExportSpec) -> Declared:
 
 
 def kinds_of(spec: ExportSpec) -> dict[str, PortKind]:
-    """The kinds of the ports of a single pass, by name."""
+    """The kinds of a single pass's inputs and outputs, by name."""
     return {port.name: port.kind for port in (*INPUTS, output_of(spec))}

@@ -1,4 +1,4 @@
-"""Where weights come from: a file of the checkpoint, or a file that the export derived from it."""
+"""Weight files of a bundle: files of the checkpoint, and files that the export derived from it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class StoredFile(Record):
 
     @classmethod
     def of(cls, file: WeightFile) -> Self:
-        """What is recorded of a file."""
+        """The record of a file."""
         return cls(file=file.file, size=file.size, header_sha256=file.header_sha256, sample_sha256=file.sample_sha256)
 
     def mismatch(self, path: Path) -> str | None:
-        """What the file at a path is, if it is not this one.
+        """A description of the file at a path if it differs from this record, else None.
 
         Raises:
-            CheckpointError: if it is not a whole safetensors file.
+            CheckpointError: if it is not a valid safetensors file.
         """
         found = StoredFile.of(WeightFile.read(path))
         return None if found == self else str(found)
@@ -47,9 +47,9 @@ class Recipe(Record):
     """How derived tensors were made."""
 
     name: str
-    """What was done, for example `transpose`."""
+    """Name of the operation, for example `transpose`."""
     inputs: list[str]
-    """The checkpoint's tensors that it was done to."""
+    """Names of the checkpoint's tensors that it was applied to."""
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Recipe(Record):
 
 
 class DerivedFile(Record):
-    """A safetensors file that the export made, identified by the digest of all of it."""
+    """A safetensors file that the export made, identified by its digest."""
 
     source: Literal["derived"] = "derived"
     file: WeightName
@@ -68,14 +68,14 @@ class DerivedFile(Record):
 
     @classmethod
     def of(cls, path: Path, recipe: Recipe) -> Self:
-        """What is recorded of a file that was just written."""
+        """The record of a file that was just written."""
         return cls(file=path.name, size=regular_size(path), sha256=sha256_of(path), recipe=recipe)
 
     def mismatch(self, path: Path) -> str | None:
-        """What the file at a path is, if it is not this one; a file of another size is not read.
+        """A description of the file at a path if it differs from this record, else None.
 
         Raises:
-            CheckpointError: if it is not a whole safetensors file.
+            CheckpointError: if it cannot be read, or is not a valid safetensors file.
         """
         try:
             size = regular_size(path)
@@ -96,30 +96,30 @@ class DerivedFile(Record):
 WeightRecord = StoredFile | DerivedFile
 """A weight file of a bundle."""
 WeightRecords = list[Annotated[WeightRecord, Field(discriminator="source")]]
-"""Weight files of a manifest or report; `source` tells which kind each is."""
+"""Weight files of a manifest or report; `source` gives the kind of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A weight whose bytes are the checkpoint's."""
+    """A weight whose bytes are in a file of the checkpoint."""
 
     tensor: StoredTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A weight that the export made, in a file that stands in the bundle's folder already."""
+    """A weight that the export made, in a file that is already in the bundle's folder."""
 
     tensor: StoredTensor
     file: DerivedFile
 
 
 WeightSource = Stored | Derived
-"""Where the bytes of one initializer come from."""
+"""Source of one initializer's bytes."""
 
 
 def files_of(sources: Iterable[WeightSource], stored: Iterable[WeightFile]) -> list[WeightRecord]:
-    """The records of all files that hold these weights: the checkpoint's in their order, then derived ones by name."""
+    """The records of all files with these weights: the checkpoint's in their order, then derived ones by name."""
     all_sources = list(sources)
     used = {source.tensor.file for source in all_sources if isinstance(source, Stored)}
     derived = {source.file.file: source.file for source in all_sources if isinstance(source, Derived)}

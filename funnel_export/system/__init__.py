@@ -1,1 +1,1 @@
-"""This machine's files and processes; nothing here knows a model."""
+"""Files, disks, memory and processes of this machine, independent of models."""

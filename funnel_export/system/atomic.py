@@ -1,8 +1,8 @@
-"""Writing a folder or a file whole or not at all, and tidying up after a process that could not.
+"""Writes folders and files atomically, and removes what killed processes left.
 
-What is being written stands beside its target as `.NAME.partial-*`, locked by the process that writes it. A lock ends
-with its process, however that ends: what is there without one was left behind, and the next writer removes it. A lock
-on the parent folder makes writers take turns where they look at or rename what others may have made.
+New content is written beside its target, as `.NAME.partial-*`, and locked by the writing process. The system releases
+the lock when the process ends, even if it is killed. The next writer removes partial content without a lock. Writers
+also lock the parent folder while they list or rename entries in it, so that they take turns.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # <fcntl.h>, renameat2(2)
 def replace_folder(
     target: Path, may_replace: Callable[[Path], bool], *, seal: str | None = None, hint: str | None = None
 ) -> Iterator[Path]:
-    """Give a new folder to fill; when the block ends without an error, it becomes `target`.
+    """Yield a new folder to fill; when the block ends without an error, it becomes `target`.
 
-    The new folder is made beside the target, so that giving it its name is one step. Whatever goes wrong before,
-    `target` stays as it was, and the new folder is removed. Of several writers the last to end wins. A target that
-    keeps its name, since it is a mount point or lies where this user may not write, is filled in place if it has a
-    seal: see `funnel_export.system.filling`.
+    The new folder is created beside the target, so that one rename puts it in place. If anything fails, `target`
+    is unchanged and the new folder is removed. Of several writers, the last to finish wins. A target that cannot be
+    renamed (a mount point, or a folder in a parent without write permission) is filled in place if `seal` is given:
+    see `funnel_export.system.filling`.
 
     Args:
-        target: the folder to write; a missing or empty one, or one that `may_replace` accepts.
+        target: the folder to write; it is missing, empty or accepted by `may_replace`.
         may_replace: whether a folder with content may be replaced.
-        seal: name of a file without which the folder is not what it should be.
-        hint: what to try if nothing can be written there; by default a place that would do.
+        seal: name of the file that marks the folder as complete.
+        hint: what to try if the target cannot be written; by default a writable place.
 
     Raises:
-        BundleError: if the target holds something else, or cannot be written, or if there is no room.
+        BundleError: if the target holds something else or cannot be written, or if the disk is full.
     """
     filled = seal if check_place(target, may_replace, seal=seal, hint=hint) == target else None
     with contextlib.ExitStack() as stack:
@@ -74,31 +74,32 @@ def replace_folder(
         except OSError as err:
             full = no_room(err, fresh.parent)
             raise full or BundleError(
-                "the output could not be put in its place", got=err, wanted=target, hint="another name"
+                "the output could not be moved to its place", got=err, wanted=target, hint="use another name"
             ) from err
 
 
 def check_place(
     target: Path, may_replace: Callable[[Path], bool], *, seal: str | None = None, hint: str | None = None
 ) -> Path:
-    """Say before any work whether `replace_folder` can write there; arguments and errors are its own.
+    """Check before any work that `replace_folder` can write there; it has the same arguments and errors.
 
     Returns:
-        The folder in which the new one is made: one above the target, or the target.
+        The folder in which the new one is created: a parent of the target, or the target.
     """
-    if not is_interrupted(target):  # else `replace_folder` looks when that is mended
+    if not is_interrupted(target):  # otherwise `replace_folder` checks after the recovery
         check_replaceable(target, may_replace)
     return site_of(target, fillable=seal is not None, hint=hint)
 
 
 @contextlib.contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
-    """Give a private folder on the target's file system, and remove it when the block ends.
+    """Yield a private folder on the target's file system, and remove it when the block ends.
 
-    It is locked. What takes turns, as `replace_folder` and `write_text` do, has to write into a folder inside it.
+    The folder is locked. `replace_folder` and `write_text` lock the parent of what they write, so use them only in a
+    subfolder of this folder.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be created.
     """
     fresh, lock = claim(target, tempfile.mkdtemp)
     try:
@@ -110,25 +111,25 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 def _gone(target: Path, err: Exception) -> BundleError:
     return BundleError(
-        "the folder that was being written was removed or replaced by somebody else",
+        "another process removed or replaced the folder during the write",
         got=err,
-        wanted=f"{target.parent} as it was",
-        hint="again, with one command at a time",
+        wanted=f"no changes in {target.parent} by others",
+        hint="run it again, with no other command on this folder",
     )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as `write_bytes` does, in UTF-8."""
+    """Write a text atomically, in UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step, making its folder: a reader sees the old content or the new."""
+    """Write a file atomically, and create its folder if needed: a reader sees the old content or the new."""
     write_files({path: content})
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files, each in one step, making their folders; none of them before there is room for all."""
+    """Write files, each atomically; none is replaced before the new contents of all are on the disk."""
     with contextlib.ExitStack() as stack:
         written = {path: stack.enter_context(_file_beside(path, content)) for path, content in contents.items()}
         for path, fresh in written.items():
@@ -144,21 +145,21 @@ def _file_beside(path: Path, content: bytes) -> Iterator[Path]:
         fresh.chmod(0o666 & ~_umask())
         yield fresh
     except OSError as err:
-        err.filename = err.filename or str(path)  # a write does not say to where
+        err.filename = err.filename or str(path)  # errors of `write` have no file name
         raise
     finally:
         fresh.unlink(missing_ok=True)
         lock.close()
 
 
-def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - as mkdtemp names it
+def _make_file(prefix: str, dir: Path) -> str:  # noqa: A002 - the name in mkdtemp
     handle, name = tempfile.mkstemp(prefix=prefix, dir=dir)
     os.close(handle)
     return name
 
 
 def check_replaceable(target: Path, may_replace: Callable[[Path], bool]) -> None:
-    """Raise `BundleError` if the target holds what may not be replaced, or cannot be looked into."""
+    """Raise `BundleError` if the target holds content that may not be replaced, or cannot be read."""
     try:
         filled = target.is_dir() and not target.is_symlink() and not all(map(is_hidden, target.iterdir()))
     except OSError as err:
@@ -167,18 +168,18 @@ def check_replaceable(target: Path, may_replace: Callable[[Path], bool]) -> None
         raise BundleError("the output is not a folder", got=target, wanted="a new folder, an empty one or a bundle")
     if filled and not may_replace(target):
         raise BundleError(
-            "the output folder holds something else, which is left as it is",
+            "the output folder holds something else, and was not changed",
             got=target,
             wanted="a new folder, an empty one or a bundle",
-            hint=f"another name, or a new folder in it: {target / target.name}",
+            hint=f"use another name, or a new folder in it: {target / target.name}",
         )
 
 
 def _take_place(fresh: Path, target: Path, seal: str | None) -> None:
-    """Give `fresh` the name `target`, and what had it before the name of `fresh`; or fill what keeps its name."""
+    """Swap the names of `fresh` and `target`; if `target` cannot be renamed, fill it."""
     try:
         _swap(fresh, target)
-    except OSError:  # a folder of an image's layer, or another user's in a folder as /tmp
+    except OSError:  # a folder in a container image's layer, or another user's folder in /tmp
         if seal is None or not target.is_dir():
             raise
         inside = fresh.rename(target / f".{INSIDE}{PARTIAL}{fresh.name[-8:]}")
@@ -189,15 +190,15 @@ def _take_place(fresh: Path, target: Path, seal: str | None) -> None:
 
 
 def _swap(fresh: Path, target: Path) -> None:
-    """Give `fresh` the name `target`; what had it before gets the name of `fresh`."""
+    """Rename `fresh` to `target`; an earlier `target` gets the name of `fresh`."""
     try:
-        fresh.rename(target)  # nothing is there, or an empty folder
+        fresh.rename(target)  # works if `target` is missing or empty
     except OSError as err:
         if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
     else:
         return
-    if not _exchange(fresh, target):  # no such call on this system: a moment without a bundle
+    if not _exchange(fresh, target):  # no exchange on this system: for a moment, `target` does not exist
         aside = fresh.with_name(fresh.name + EARLIER)
         target.rename(aside)
         try:
@@ -209,7 +210,7 @@ def _swap(fresh: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step (Linux); False where the system cannot."""
+    """Swap two names atomically (Linux); False if the system cannot."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False

@@ -1,9 +1,9 @@
-"""Replacing what is in a folder that keeps its name: a mount point, as `docker run -v volume:/out` makes one.
+"""Replaces the content of a folder that cannot be renamed, such as a mount point of `docker run -v volume:/out`.
 
 The new content is written into a hidden folder inside, and its entries are moved out of it at the end. One entry is the
-seal, without which the folder is not what it should be. The earlier seal goes first and the new one comes last: a
-reader finds the earlier content, a folder without a seal, or the new content. What was moved goes back if a move fails;
-after a kill `recover` goes back or on.
+seal: the file that marks the folder as complete. The earlier seal is moved away first and the new one is moved in last,
+so a reader finds the earlier content, a folder without a seal, or the new content. If a move fails, all earlier moves
+are undone. After a kill, `recover` undoes or completes them.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from funnel_export.system.locks import locked, turn
 
 
 def fill(fresh: Path, seal: str) -> None:
-    """Replace the content of a folder by that of `fresh`, a hidden folder inside it, which is empty then.
+    """Replace the content of a folder with that of `fresh`, a hidden folder inside it; `fresh` is empty afterwards.
 
     Raises:
-        OSError: if an entry cannot be moved; all are where they were.
+        OSError: if an entry cannot be moved; all moves are undone.
     """
     folder, leaving, earlier = _folders(fresh)
     with contextlib.ExitStack() as undo:
@@ -41,23 +41,28 @@ def fill(fresh: Path, seal: str) -> None:
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Whether a process was killed while it moved entries into a folder, or moves them now."""
-    with contextlib.suppress(OSError):  # none there, or none that may be looked into
+    """Whether a process is moving entries into a folder, or was killed while it did."""
+    with contextlib.suppress(OSError):  # the folder is missing or not readable
         return any(entry.suffix in (EARLIER, LEAVING) for entry in folder.iterdir() if is_hidden(entry))
     return False
 
 
 def recover(folder: Path, seal: str) -> None:
-    """Bring to an end what dead processes began inside a folder, and remove what they left; arguments as of `fill`."""
+    """Undo or complete what killed processes began in a folder, and remove what they left.
+
+    Args:
+        folder: the folder that was being filled.
+        seal: name of the file that marks it as complete.
+    """
     with turn(folder) as alone:
         left = {_without_end(entry) for entry in folder.iterdir() if alone and is_hidden(entry)}
         for fresh in left:
             with contextlib.suppress(OSError), locked(fresh) if fresh.exists() else contextlib.nullcontext():
-                _recover(fresh, seal)  # unless it is locked, since somebody writes it
+                _recover(fresh, seal)  # skipped if it is locked by a live writer
 
 
 def _recover(fresh: Path, seal: str) -> None:
-    """Go back if the earlier entries were leaving, and on if all had left."""
+    """Undo if earlier entries were still being moved away, else complete."""
     folder, leaving, earlier = _folders(fresh)
     if leaving.is_dir():
         _move_all(_seal_last(leaving, seal), folder)
@@ -69,7 +74,7 @@ def _recover(fresh: Path, seal: str) -> None:
 
 
 def _folders(fresh: Path) -> tuple[Path, Path, Path]:
-    """The folder that is filled, and those that take its earlier content."""
+    """The folder that is filled, and those for its earlier content: during the moves, and after them."""
     return fresh.parent, fresh.with_name(fresh.name + LEAVING), fresh.with_name(fresh.name + EARLIER)
 
 
@@ -84,5 +89,5 @@ def _seal_last(folder: Path, seal: str) -> list[Path]:
 
 def _move_all(entries: Iterable[Path], folder: Path) -> None:
     for entry in entries:
-        if not os.path.lexists(folder / entry.name):  # what somebody has put there since stays
+        if not os.path.lexists(folder / entry.name):  # keep what somebody has put there since
             entry.rename(folder / entry.name)

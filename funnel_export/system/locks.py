@@ -1,4 +1,4 @@
-"""Locks of files and folders, which end with their process, however that ends."""
+"""Locks on files and folders, which the system releases when their process ends."""
 
 import contextlib
 import fcntl
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PATIENCE = 5.0
-"""Seconds to wait for other writers, who hold the lock of a folder for some renames only."""
+"""Seconds to wait for other writers, which lock a folder only for a few renames."""
 
 
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[bool]:
-    """Wait until no other writer looks at or renames what is in the folder; whether that could be had.
+    """Wait for the folder's lock and hold it; yield whether it was obtained.
 
-    It cannot on a file system without locks, or where somebody holds the folder's lock for longer than `PATIENCE`, as
-    `flock FOLDER command` does. Then nothing is tidied up, and writers to one place must not meet.
+    It is not obtained on a file system without locks, or if another process holds it for longer than `PATIENCE`, as
+    `flock FOLDER command` may. Leftovers are then not removed, and writers to the same place are not kept apart.
     """
     with contextlib.ExitStack() as stack:
         end, alone = time.monotonic() + PATIENCE, False
@@ -33,7 +33,12 @@ def turn(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder; `BlockingIOError` if somebody else does, `OSError` if there is none."""
+    """Hold the lock of a file or folder.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        OSError: if the file is missing, or the file system has no locks.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

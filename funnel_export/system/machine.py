@@ -1,15 +1,15 @@
-"""What this machine is."""
+"""Platform, processor and memory of this machine."""
 
 import os
 import platform
 from pathlib import Path
 
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where a container reads its own limit of memory, in versions 2 and 1."""
+"""Files with a container's memory limit, in cgroup versions 2 and 1."""
 
 
 def this_platform() -> str:
-    """Operating system and processor architecture, as linux-x86_64."""
+    """Operating system and processor architecture, for example linux-x86_64."""
     return f"{platform.system().lower()}-{platform.machine()}"
 
 
@@ -24,11 +24,11 @@ def processor() -> str:
 
 
 def memory_bytes() -> int:
-    """The memory that this process may fill: this machine's, or the limit of the container if that is less."""
+    """Bytes of memory that this process may use: the machine's, or the container's limit if that is lower."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CGROUPS:
         try:
             found.append(int(path.read_text()))
-        except (OSError, ValueError):  # no such file, or `max`
+        except (OSError, ValueError):  # missing, or the word `max`
             continue
     return min(found)

@@ -1,4 +1,4 @@
-"""Mounts: no rename and no hard link goes from one to another, even within one file system."""
+"""Mounts: renames and hard links do not work across them, even within one file system."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def mount_of(path: Path) -> int:
-    """Number of the mount in which an existing file or folder lies; of its device, where the system tells no mounts."""
+    """Id of the mount of an existing file or folder; the id of its device if the system does not give mount ids."""
     handle = os.open(path, os.O_PATH)
     try:
         facts = Path(f"/proc/self/fdinfo/{handle}").read_text()
@@ -18,5 +18,5 @@ def mount_of(path: Path) -> int:
 
 
 def is_mount_point(folder: Path) -> bool:
-    """Whether something is mounted at this folder, so that it keeps its name."""
+    """Whether this folder is a mount point, which cannot be renamed."""
     return mount_of(folder) != mount_of(folder.parent)

@@ -1,4 +1,4 @@
-"""Putting a large file into a folder that is being written: as a hard link, or as a copy."""
+"""Puts large files into a folder as hard links or copies."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ class Placing(StrEnum):
     LINK = "link"
     COPY = "copy"
     AUTO = "auto"
-    """Link a file that has several names already, and copy others: onnx refuses weights with several names."""
+    """Link files that already have several hard links, and copy others: onnx refuses weights with several."""
 
 
 def copied_bytes(sources: Iterable[Path], folder: Path, placing: Placing) -> int:
@@ -31,12 +31,12 @@ def copied_bytes(sources: Iterable[Path], folder: Path, placing: Placing) -> int
 
 
 def place(source: Path, target: Path, placing: Placing) -> None:
-    """Put `source` at the new name `target`; a link that the file system cannot make becomes a copy.
+    """Link or copy `source` to the new name `target`; copy it if the file system cannot link it.
 
     Raises:
-        OSError: if the source cannot be read, or the target not be written.
+        OSError: if the source cannot be read, or the target cannot be written.
     """
-    real = source.resolve()  # a Hub cache holds links; what we write must hold files
+    real = source.resolve()  # files in a Hub cache are symbolic links
     if _is_linked(real, placing):
         try:
             os.link(real, target)

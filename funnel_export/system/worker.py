@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Self, TextIO
 
 LAST_WORDS = 1500
-"""Characters of stderr that are shown of a process that has ended."""
+"""Characters of stderr that are shown when a process has ended."""
 SILENCE = 3600.0
-"""Seconds that a worker may be silent by default: a build or a first run may take many minutes."""
+"""Default seconds to wait for a line from a worker: a build or a first run may take many minutes."""
 
 
 class WorkerSilentError(Exception):
@@ -21,15 +21,15 @@ class WorkerSilentError(Exception):
 
 
 class Worker:
-    """A Python program that reads lines from stdin and answers in lines on stdout; it is killed with the context.
+    """A Python program that reads lines from stdin and answers in lines on stdout; it is killed when the context ends.
 
-    With -P, since a folder in which somebody works, a bundle perhaps, must not bring modules of its own.
+    It runs with `-P`, so that it does not import modules from the working folder, which may be an untrusted bundle.
     """
 
     def __init__(
         self, program: Sequence[str], *, python: str = sys.executable, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Start `python -P program`, as `("-m", "package.module")`, with more environment variables."""
+        """Start `python -P` with arguments such as `("-m", "package.module")` and extra environment variables."""
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(  # noqa: S603 - a program that the caller names
             [python, "-P", *program],
@@ -53,7 +53,7 @@ class Worker:
         self.close()
 
     def send(self, line: str) -> None:
-        """Send a line; one that has died does not hear it, and `receive` says so."""
+        """Send a line; if the process has died, nothing is sent, and `receive` returns None."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
@@ -62,10 +62,10 @@ class Worker:
             return
 
     def receive(self, seconds: float = SILENCE) -> str | None:
-        """The next line, None if the process has closed its end.
+        """The next line, None if the process has closed its stdout.
 
         Raises:
-            WorkerSilentError: if there is none in time; the process is killed, and the error has its last words.
+            WorkerSilentError: if no line comes in time; the process is killed, and the message has its last stderr.
         """
         try:
             return self._lines.get(timeout=seconds)
@@ -74,7 +74,7 @@ class Worker:
             raise WorkerSilentError(f"no answer in {seconds:g} s; {self.death()}") from None
 
     def death(self) -> str:
-        """How the process ended, and the last that it wrote to stderr; one that lives on is killed."""
+        """Exit code or signal of the process, and its last stderr; a process that still runs is killed."""
         code = self._end()
         how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
         self._said.seek(0)
@@ -82,11 +82,11 @@ class Worker:
 
     @property
     def was_killed(self) -> bool:
-        """Whether the system has killed it, as it does when memory runs out."""
+        """Whether something else killed the process, as the system does when memory runs out."""
         return self._end() == -signal.SIGKILL and not self._killed_here
 
     def _end(self) -> int:
-        """The exit code of a process that has closed its end; one that lives on is killed."""
+        """The exit code; a process that still runs after 5 seconds is killed."""
         try:
             return self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -98,11 +98,11 @@ class Worker:
         return self._process.wait()
 
     def close(self) -> None:
-        """Kill the process, whatever it does; what is closed already stays so."""
+        """Kill the process and close its streams; may be called again."""
         self._process.kill()
         self._process.wait()
         self._reader.join(timeout=5)
-        read = [] if self._reader.is_alive() else [self._process.stdout]  # a child of the process may hold its end
+        read = [] if self._reader.is_alive() else [self._process.stdout]  # a child may keep it open
         for stream in (*read, self._process.stdin, self._said):
             assert stream is not None
             try:
@@ -111,18 +111,18 @@ class Worker:
                 continue
 
     def _read(self) -> None:
-        """Hand on what the process writes, and None at its end."""
+        """Put the lines that the process writes into the queue, and None at the end."""
         assert self._process.stdout is not None
         try:
             for line in self._process.stdout:
                 self._lines.put(line.rstrip("\n"))
-        except ValueError:  # closed while it was read
+        except ValueError:  # closed during a read
             pass
         self._lines.put(None)
 
 
 def take_stdout() -> TextIO:
-    """In a worker: stdout for answers alone; what libraries print goes to stderr."""
+    """In a worker: reserve stdout for answers, and send what libraries print to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers

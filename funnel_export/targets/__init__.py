@@ -1,1 +1,1 @@
-"""Runtimes that compile and load the graphs of a bundle."""
+"""Targets: the runtimes that compile and run the graphs of a bundle."""

@@ -1,4 +1,4 @@
-"""What every target can do: say whether it works here, compile a graph, load it, run it with named tensors."""
+"""The interface of all targets: report availability, compile a graph, load it, run it on named tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from funnel_export.targets.options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 MOST_SECONDS = 30 * 24 * 3600
-"""Of a time limit."""
+"""Largest time limit, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,61 +36,61 @@ class Availability:
     detail: str = ""
     """The devices that it finds, or why it does not work."""
     hint: str | None = None
-    """What to do about it."""
+    """What to do if it does not work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompileRequest:
-    """What a target is asked to compile."""
+    """A graph to compile, with profiles and options."""
 
     graph: Graph
     profiles: tuple[Profile, ...] = ()
     options: Options = field(default_factory=Options)
     outputs: tuple[str, ...] = ()
-    """Names of inner values to give out besides the graph's outputs."""
+    """Names of intermediate values to return in addition to the graph's outputs."""
     timeout: float = SILENCE
-    """Seconds without a step after which a build in a process of its own is ended."""
+    """Seconds without progress after which a build in a separate process is stopped."""
     earlier: Mapping[str, Path] = field(default_factory=dict)
-    """Those files of the engine that is to be replaced that the target reuses, and that proved to be whole."""
+    """Verified files of the engine to be replaced that the target can reuse, by name."""
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
-        """The options, which are of this kind."""
+        """The options, typed as the target's own class."""
         assert isinstance(self.options, kind)
         return self.options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """What a target has compiled."""
+    """The result of a build."""
 
     files: Sequence[str]
     """Names of the files that it wrote, the one to load first."""
     facts: Mapping[str, Any]
-    """What the build told."""
+    """Facts about the build, for the engine's manifest."""
 
 
 class Session(Protocol):
     """A loaded graph."""
 
     device: str
-    """Where it runs, as the runtime names it."""
+    """Device that it runs on, under the runtime's name."""
     precision: str
-    """What it computes in, as far as the runtime tells."""
+    """Dtype that it computes in, as far as the runtime reports it."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run on named tensors; 16-bit outputs come back as float16, or as float32 holding bfloat16's values."""
+        """Run on named tensors; bfloat16 outputs are returned as float32, others in their own dtype."""
         ...
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """A call that runs on these tensors, again and again, and returns when the device is done.
+        """Return a function that runs on these tensors at each call, and returns when the device is done.
 
-        Inputs and outputs stay where the runtime has them, as a production runtime would bind them; a later `run` or
-        `prepare` ends it.
+        Inputs and outputs stay in the runtime's memory, as in production. The function must not be called after a later
+        `run` or `prepare`.
         """
         ...
 
     def close(self) -> None:
-        """Give memory back, and keep for next time what was learnt; a closed session does not run."""
+        """Free memory, and save the runtime's caches for later sessions; a closed session cannot run."""
         ...
 
 
@@ -98,13 +98,13 @@ class Target(Protocol):
     """A runtime that compiles and loads graphs."""
 
     options: ClassVar[type[Options]]
-    """What can be asked of a build."""
+    """Class of its build options."""
     takes_profiles: ClassVar[bool]
-    """Whether its engines are for ranges of shapes; others take any shape."""
+    """Whether its engines have optimization profiles; other engines accept any shape."""
     runs_graphs: ClassVar[bool]
     """Whether it runs a bundle's graph without an engine."""
     reuses: ClassVar[tuple[str, ...]]
-    """Files of an earlier engine that a build may begin with."""
+    """Names of files of an earlier engine that a new build can reuse."""
 
     @property
     def name(self) -> str:
@@ -112,28 +112,28 @@ class Target(Protocol):
         ...
 
     def availability(self) -> Availability:
-        """Whether it works here, without raising."""
+        """Whether it works here, and with which version and devices."""
         ...
 
     def supports(self, dtype: Dtype) -> str | None:
-        """None if it can run a graph of this dtype here, else the reason why not."""
+        """None if it can run graphs of this dtype here, else the reason."""
         ...
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
-        """The machines that an engine compiled here would run on.
+        """The machines on which an engine compiled here would run.
 
         Raises:
-            SpecError: for options that the target cannot honour.
-            TargetUnavailableError: if it cannot compile this here.
+            SpecError: for options that the target does not support.
+            TargetUnavailableError: if it cannot compile this graph here.
         """
         ...
 
     def engine_name(self, built_for: BuiltFor) -> str:
-        """Name of the folder of an engine, unless another one is asked for."""
+        """Default name of an engine's folder."""
         ...
 
     def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
-        """Compile a graph into files of a folder; `built_for` has accepted the request.
+        """Compile a graph and write the files into a folder; `built_for` must have accepted the request.
 
         Raises:
             TargetRefusedError: if it refuses the graph.
@@ -145,10 +145,10 @@ class Target(Protocol):
         ...
 
     def misfit(self, engine: Engine) -> str | None:
-        """Why an engine does not run here, told without reading it; None if it does.
+        """Why an engine does not run here, without loading it; None if it does.
 
         Raises:
-            TargetUnavailableError: if nothing of this target runs here.
+            TargetUnavailableError: if no engine of this target runs here.
         """
         ...
 
@@ -157,18 +157,18 @@ class Target(Protocol):
 
         Args:
             graph: a graph of a verified bundle.
-            outputs: names of inner values to give out besides the graph's outputs.
-            engine: a verified engine of this graph that runs here, `check_fits` says so.
+            outputs: names of intermediate values to return in addition to the graph's outputs.
+            engine: a verified engine of this graph that has passed `check_fits`.
 
         Raises:
-            TargetUnavailableError: if the target, or this dtype, does not work on this machine.
+            TargetUnavailableError: if the target does not work here, or not in this dtype.
             TargetRefusedError: if it refuses the graph.
         """
         ...
 
 
 def as_float(array: NDArray[Any]) -> NDArray[Any]:
-    """bfloat16 as float32, which holds its values; everything else as it is."""
+    """Convert bfloat16 to float32, which is exact; return other arrays unchanged."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
@@ -182,7 +182,7 @@ def require(target: Target, dtype: Dtype) -> None:
         raise TargetUnavailableError(
             f"{target.name} cannot run a {dtype} graph here",
             got=reason,
-            hint="another --target, or export with --dtype float32",
+            hint="use another --target, or export with --dtype float32",
         )
 
 
@@ -194,14 +194,14 @@ def check_fits(target: Target, engine: Engine) -> None:
             f"the engine {engine.name} does not run in {target.name} here",
             got=why,
             wanted="an engine for this version and this device",
-            hint="compile the bundle again, here",
+            hint="compile the bundle again on this machine",
         )
 
 
 def check_room_for_engine(graph: Graph, folder: Path) -> None:
-    """Raise `BundleError` unless an engine that holds the graph's weights finds room in a folder.
+    """Raise `BundleError` unless a folder's disk has space for an engine that contains the graph's weights.
 
-    They are counted in the smaller of two dtypes: that in which they are stored, and that in which the graph computes.
+    The size of each weight is that in its stored dtype or in the graph's dtype, whichever is smaller.
     """
     import onnx_ir as ir
 
@@ -212,14 +212,14 @@ def check_room_for_engine(graph: Graph, folder: Path) -> None:
 
 
 def validate_timeout(timeout: float) -> None:
-    """Raise `SpecError` for a time limit that no process could keep."""
+    """Raise `SpecError` unless a time limit in seconds is positive and at most `MOST_SECONDS`."""
     if not 0 < timeout <= MOST_SECONDS:
         raise SpecError("invalid time limit", got=f"{timeout} s", wanted=f"more than 0 and at most {MOST_SECONDS:,} s")
 
 
 def availability_of(target: Target) -> Availability:
-    """Whether a target works here; one whose runtime fails while it is asked does not."""
+    """Whether a target works here; it counts as unavailable if the check itself fails."""
     try:
         return target.availability()
-    except Exception as err:  # noqa: BLE001 - whatever a runtime raises costs this target alone
+    except Exception as err:  # noqa: BLE001 - an error in one runtime must not affect other targets
         return Availability(available=False, detail=f"it failed: {type(err).__name__}: {err}")

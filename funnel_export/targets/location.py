@@ -1,4 +1,4 @@
-"""Where in the funnel a node of a graph stands, from the name that the export gave it."""
+"""Finds a node's place in the funnel from the name that the export gave it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from funnel_export.spec.funnel import Segment, node_prefix
 
 
 def describe_place(node: str, segments: Sequence[Segment]) -> str:
-    """A node's place in words, as "layer 3, middle, on 1/2 of the length"; empty for a name that no export gives."""
+    """A node's place in words, for example "layer 3, middle, on 1/2 of the length"; empty for an unknown name."""
     for segment in segments:
         if segment.pooled and node.startswith(f"{node_prefix(segment.pooled_name)}/"):
             return f"the pooling before layer {segment.layers.start}"
@@ -28,7 +28,7 @@ def describe_place(node: str, segments: Sequence[Segment]) -> str:
 
 
 def nodes_named_in(message: str, names: Iterable[str]) -> list[str]:
-    """The nodes that a runtime's message names, longest first, so that no name is found inside another."""
+    """The node names in a runtime's message; longer names are searched first, since they may contain shorter ones."""
     found: list[str] = []
     for name in sorted(filter(None, names), key=len, reverse=True):
         if re.search(rf"(?<![\w./]){re.escape(name)}(?![\w/])", message):

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, or on CUDA where its provider works. The reference among the targets."""
+"""The target `onnxruntime`: ONNX Runtime on CUDA if that works here, else on the CPU. The reference target."""
 
 import contextlib
 import functools
@@ -65,7 +65,7 @@ ENTRIES = frozenset(
         "session.x64quantprecision",
     }
 )
-"""Session configuration entries that an engine may have. Others name files to read or write, or load code."""
+"""Allowed session configuration entries. Others name files to read or write, or load code."""
 CUDA_OPTIONS = frozenset(
     {
         "arena_extend_strategy",
@@ -87,22 +87,23 @@ CUDA_OPTIONS = frozenset(
         "use_tf32",
     }
 )
-"""Options of the CUDA provider that an engine may have. Others are addresses in memory."""
+"""Allowed options of the CUDA provider. Others are memory addresses."""
 NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
 class OnnxRuntimeOptions(Options):
-    """Session options by their names; a name with a dot is a session configuration entry, others go to the provider."""
+    """Session options; an extra name with a dot is a session configuration entry, another one a provider option."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     provider: Annotated[
-        Literal["cpu", "cuda"] | None, Field(description="where it runs; without, CUDA if it works here, else the CPU")
+        Literal["cpu", "cuda"] | None,
+        Field(description="execution provider; by default CUDA if it works here, else the CPU"),
     ] = None
     graph_optimization_level: Annotated[
         Literal["basic", "extended", "all"],
-        Field(description="what is done to the graph; `all` fits this processor only"),
+        Field(description="graph optimizations; with `all`, the engine runs only on this kind of processor"),
     ] = "extended"
     intra_op_num_threads: Annotated[
         int, Field(ge=0, le=MOST_THREADS, description="threads within an op; 0 is one per core")
@@ -119,12 +120,12 @@ class OnnxRuntimeOptions(Options):
 
     @property
     def provider_options(self) -> dict[str, str]:
-        """What is for the provider."""
+        """Options of the provider."""
         return {name: str(value) for name, value in (self.model_extra or {}).items() if "." not in name}
 
 
 class OnnxRuntimeTarget:
-    """ONNX Runtime with one provider: CUDA if this build has it, else the CPU. It never falls back silently."""
+    """ONNX Runtime with one provider: CUDA if it works here, else the CPU. It never falls back silently."""
 
     name: ClassVar[str] = "onnxruntime"
     options: ClassVar[type[Options]] = OnnxRuntimeOptions
@@ -141,7 +142,7 @@ class OnnxRuntimeTarget:
                 available=False, detail=f"not installed: {err}", hint="pip install 'funnel-export[onnxruntime]'"
             )
         unused = CUDA in ort.get_available_providers() and not cuda_works()
-        detail = self.provider() + ("; this build has CUDA, and it does not work here" if unused else "")
+        detail = self.provider() + ("; this build has CUDA, but it does not work here" if unused else "")
         return Availability(available=True, compiles=True, version=ort.__version__, detail=detail)
 
     def provider(self) -> str:
@@ -167,7 +168,7 @@ class OnnxRuntimeTarget:
         return f"{self.name}-{'cuda' if built_for.device.startswith(CUDA) else 'cpu'}"
 
     def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
-        """Optimise the graph as a session does, and keep the result: its weights are a copy, laid out anew."""
+        """Optimise the graph as a session does, and save it with a copy of the weights in a new layout."""
         import onnxruntime as ort
 
         check_room_for_engine(request.graph, folder)
@@ -192,14 +193,14 @@ class OnnxRuntimeTarget:
         """See `Target.misfit`."""
         here, built = self.availability(), engine.manifest
         if built.version != here.version:
-            return f"it was built with version {built.version}, and {here.version} is installed"
+            return f"it was built with version {built.version}, but {here.version} is installed"
         wanted, found = built.built_for, f"{self._provider(_options_of(engine))}, {processor()}"
         if wanted.platform != this_platform() or not f"{found},".startswith(f"{wanted.device},"):
-            return f"it was built for {wanted.device} on {wanted.platform}, and this is {found} on {this_platform()}"
+            return f"it was built for {wanted.device} on {wanted.platform}, but this is {found} on {this_platform()}"
         return None
 
     def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OnnxRuntimeSession":
-        """See `Target.load`; inner values are those of the bundle's graph, not of the optimised one."""
+        """See `Target.load`; intermediate values are those of the bundle's graph, not of the optimised one."""
         require(self, graph.dtype)
         chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)
         path = graph.path if engine is None or outputs else engine.file
@@ -213,7 +214,9 @@ class OnnxRuntimeTarget:
 
     def _provider(self, options: OnnxRuntimeOptions) -> str:
         if options.provider == "cuda" and not cuda_works():
-            raise TargetUnavailableError("ONNX Runtime has no CUDA here", hint="--option provider=cpu, or a GPU")
+            raise TargetUnavailableError(
+                "ONNX Runtime has no CUDA here", hint="use --option provider=cpu, or a machine with a GPU"
+            )
         provider = self.provider() if options.provider is None else {"cpu": CPU, "cuda": CUDA}[options.provider]
         settings = CUDA_OPTIONS if provider == CUDA else frozenset()
         allowed = {*OnnxRuntimeOptions.model_fields, *ENTRIES, *settings}
@@ -226,7 +229,7 @@ def _options_of(engine: Engine) -> OnnxRuntimeOptions:
 
 
 def _session_options(options: OnnxRuntimeOptions) -> Any:
-    """Session options for building and for running."""
+    """Session options, the same for builds and runs."""
     import onnxruntime as ort
 
     session = ort.SessionOptions()
@@ -240,7 +243,7 @@ def _session_options(options: OnnxRuntimeOptions) -> Any:
 
 
 def _make_session(model: str | bytes, options: Any, provider: str, settings: Mapping[str, str]) -> Any:
-    """A session on this provider and no other; float32 means float32 unless TF32 is asked for."""
+    """A session on this provider only; on CUDA, TF32 is off unless the settings enable it."""
     import onnxruntime as ort
 
     exact = {"use_tf32": "0"} if provider == CUDA else {}
@@ -288,7 +291,7 @@ class OnnxRuntimeSession:
             binding.bind_output(name, device)
 
         def call() -> None:
-            assert held  # lives as long as this function: on a CPU, what is bound lies in the caller's arrays
+            assert held  # keeps the arrays alive: on a CPU, the binding refers to their memory
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
@@ -300,24 +303,24 @@ class OnnxRuntimeSession:
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: classes without a common base of their own, and Python's."""
+    """Exception classes of ONNX Runtime, which have no common base class of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     kinds = [getattr(state, name) for name in dir(state)]
     own = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
-    return (*own, RuntimeError)  # for values of session configuration entries
+    return (*own, RuntimeError)  # raised for invalid values of session configuration entries
 
 
 @functools.cache
 def cuda_works() -> bool:
-    """Whether a session really runs on CUDA here: a build may have the provider on a machine without a GPU."""
+    """Whether a session runs on CUDA here; it is tried, since a build may have the provider without a GPU."""
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
     if CUDA not in ort.get_available_providers():
         return False
-    if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN as pip installs them lie where the provider does not look
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+    if hasattr(ort, "preload_dlls"):  # the provider does not find CUDA and cuDNN installed by pip on its own
+        with contextlib.redirect_stdout(sys.stderr):  # it prints the libraries that it does not find
             ort.preload_dlls()
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", ends[:1], ends[1:])
@@ -335,7 +338,7 @@ _CAST = ".float32"
 
 
 def _with_outputs(graph: Path, names: Sequence[str]) -> bytes:
-    """The graph with more outputs; bfloat16 ones, which numpy does not know, are cast."""
+    """The graph with more outputs; bfloat16 outputs are cast to float32, since numpy has no bfloat16."""
     import onnx_ir as ir
 
     model = ir.load(graph)

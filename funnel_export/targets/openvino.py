@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: float32, and bfloat16 where the processor has it."""
+"""The target `openvino`: OpenVINO on the CPU; bfloat16 graphs run in float32 if the processor lacks bfloat16."""
 
 import io
 import time
@@ -44,17 +44,17 @@ PROPERTIES = frozenset(
         "TBB_PARTITIONER",
     }
 )
-"""Properties of the CPU plugin that an engine may have. Others name files, as WEIGHTS_PATH does, or are of no use."""
+"""Allowed properties of the CPU plugin. Others name files, as WEIGHTS_PATH does, or are not useful here."""
 
 
 class OpenVinoOptions(Options):
-    """Properties of OpenVINO's CPU plugin, as NUM_STREAMS, INFERENCE_NUM_THREADS or PERFORMANCE_HINT."""
+    """Properties of OpenVINO's CPU plugin, such as NUM_STREAMS, INFERENCE_NUM_THREADS or PERFORMANCE_HINT."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class OpenVinoTarget:
-    """OpenVINO's CPU plugin, told to compute in the graph's dtype: left alone it takes bfloat16 for float32 graphs."""
+    """OpenVINO's CPU plugin, set to compute in the graph's dtype: by default it may run float32 graphs in bfloat16."""
 
     name: ClassVar[str] = "openvino"
     options: ClassVar[type[Options]] = OpenVinoOptions
@@ -79,7 +79,7 @@ class OpenVinoTarget:
         return Availability(available=True, compiles=True, version=openvino.__version__, detail=detail)
 
     def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
-        """The CPU plugin takes all three."""
+        """See `Target.supports`: the CPU plugin supports all three dtypes."""
         return None
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
@@ -96,7 +96,7 @@ class OpenVinoTarget:
         return f"{self.name}-cpu"
 
     def compile(self, request: CompileRequest, folder: Path, progress: Progress) -> Compiled:
-        """Compile, and export the compiled model: a blob that holds the weights too."""
+        """Compile the graph and write the compiled model as a blob, which includes the weights."""
         import openvino
 
         check_room_for_engine(request.graph, folder)
@@ -116,7 +116,7 @@ class OpenVinoTarget:
         return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
     def on_gpu(self, engine: Engine | None) -> bool:  # noqa: ARG002 - a Target's signature
-        """See `Target.on_gpu`: the CPU plugin does not."""
+        """See `Target.on_gpu`; always False."""
         return False
 
     def misfit(self, engine: Engine) -> str | None:
@@ -127,14 +127,14 @@ class OpenVinoTarget:
         _validate_properties(core, built.options)
         here = core.get_property(DEVICE, "FULL_DEVICE_NAME")
         if built.version != openvino.__version__:
-            return f"it was built with OpenVINO {built.version}, and {openvino.__version__} is installed"
+            return f"it was built with OpenVINO {built.version}, but {openvino.__version__} is installed"
         if (built.built_for.device, built.built_for.platform) != (here, this_platform()):
             wanted = f"{built.built_for.device} on {built.built_for.platform}"
-            return f"it was built for {wanted}, and this is {here} on {this_platform()}"
+            return f"it was built for {wanted}, but this is {here} on {this_platform()}"
         return None
 
     def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OpenVinoSession":
-        """See `Target.load`; inner values are those of the bundle's graph."""
+        """See `Target.load`; intermediate values are those of the bundle's graph."""
         require(self, graph.dtype)
         import openvino
 
@@ -149,14 +149,14 @@ class OpenVinoTarget:
 
 
 def _settings(core: Any, graph: Graph, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What was asked for, and the graph's own precision unless another one was."""
+    """The given properties; the inference precision is the graph's unless it is among them."""
     _validate_properties(core, settings)
     bfloat16 = graph.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
     return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
 
 
 def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
-    """Raise `SpecError` for properties that an engine may not have, or that this version does not know."""
+    """Raise `SpecError` for properties that are not allowed, or not known to this version of OpenVINO."""
     known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
     validate_allowed("OpenVINO's CPU plugin", settings, {name for name in PROPERTIES if known.get(name) == "RW"})
     many = {name: value for name, value in settings.items() if name in COUNTS and _is_more(value, MOST_THREADS)}
@@ -178,7 +178,7 @@ def _compile(core: Any, graph: Graph, outputs: Sequence[str], settings: Mapping[
 
 
 def _import(core: Any, engine: Engine, settings: dict[str, str]) -> Any:
-    """A compiled model from its blob, which is mapped and not read."""
+    """Load a compiled model from its blob, which is memory-mapped."""
     import openvino
 
     blob = openvino.Tensor(np.memmap(engine.file, dtype=np.uint8, mode="r"))
@@ -189,7 +189,7 @@ def _import(core: Any, engine: Engine, settings: dict[str, str]) -> Any:
 
 
 class _Writer(io.BytesIO):
-    """A stream of the one kind that OpenVINO exports to, and which writes to a file instead of keeping gigabytes."""
+    """A `BytesIO`, which OpenVINO's export requires, that writes to a file instead of into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _Writer(io.BytesIO):
     def write(self, data: Any) -> int:
         try:
             return self._file.write(data)
-        except OSError as err:  # raised here it is lost in OpenVINO, which then has written a part
+        except OSError as err:  # OpenVINO would swallow it and leave a truncated file
             self.failure = self.failure or err
             return 0
 
@@ -235,7 +235,7 @@ class OpenVinoSession:
         results = {}
         for name, output in self._outputs:
             kind, data = output.get_element_type().to_string(), self._request.get_tensor(output).data
-            # The Python API hands bfloat16 out as float16: the right bits under the wrong name.
+            # The Python API returns bfloat16 data as a float16 array with the right bits.
             results[name] = as_float(data.view(ml_dtypes.bfloat16) if kind == "bf16" else data).copy()
         return results
 

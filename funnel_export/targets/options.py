@@ -1,4 +1,4 @@
-"""Options of a build, from `--option key=value`: checked by name and value before anything is built."""
+"""Build options from `--option key=value`, validated before the build."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -11,30 +11,30 @@ from funnel_export.errors import SpecError
 OptionsT = TypeVar("OptionsT", bound="Options")
 
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-"""Threads that an engine may ask for here: more would be an attack or a mistake."""
+"""Largest number of threads for an engine: more are a mistake, or an attack by an untrusted manifest."""
 
 
 class Options(BaseModel):
-    """Base of every target's options; each field's description is what the command line shows of it."""
+    """Base class of every target's options; the command line shows the fields' descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def recorded(self) -> dict[str, str | int | float | bool]:
-        """What was asked for beyond the defaults, as an engine's manifest keeps it."""
+        """The options that differ from the defaults, as recorded in an engine's manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Options from texts or values.
+    """Parse options from strings or values.
 
     Raises:
-        SpecError: naming every option that does not exist or has another kind of value.
+        SpecError: if options are unknown or have invalid values; the message lists all of them.
     """
     strange = [
         f"{name}: {value!r}" for name, value in values.items() if not isinstance(value, str | int | float | bool)
     ]
     if strange and kind.model_config.get("extra") == "allow":
-        raise SpecError("an option's value is a text or a number", got="\n".join(strange))
+        raise SpecError("invalid options", got="\n".join(strange), wanted="strings, numbers or booleans as values")
     try:
         return kind.model_validate(dict(values))
     except ValidationError as err:
@@ -45,15 +45,14 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
 
 
 def validate_allowed(runtime: str, names: Iterable[str], allowed: Collection[str]) -> None:
-    """Raise `SpecError` for settings that an engine may not have.
+    """Raise `SpecError` for runtime settings that are not in the list of allowed ones.
 
-    What is allowed is listed: an engine's manifest may come from a stranger, and runtimes have settings that read or
-    write any file.
+    An engine's manifest may be untrusted, and runtimes have settings that read or write any file.
     """
     refused = sorted(set(names) - set(allowed))
     if refused:
         raise SpecError(
-            f"an engine may not have these options of {runtime}",
+            f"these options of {runtime} are not allowed",
             got=", ".join(refused),
             wanted=f"any of {', '.join(sorted(allowed))}",
         )
@@ -61,7 +60,7 @@ def validate_allowed(runtime: str, names: Iterable[str], allowed: Collection[str
 
 def _say(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "there is no such option"
+        return "unknown option"
     return f"{error['msg']} (got {error['input']!r})"
 
 

@@ -1,4 +1,4 @@
-"""The targets by name, and what each must be asked before it is used."""
+"""The targets by name, and checks on engine names and bundle paths."""
 
 import os
 import sys
@@ -26,10 +26,10 @@ def target_names() -> list[str]:
 
 
 def validate_engine_name(name: str) -> None:
-    """Raise `SpecError` for a name that an engine cannot have: it is a folder's, and names its rows in reports."""
+    """Raise `SpecError` for an invalid engine name, which is used as a folder name and in reports."""
     if name in _TARGETS or name in PYTORCH:
         raise SpecError(
-            "an engine cannot be named like a runtime: reports would mistake one for the other",
+            "an engine cannot have the name of a runtime, since reports list both",
             got=name,
             wanted="another name",
             hint=f"--name {name}-engine",
@@ -38,14 +38,14 @@ def validate_engine_name(name: str) -> None:
         TypeAdapter(EngineName).validate_python(name)
     except ValidationError as err:
         raise SpecError(
-            "an engine's name is a plain file name",
+            "invalid engine name",
             got=repr(name),
-            wanted="up to 128 letters, digits and ._+-, beginning with a letter or digit",
+            wanted="up to 128 letters, digits and ._+-, starting with a letter or digit",
         ) from err
 
 
 def get_target(name: str) -> Target:
-    """A target by name; `SpecError` for one that does not exist."""
+    """A target by name; raises `SpecError` for an unknown name."""
     if name not in _TARGETS:
         raise SpecError("unknown target", got=repr(name), wanted=" | ".join(_TARGETS))
     module, kind = _TARGETS[name]
@@ -54,18 +54,16 @@ def get_target(name: str) -> Target:
 
 
 def validate_path(bundle: Bundle) -> None:
-    """Raise `BundleError` for a bundle that runtimes cannot open: they take paths in UTF-8 only."""
+    """Raise `BundleError` if a bundle's path is not UTF-8, since runtimes cannot open it."""
     path = bundle.path.absolute()
     try:
         name = os.fsencode(path).decode()
     except UnicodeDecodeError as err:
-        raise BundleError(
-            "runtimes cannot open a folder whose name is not UTF-8", got=path, hint="rename the folder"
-        ) from err
+        raise BundleError("runtimes cannot open a path that is not UTF-8", got=path, hint="rename the folder") from err
     if name != str(path):
         raise BundleError(
-            "runtimes cannot open the folder: Python reads the names of files in another encoding than UTF-8",
+            "runtimes cannot open the folder, since Python's file system encoding is not UTF-8",
             got=f"{name} as {sys.getfilesystemencoding()}",
             wanted="UTF-8",
-            hint="PYTHONUTF8=1 in the environment",
+            hint="set PYTHONUTF8=1 in the environment",
         )

@@ -115,22 +115,24 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=1)): "by an earlier version",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(schema_version=3)): "by a later version",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(more=1)): "is not a manifest",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=22)): "name different opset",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=10**9)): "name different opset",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(dtype="bfloat16")): "does not take and give",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=22)): "have different opset",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(opset=10**9)): "have different opset",
+    lambda f: rewrite_json(
+        f / "manifest.json", lambda m: m.update(dtype="bfloat16")
+    ): "not have the inputs and outputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(task="text-classification")): "does not take and",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(logits="last")): "does not take and give",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(logits="last")): "not have the inputs and outputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(name="ids")): "different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "outputs").update(shape=[-7])): "different outputs",
-    lambda f: rewrite_graph(f, lambda m: retype(m, 999)): "(?s)name different inputs.*type 999",
+    lambda f: rewrite_graph(f, lambda m: retype(m, 999)): "(?s)have different inputs.*type 999",
     lambda f: rewrite_graph(f, lambda m: m.graph.input[0].type.sequence_type.elem_type.Clear()): "different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(kind="mask")): "does not take and",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: graph_of(m)["inputs"].pop()): "name different inputs",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: graph_of(m)["inputs"].pop()): "have different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["weights"][0].update(size=-1)): "is not a manifest",
     lambda f: rewrite_json(
         f / "manifest.json", lambda m: m["graphs"]["model"].update(file="../x")
     ): "is not a manifest",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "name different funnels",
+    lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=3)): "have different funnels",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["funnel"].update(stride=0)): "stride must be at least 1",
     lambda f: rewrite_json(f / "config.json", lambda c: c["funnel"].update(stride=3)): "config.json is not the one",
     lambda f: (f / "config.json").unlink(): "config.json is missing",
@@ -285,16 +287,16 @@ def test_other_weights_beside_the_bundles_are_refused(tmp_path: Path) -> None:
     load_bundle(bundle)
     save_tiny_checkpoint(tmp_path / "other")
     shutil.copyfile(tmp_path / "other" / "model.safetensors", bundle / "model.safetensors")  # which would be preferred
-    with pytest.raises(BundleError, match="not those of the manifest"):
+    with pytest.raises(BundleError, match="weight files differ from the manifest"):
         load_bundle(bundle)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("extra.safetensors", "not those of the manifest"),
-        ("pytorch_model.bin", "not those of the manifest"),
-        ("adapter_0.safetensors", "not those of the manifest"),
+        ("extra.safetensors", "weight files differ from the manifest"),
+        ("pytorch_model.bin", "weight files differ from the manifest"),
+        ("adapter_0.safetensors", "weight files differ from the manifest"),
         ("adapter_config.json", "has a PEFT adapter"),
     ],
 )

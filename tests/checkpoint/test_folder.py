@@ -322,5 +322,5 @@ def test_no_permission(place: str, message: str, readable: Path) -> None:
     with another_user(), pytest.raises(CheckpointError, match=message) as caught:
         export(readable, readable.parent / "out", funnel="1:3:2")
     assert "Permission denied" in caught.value.details["got"]
-    assert caught.value.details["hint"].startswith("let this user read it: ls -ld ")
+    assert caught.value.details["hint"].startswith("check its permissions: ls -ld ")
     assert "download" not in str(caught.value)

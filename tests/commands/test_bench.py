@@ -187,10 +187,10 @@ def test_an_engine_without_a_dense_like_costs_no_other_its_numbers(
 def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     for name in ("eager", "torch.compile", "openvino"):
-        with pytest.raises(SpecError, match="cannot be named like a runtime"):
+        with pytest.raises(SpecError, match="cannot have the name of a runtime"):
             compile_bundle(bundle, "onnxruntime", name=name)
     engine = compile_bundle(bundle, "onnxruntime", name="mine")
-    for name, message in (("eager", "named like a runtime"), ("mine copy", "is a plain file name")):
+    for name, message in (("eager", "the name of a runtime"), ("mine copy", "invalid engine name")):
         folder = engine.path.rename(engine.path.with_name(name))
         for command in (check, bench):
             with pytest.raises(BundleError, match=rf"(?s){message}.*rename its folder"):

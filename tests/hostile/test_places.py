@@ -97,7 +97,7 @@ state > "$0/after"
 
 @pytest.mark.parametrize(
     ("then", "message"),
-    [("", "not enough room on the disk"), ('mount -o remount,ro "$0/mnt"', "Read-only file system")],
+    [("", "not enough space on the disk"), ('mount -o remount,ro "$0/mnt"', "Read-only file system")],
     ids=["no space", "read-only"],
 )
 def test_a_file_system_that_takes_no_more(then: str, message: str, folder: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_folder_whose_name_is_no_text(ready: None, folder: Path) -> None:
     assert shown.replace("\n", "").isprintable()
     (folder / "out").rename(odd / "out")
     for work in (check, bench, lambda bundle: compile_bundle(bundle, "onnxruntime")):
-        with pytest.raises(BundleError, match=r"(?s)whose name is not UTF-8.*odd \\udcff.*rename the folder"):
+        with pytest.raises(BundleError, match=r"(?s)a path that is not UTF-8.*odd \\udcff.*rename the folder"):
             work(odd / "out")
     done = subprocess.run(command(odd, str(folder / "new")), capture_output=True, text=True, check=False)
     assert done.returncode == 2

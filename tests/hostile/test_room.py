@@ -15,7 +15,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("job", ["export, copies", "onnxruntime, told", "openvino, told", "package, told"])
 def test_what_does_not_fit_is_refused_before_any_work(job: str, result: dict[str, Any]) -> None:
     found = result[job]
-    assert "not enough room on the disk\n  got: 188,416 bytes free in /" in found["error"]
+    assert "not enough space on the disk\n  got: 188,416 bytes free in /" in found["error"]
     assert "wanted: at least " in found["error"]
     assert (found["code"], found["same"]) == (2, True)
 
@@ -35,7 +35,7 @@ def test_what_does_not_fit_is_refused_before_any_work(job: str, result: dict[str
 )
 def test_a_disk_that_becomes_full(job: str, file: str, result: dict[str, Any]) -> None:
     found = result[job]
-    assert "no room left for the output\n  got: No space left on device" in found["error"]
+    assert "no space left for the output\n  got: No space left on device" in found["error"]
     assert f"{file}; " in found["error"]
     assert " bytes free in /" in found["error"]
     assert (found["code"], found["same"]) == (2, True)
@@ -55,4 +55,4 @@ def test_a_limit_for_files(job: str, file: str, result: dict[str, Any]) -> None:
 
 def test_a_result_is_given_even_if_it_cannot_be_kept(result: dict[str, Any]) -> None:
     assert result["check"]["passed"]
-    assert "could not be kept in the bundle: there is no room left" in result["check"]["warning"]
+    assert "could not be kept in the bundle: no space left for the output" in result["check"]["warning"]

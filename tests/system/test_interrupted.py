@@ -35,6 +35,6 @@ def test_a_folder_that_is_removed_while_it_is_written_is_said_to_be(tmp_path: Pa
             shutil.rmtree(tmp_path / "bundle")
             (fresh / "plan").write_text("1")
 
-    with pytest.raises(BundleError, match=r"(?s)removed or replaced by somebody else.*one command at a time"):
+    with pytest.raises(BundleError, match=r"(?s)another process removed or replaced the folder.*no other command"):
         write()
     assert list(tmp_path.iterdir()) == []

@@ -161,7 +161,7 @@ def test_what_the_runtime_prints_about_missing_libraries_stays_off_stdout(
         here = get_target("onnxruntime").availability()
     finally:
         cuda_works.cache_clear()
-    assert here.detail == "CPUExecutionProvider; this build has CUDA, and it does not work here"
+    assert here.detail == "CPUExecutionProvider; this build has CUDA, but it does not work here"
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "libcublas" in shown.err

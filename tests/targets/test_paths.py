@@ -26,10 +26,10 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     [
         ("é".encode(), {}, ""),
         ("é".encode(), {"LC_ALL": "C"}, ""),
-        ("é".encode(), ASCII, "another encoding than UTF-8"),
+        ("é".encode(), ASCII, "file system encoding is not UTF-8"),
         ("é".encode(), ASCII, "PYTHONUTF8=1"),
-        (b"\xff", {}, "whose name is not UTF-8"),
-        (b"\xff", ASCII, "whose name is not UTF-8"),
+        (b"\xff", {}, "a path that is not UTF-8"),
+        (b"\xff", ASCII, "a path that is not UTF-8"),
         (b"plain", ASCII, ""),
     ],
 )

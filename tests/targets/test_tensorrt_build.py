@@ -159,7 +159,7 @@ REFUSED_OPTIONS = {
     "compute_capabilities=9": "compute_capabilities: ",
     "compute_capabilities=9.0": "got: SM90",
     "workspace=lots": "workspace: ",
-    "fp16=true": "fp16: there is no such option",
+    "fp16=true": "fp16: unknown option",
 }
 
 
