@@ -1,4 +1,4 @@
-"""`compile_bundle`: what a target makes of a graph, put into the bundle as an engine."""
+"""`compile_bundle`: compile a graph of a bundle into an engine."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from funnel_export.targets.options import parse_options
 from funnel_export.targets.registry import get_target, validate_engine_name, validate_path
 
 LONGEST = 2048
-"""Tokens that the default profile takes, if the model takes as many."""
+"""Longest sequence of the default profile, in tokens, unless the model's limit is lower."""
 
 
 def compile_bundle(
@@ -50,18 +50,18 @@ def compile_bundle(
         bundle: a bundle or its folder.
         target: name of a target.
         graph: role of the graph; by default the only one.
-        profiles: shapes that the engine is for, each a `Profile` or its text; several differ in their names. Without
-            one, TensorRT gets batches of 1 to 4 and up to 2048 tokens.
-        options: what the target is asked for, by the runtime's own names.
-        name: the engine's folder in `engines/`, by default the target and what it is built for; an engine that is
-            there already is replaced once the new one is whole.
-        timeout: seconds without a step after which a build in a process of its own is ended; TensorRT's are.
+        profiles: optimization profiles, each a `Profile` or its text; several need different names. The default, for
+            TensorRT only, is batches of 1 to 4 and up to 2048 tokens.
+        options: build options, under the runtime's names.
+        name: the engine's folder in `engines/`; by default the target and the device. An engine of the same name is
+            replaced when the new one is complete.
+        timeout: seconds without progress after which a build in a separate process (TensorRT) is stopped.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for invalid options, profiles or graphs, and for those that the target cannot honour.
-        BundleError: if the bundle is not whole, or something else lies where the engine should.
-        TargetUnavailableError: if the target does not compile this here.
+        SpecError: if options, profiles or graph are invalid, or not supported by the target.
+        BundleError: if the bundle is invalid, or the engine's folder holds something else or cannot be written.
+        TargetUnavailableError: if the target cannot compile this graph here.
         TargetRefusedError: if it refuses the graph.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
@@ -77,10 +77,16 @@ def compile_bundle(
     validate_engine_name(called)
     folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
-        raise BundleError("the bundle's engines lie elsewhere", got=f"a symbolic link {folder.parent}")
+        raise BundleError(
+            "the bundle's engines are outside the bundle",
+            got=f"a symbolic link at {folder.parent}",
+            wanted="a folder",
+        )
     validate_timeout(timeout)
     request = replace(request, timeout=timeout, earlier=_earlier(chosen, opened, folder))
-    with replace_folder(folder, is_engine, hint="another --name, or a copy of the bundle where you may write") as fresh:
+    with replace_folder(
+        folder, is_engine, hint="use another --name, or a copy of the bundle that you may write"
+    ) as fresh:
         compiled = chosen.compile(request, fresh, progress)
         manifest = _manifest(chosen, request, opened.manifest.weights, built_for, compiled, fresh)
         (fresh / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -88,12 +94,12 @@ def compile_bundle(
 
 
 def default_engine_name(graph: Graph, name: str) -> str:
-    """The name of an engine unless another is asked for: the target's own, with the role first if it is not `model`."""
+    """The default name of an engine: the target's, with the graph's role in front unless it is `model`."""
     return name if graph.role == MODEL else f"{graph.role}-{name}"
 
 
 def _graph(bundle: Bundle, role: str | None) -> Graph:
-    """The graph of a role, or the only one."""
+    """The graph with a role; without one, the bundle's only graph."""
     graphs = bundle.graphs
     if role is None and len(graphs) == 1:
         return next(iter(graphs.values()))
@@ -108,7 +114,7 @@ def _graph(bundle: Bundle, role: str | None) -> Graph:
 
 
 def default_profile(bundle: Bundle, axes: Sequence[str]) -> Profile:
-    """What an engine is for if nobody says: single rows and small batches, other axes tuned for 512 tokens."""
+    """The default profile: batches of 1 to 4 tuned for 1, other axes up to `LONGEST` tuned for 512 tokens."""
     longest = min(LONGEST, bundle.architecture.max_position_embeddings)
     batches, lengths = Range(min=1, opt=1, max=4), Range(min=1, opt=min(512, longest), max=longest)
     return Profile(axes={axis: batches if axis == BATCH else lengths for axis in axes})
@@ -123,14 +129,14 @@ def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Prof
         raise SpecError(
             f"{target.name} has no optimization profiles",
             got=", ".join(map(str, profiles)),
-            wanted="no --profile: its engines take every shape",
+            wanted="no --profile, since its engines accept every shape",
         )
     names = [profile.name for profile in profiles]
     if len(set(names)) < len(names):
         raise SpecError(
-            "several optimization profiles have one name",
+            "several optimization profiles have the same name",
             got=", ".join(map(str, profiles)),
-            wanted="a name for each",
+            wanted="a different name for each",
             hint="--profile step:batch=1:8:8,sequence=1 --profile prompt:batch=1,sequence=1:512:2048",
         )
     if not profiles and target.takes_profiles:
@@ -139,7 +145,7 @@ def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Prof
 
 
 def _earlier(target: Target, bundle: Bundle, folder: Path) -> dict[str, Path]:
-    """What the target reuses of the engine that is there now, if it is of this bundle, and as it was built."""
+    """Files of the existing engine that the target can reuse; none if it is damaged or from another bundle."""
     try:
         manifest = read_engine_manifest(folder)
         check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")

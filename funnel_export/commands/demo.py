@@ -1,4 +1,4 @@
-"""The main job on a small model that is made here: no download, no GPU."""
+"""The demo: export, compile, check and time a small generated model, without a download or a GPU."""
 
 import re
 from functools import partial
@@ -32,24 +32,28 @@ from funnel_export.verify.reference import without_progress_bars
 
 MARK = "demo.json"
 STARTED = '{"funnel-export demo": "not finished"}\n'
-"""What the mark holds until there is a result."""
+"""Content of `demo.json` until the demo has a result."""
 FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
 LENGTHS = (512,)
 
 
 def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> LatencyReport:
-    """Make a small Gemma2, export it dense and with a funnel, compile it for all that is here, check and time it.
+    """Make a small Gemma2, export it dense and with a funnel, compile it for all available targets, check and time it.
 
-    Leaves `out/checkpoint`, `out/dense`, `out/funnel` and the report, `out/demo.json`.
+    Writes `out/checkpoint`, `out/dense`, `out/funnel` and the report `out/demo.json`.
 
     Raises:
-        BundleError: if `out` holds something else than an earlier demo, or cannot be written, or if there is no room.
+        BundleError: if `out` holds anything but an earlier demo or cannot be written, or if the disk is full.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_demo(out))):
-        raise BundleError("the output folder holds something else", got=out, wanted="a new folder", hint="another name")
+        raise BundleError(
+            "the output folder holds something else", got=out, wanted="a new folder", hint="use another name"
+        )
     _mark(out, STARTED)
     progress("making a small Gemma2")
-    with replace_folder(out / "checkpoint", _is_checkpoint) as folder:  # new files: bundles' hard links keep the old
+    with replace_folder(
+        out / "checkpoint", _is_checkpoint
+    ) as folder:  # not in place: bundles have hard links to the old files
         make_checkpoint(folder)
     _, funnel = (
         export(
@@ -87,7 +91,7 @@ def _mark(out: Path, text: str) -> None:
 
 
 def _is_demo(out: Path) -> bool:
-    """Whether a folder holds what an earlier demo made, finished or not."""
+    """Whether a folder holds an earlier demo, finished or not."""
     try:
         content = read_bytes(out / MARK, LARGEST_JSON)
         return content == STARTED.encode() or bool(_Mark.model_validate_json(content))
@@ -102,7 +106,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 class _Mark(BaseModel):
-    """What a demo's result has, whatever version wrote it."""
+    """The part of a demo's result that all versions share."""
 
     schema_version: int
     conditions: dict[str, str]
@@ -116,27 +120,26 @@ def _in_stage(progress: Progress, stage: str, step: str, done: float | None = No
 
 
 def describe_demo(out: Path, report: LatencyReport) -> str:
-    """The demo for a person to read."""
+    """The demo's result as text."""
     return "\n\n".join(
         (
             inspect(out / "funnel").to_text(),
-            "parity with eager PyTorch, on the batch that each is furthest off on\n"
-            + describe_parity(report.parity, worst=True),
+            "parity with eager PyTorch, on the worst batch of each\n" + describe_parity(report.parity, worst=True),
             "latency\n" + describe_latency(report),
-            f"The bundles are {out / 'dense'} and {out / 'funnel'}; look into one with `funnel-export inspect`.\n"
+            f"The bundles are {out / 'dense'} and {out / 'funnel'}; show one with `funnel-export inspect`.\n"
             f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",
         )
     )
 
 
 def make_checkpoint(folder: Path, **changes: int) -> None:
-    """A Gemma2 with 12 layers and random weights, and a tokenizer trained on Python's own documentation.
+    """Write a Gemma2 with 12 layers and random weights, and a tokenizer trained on Python's documentation.
 
-    Weights are wide and caps small, so that softcaps and sliding windows matter; the text it would write does not.
+    The weights' range is wide and the softcaps are small, so that softcaps and sliding windows affect the outputs.
 
     Args:
-        folder: where it is written.
-        changes: other values of its config, for a smaller one.
+        folder: where to write it.
+        changes: other values for its config, for example for a smaller model.
     """
     tokenizer = make_tokenizer()
     values: dict[str, Any] = {
@@ -166,8 +169,8 @@ def make_checkpoint(folder: Path, **changes: int) -> None:
 def make_tokenizer() -> Any:
     """A Gemma tokenizer of 4096 tokens, trained on the documentation that comes with Python.
 
-    Its files name Gemma's class, as real checkpoints do, and so transformers 4 reads them too. For a tokenizer without
-    a class of its own transformers 5 writes `TokenizersBackend`, which version 4 does not know.
+    Its files name Gemma's tokenizer class, as real checkpoints do, so transformers 4 can read them too. For a tokenizer
+    without its own class, transformers 5 writes `TokenizersBackend`, which version 4 does not know.
     """
     from pydoc_data.topics import topics
 

@@ -1,4 +1,4 @@
-"""`export`: from a checkpoint to a bundle."""
+"""`export`: export a checkpoint to a bundle."""
 
 import contextlib
 import gc
@@ -45,20 +45,21 @@ def export(
 
     Args:
         checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
-        out: the bundle's folder; a bundle that is there already is replaced once the new one is whole. Its engines stay
-            if they were compiled from the same graph and weights.
-        funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel that the
-            checkpoint's config carries.
-        task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads the
-            checkpoint's architectures.
-        dtype: what the graph computes in, whatever the checkpoint stores: `float32`, `float16`, `bfloat16`; `auto` is
-            the dtype in which the checkpoint stores its embedding.
-        logits: of text generation, for which tokens there are logits: `all`, or each row's `last`, which gives
-            [batch, 1, vocabulary]: what comes after a prompt depends on no others.
-        weights: `link` hard-links the checkpoint's files where it can, `copy` copies them.
+        out: the bundle's folder; an earlier bundle is replaced when the new one is complete. Engines that were compiled
+            from the same graph and weights are kept.
+        funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel in the
+            checkpoint's config.
+        task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads it
+            from `architectures` in the checkpoint's config.
+        dtype: dtype in which the graph computes: `float32`, `float16`, `bfloat16`; `auto` is the dtype in which the
+            checkpoint stores its embedding.
+        logits: for text generation, the tokens that get logits: `all`, or `last` for each row's last token only,
+            [batch, 1, vocabulary].
+        weights: `link` hard-links the checkpoint's files if possible, `copy` copies them; `auto` links only files that
+            already have several hard links.
         opset: ONNX opset, 18 to 22.
-        revision: branch, tag or commit of a Hub id; by default `main`.
-        overwrite: whether an earlier bundle's reports, other engines, and files that were changed may be removed.
+        revision: branch, tag or commit of a model on the Hub; by default `main`.
+        overwrite: whether to remove an earlier bundle's reports, engines of other weights or graphs, and changed files.
         progress: called with the name of each step.
 
     Returns:
@@ -67,19 +68,19 @@ def export(
     Raises:
         SpecError: for invalid options or an invalid funnel.
         CheckpointError: for a checkpoint that cannot be exported.
-        BundleError: if `out` holds something else, or what only `overwrite` removes, or cannot be written, or if there
-            is no room.
+        BundleError: if `out` holds something else or cannot be written, if `overwrite` is needed, or if the disk is
+            full.
         ExportError: if the graph fails its audit.
     """
     asked_task = None if task == AUTO else parse_choice("task", Task, task)
     asked_dtype = None if dtype == AUTO else parse_choice("dtype", Dtype, dtype)
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     validate_opset(opset)
-    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that we refuse to replace
+    target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link, which must be refused
     may_replace = partial(_may_replace, overwrite=overwrite)
     if not is_here(checkpoint):
         progress("looking for the model on the Hub")
-        check_place(target, may_replace, seal=MANIFEST)  # not after a download only
+        check_place(target, may_replace, seal=MANIFEST)  # fail before a download
     found = find_checkpoint(checkpoint, revision)
     _check_not_the_checkpoint(found.folder, target)
     check_place(target, may_replace, seal=MANIFEST)
@@ -98,8 +99,8 @@ def export(
         message = f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice"
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
-    source.companions()  # what cannot be copied is said before the seconds that tracing takes
-    name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be no text
+    source.companions()  # fail before tracing if files cannot be copied
+    name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be invalid UTF-8
     with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
         bundle = _build_and_write(source, folder, spec, name, placing, progress)
         gone = take_engines(target, bundle)
@@ -107,9 +108,7 @@ def export(
         if lost and not overwrite:
             _refuse_to_remove(lost, target)
     if gone:
-        message = (
-            f"engines of the bundle that was replaced are removed, since graph or weights changed: {', '.join(gone)}"
-        )
+        message = f"removed engines of the earlier bundle, since the graph or the weights changed: {', '.join(gone)}"
         warnings.warn(f"{message}; compile again", FunnelExportWarning, stacklevel=2)
     return replace(bundle, path=target)
 
@@ -134,9 +133,9 @@ def _may_replace(folder: Path, *, overwrite: bool) -> bool:
     foreign = foreign_entry(folder, REPORT_FILES)
     if foreign not in (None, folder):
         raise BundleError(
-            "the bundle's folder holds something else, which is left as it is",
+            "the bundle's folder holds something else, and was not changed",
             got=foreign,
-            wanted="nothing but what was exported, compiled and reported",
+            wanted="only files that were exported, compiled or reported",
             hint="move it, or export to another name",
         )
     reports = reports_of(folder)
@@ -147,16 +146,16 @@ def _may_replace(folder: Path, *, overwrite: bool) -> bool:
 
 def _refuse_to_remove(entries: Sequence[str], bundle: Path) -> NoReturn:
     raise BundleError(
-        "the export would remove what was added to the earlier bundle, or changed in it",
+        "the export would remove files that were added to the earlier bundle or changed in it",
         got=f"{', '.join(entries)} in {bundle}",
-        wanted="a bundle as it was exported, perhaps with engines that fit the new graph and weights",
-        hint="--overwrite to remove them (overwrite=True in Python), or another name",
+        wanted="an unchanged bundle, with or without engines of the same graph and weights",
+        hint="--overwrite to remove them (overwrite=True in Python), or export to another name",
     )
 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep the garbage collector from looking through torch and the trace again and again, for some memory."""
+    """Disable garbage collection during the export: it is slow on the many objects of torch and the trace."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -172,9 +171,9 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
     if funnel == AUTO:
         if source.funnel is None:
             raise SpecError(
-                "no funnel was named, and the checkpoint carries none",
+                "no funnel was given, and the checkpoint's config has none",
                 got=f'no "funnel" in {source.path / CONFIG}',
-                wanted="P:R:S, or none for the dense model",
+                wanted="--funnel P:R:S, or --funnel none for the dense model",
                 hint=_suggestion(source.architecture.num_hidden_layers),
             )
         return source.funnel
@@ -182,20 +181,20 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
 
 
 def _check_not_the_checkpoint(checkpoint: Path, target: Path) -> None:
-    """Refuse to replace a folder in which the checkpoint, or a file that it links to, lies."""
+    """Refuse to replace a folder that contains the checkpoint, or a file that it links to."""
     if not target.exists() or not os.access(checkpoint, os.R_OK) or not checkpoint.is_dir():
-        return  # of the checkpoint, `Checkpoint.open` says what is wrong
+        return  # `Checkpoint.open` reports an unreadable checkpoint
     for path in (checkpoint, *checkpoint.iterdir()):
         real = path.resolve()
         if any(place.exists() and place.samefile(target) for place in (real, *real.parents)):
             raise BundleError(
-                "the output would take the place of the checkpoint, which is left as it is",
-                got=f"{target}, in which {real} lies",
-                wanted="a folder that holds nothing of the checkpoint",
-                hint=f"{target}-exported",
+                "the output would replace the checkpoint, which was not changed",
+                got=f"{target}, which contains {real}",
+                wanted="a folder that contains no file of the checkpoint",
+                hint=f"export to {target}-exported",
             )
 
 
 def _suggestion(layers: int) -> str:
-    """A funnel to begin with: half of the layers, in the middle, at half the length."""
+    """A first funnel to try: the middle half of the layers, at half the length."""
     return f"--funnel {layers // 4}:{layers // 4 + layers // 2}:2"

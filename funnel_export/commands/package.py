@@ -1,4 +1,4 @@
-"""`package`: a bundle, or an engine of it, as a model of a Triton model repository."""
+"""`package`: add a bundle, or one of its engines, to a Triton model repository."""
 
 import os
 from pathlib import Path
@@ -32,23 +32,23 @@ def package(
     weights: Placing | str = PACKAGE_WEIGHTS,
     progress: Progress = no_progress,
 ) -> Package:
-    """Add a bundle to a Triton model repository, as the graph that it is or an engine that was compiled from it.
+    """Add a bundle's graph, or one of its engines, to a Triton model repository.
 
-    The folder `out/name` gets `config.pbtxt`, the bundle's `manifest.json` and version `1` of the model. It appears
-    whole or not at all; a model that was packaged there earlier, and not changed since, is replaced.
+    The folder `out/name` gets `config.pbtxt`, the bundle's `manifest.json` and version `1` of the model. It is written
+    completely or not at all; an earlier packaged model is replaced if it is unchanged.
 
     Args:
         bundle: a bundle or its folder.
-        out: the repository's folder; what else is in it stays as it is.
-        name: of the model, as clients ask for it; by default the name of the bundle's folder.
-        options: how Triton is to run it.
-        weights: `link` hard-links weight files and plans where it can, `copy` copies them; `auto` links plans, and
-            weight files that have several names already, so that a bundle of copies stays without links.
+        out: the repository's folder; other models in it are unchanged.
+        name: name of the model, which clients use; by default the name of the bundle's folder.
+        options: how Triton runs the model.
+        weights: `link` hard-links weight files and plans if possible, `copy` copies them; `auto` links plans, and
+            weight files that already have several hard links.
         progress: called with the name of each step.
 
     Raises:
         SpecError: for invalid options or an invalid name.
-        BundleError: if the bundle or the engine is not whole, or `out` cannot be written or holds something else.
+        BundleError: if the bundle or the engine is invalid, or `out` cannot be written or holds something else.
         TargetUnavailableError: if `tritonclient`, which has Triton's schema, is not installed.
     """
     chosen = options or TritonOptions()
@@ -64,6 +64,6 @@ def package(
     if built is not None:
         warn_of_gaps(built, config.max_batch_size)
     check_unchanged(target)
-    with replace_folder(target, is_model, hint="another --name, or another OUT in which you may write") as folder:
+    with replace_folder(target, is_model, hint="use another --name, or an OUT that you may write") as folder:
         write_model(folder, opened, config, engine, placing, progress)
     return Package(target, config, engine)

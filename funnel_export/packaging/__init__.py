@@ -1,1 +1,1 @@
-"""Bundles as servers want them."""
+"""Packages bundles for servers."""

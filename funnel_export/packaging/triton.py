@@ -1,4 +1,4 @@
-"""Packaging a bundle for a server: as a model of a Triton model repository."""
+"""Packages a bundle as a model of a Triton model repository."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from funnel_export.system.room import check_room
 
 CONFIG, VERSION, PLAN, ENGINE = "config.pbtxt", "1", "model.plan", "engine.json"
 GRAPH = "model.onnx"
-"""The name under which Triton looks for a graph, whatever the bundle calls it."""
+"""File name of a graph that Triton requires."""
 TARGET = "tensorrt"
 """The target whose engines Triton loads."""
 
@@ -36,7 +36,7 @@ class Package:
     path: Path
     """Its folder; the repository is the folder above."""
     config: Any
-    """What `config.pbtxt` says: a `ModelConfig` of Triton's schema."""
+    """Content of `config.pbtxt`: a `ModelConfig` of Triton's schema."""
     engine: str | None
     """Name of the engine that was packaged, None for a graph."""
 
@@ -54,8 +54,8 @@ class Package:
 def write_model(
     folder: Path, bundle: Bundle, config: Any, engine: str | None, placing: Placing, progress: Progress
 ) -> None:
-    """Write the model into a folder that is empty so far."""
-    linked = Placing.LINK if placing is Placing.AUTO else placing  # nothing refuses plans with several names
+    """Write the model into an empty folder."""
+    linked = Placing.LINK if placing is Placing.AUTO else placing  # plans may have several hard links
     try:
         _check_room(folder, bundle, engine, placing if engine is None else linked)
         _write_config(folder, config)
@@ -71,7 +71,7 @@ def write_model(
             place(plan.file, folder / VERSION / PLAN, linked)
             shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
     except OSError as err:
-        raise BundleError("the model could not be written", got=err, wanted="room and permission to write") from err
+        raise BundleError("the model could not be written", got=err, wanted="space and permission to write") from err
 
 
 def _check_room(folder: Path, bundle: Bundle, engine: str | None, placing: Placing) -> None:
@@ -83,31 +83,38 @@ def _check_room(folder: Path, bundle: Bundle, engine: str | None, placing: Placi
 
 
 def model_folder(bundle: Bundle, out: Path, name: str | None) -> Path:
-    """The folder of the model; `SpecError` for a name, `BundleError` for a place that it may not have."""
+    """The folder of the model.
+
+    Raises:
+        SpecError: if the name is invalid.
+        BundleError: if the folder or the repository would be in a bundle, or replace it.
+    """
     chosen = bundle.path.resolve().name if name is None else name
     if not _NAME.fullmatch(chosen):
         raise SpecError(
-            "a model is called by letters, digits and _ . - without a dot or dash in front",
+            "invalid model name",
             got=repr(chosen),
-            wanted=_NAME.pattern,
+            wanted="up to 128 letters, digits and _.-, starting with a letter, digit or underscore",
             hint="--name my-model",
         )
     repository = out.resolve()
     if repository.is_relative_to(bundle.path.resolve()) or is_bundle(repository):
-        raise BundleError("a repository cannot lie in a bundle", got=out, wanted="a folder outside", hint="models")
+        raise BundleError(
+            "a repository cannot be inside a bundle", got=out, wanted="a folder outside the bundle", hint="models"
+        )
     if repository / chosen == bundle.path.resolve():
-        raise BundleError("the model would take the bundle's place", got=repository / chosen, hint="another --name")
+        raise BundleError("the model would replace the bundle", got=repository / chosen, hint="use another --name")
     return repository / chosen
 
 
 def _check_servable(name: str, manifest: EngineManifest) -> None:
-    """Triton gives a plan no weights; and it runs a plan's host code only if the server is told to."""
+    """Refuse plans without weights, and warn if a plan needs a server option (for host code in the plan)."""
     if manifest.options.get("strip_plan") is True:
         raise BundleError(
-            "Triton cannot fill a plan that was built without weights",
+            "Triton cannot load a plan that was built without weights",
             got=f"{name}: strip_plan",
             wanted="a plan with its weights",
-            hint="compile without strip_plan",
+            hint="compile again without strip_plan",
         )
     if manifest.options.get("version_compatible") is True:
         warnings.warn(
@@ -118,7 +125,7 @@ def _check_servable(name: str, manifest: EngineManifest) -> None:
 
 
 def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
-    """The engine of a name, or the only one that Triton can load."""
+    """The engine with a name, or the only one that Triton can load, and its manifest."""
     found = {
         each: read_engine_manifest(bundle.path / ENGINES / each)
         for each in engine_names(bundle)
@@ -132,10 +139,12 @@ def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
     if fitting:
         raise SpecError("the bundle has several engines", got=", ".join(fitting), hint=f"--engine {fitting[0]}")
     if name is not None and name not in found:
-        raise SpecError("there is no such engine", got=repr(name), wanted=" or ".join(engine_names(bundle)) or None)
+        raise SpecError(
+            "the bundle has no such engine", got=repr(name), wanted=" or ".join(engine_names(bundle)) or None
+        )
     others = ", ".join(f"{each} of target {manifest.target}" for each, manifest in found.items())
     raise BundleError(
-        "Triton's TensorRT back end loads engines of the target tensorrt, and no others",
+        "Triton's TensorRT back end loads only engines of the target tensorrt",
         got=others or "a bundle without engines",
         wanted=f"an engine of target {TARGET}",
         hint=f"funnel-export compile {bundle.path} --target {TARGET}, or --backend onnxruntime",
@@ -143,7 +152,7 @@ def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
 
 
 def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
-    """The graph as Triton serves it: its ONNX Runtime back end has no bfloat16, so that outputs are cast there."""
+    """The graph's record as Triton serves it: for ONNX Runtime, bfloat16 outputs become float32."""
     if backend is Backend.TENSORRT:
         return graph
     widened = {str(Dtype.BFLOAT16): str(Dtype.FLOAT32)}
@@ -152,29 +161,30 @@ def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
 
 
 def warn_of_gaps(engine: EngineManifest, max_batch_size: int) -> None:
+    """Warn if no optimization profile of an engine takes some batch size up to `max_batch_size`."""
     sizes = [size for size in range(1, max_batch_size + 1) if not any(size in p.axes[BATCH] for p in engine.profiles)]
     if engine.profiles and sizes:
         warnings.warn(
-            f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}, "
-            "which Triton may ask for; it answers them with an error",
+            f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}; "
+            "Triton may form such batches, and answers them with an error",
             FunnelExportWarning,
             stacklevel=3,
         )
 
 
 def _write_config(folder: Path, config: Any) -> None:
-    """Write `config.pbtxt`, and prove by reading it back that it says what was meant.
+    """Write `config.pbtxt`, and check it by reading it back.
 
-    It comes first: a server that polls the repository refuses this folder while it is being written, because the name
-    in the config is not the folder's. Without a config it would make one up.
+    It is written first: a server that polls the repository then refuses the folder during the write, since the name in
+    the config is not the folder's. Without a config, the server would generate one.
     """
     (folder / CONFIG).write_text(write_config(config), encoding="utf-8")
     if parse_config((folder / CONFIG).read_text(encoding="utf-8")) != config:
-        raise BundleError("config.pbtxt does not say what was meant", got=folder / CONFIG, hint="another --name")
+        raise BundleError("config.pbtxt was not read back as written", got=folder / CONFIG, hint="use another --name")
 
 
 def _write_graph(folder: Path, bundle: Bundle, placing: Placing) -> None:
-    """The graph, and the weights beside it under the names that it knows them by."""
+    """Write the graph, and the weights beside it under their original names."""
     if bundle.spec.dtype is Dtype.BFLOAT16:
         (folder / GRAPH).write_bytes(with_float32_outputs(bundle.model.path))
     else:
@@ -184,7 +194,7 @@ def _write_graph(folder: Path, bundle: Bundle, placing: Placing) -> None:
 
 
 def with_float32_outputs(graph: Path) -> bytes:
-    """A graph whose bfloat16 outputs are cast to float32, which holds their values exactly, under the same names."""
+    """The graph with its bfloat16 outputs cast to float32, which is exact, under the same names."""
     import onnx_ir as ir
 
     model = ir.load(graph)
@@ -201,7 +211,7 @@ def with_float32_outputs(graph: Path) -> bytes:
 
 
 def is_model(path: Path) -> bool:
-    """Whether this folder is a packaged model, unchanged, and nothing else, so that a new one may replace it."""
+    """Whether this folder holds only an unchanged packaged model, so that a new one may replace it."""
     try:
         named = NamedFiles.read(path / MANIFEST)
         ours = is_as_written(read_bytes(path / CONFIG, LARGEST_JSON).decode())
@@ -217,11 +227,11 @@ def is_model(path: Path) -> bool:
 
 
 def check_unchanged(target: Path) -> None:
-    """Say of a model folder that was changed since it was packaged that it was; `replace_folder` refuses the rest."""
+    """Raise `BundleError` for a model changed since it was packaged; `replace_folder` refuses other content."""
     if (target / CONFIG).exists() and not target.is_symlink() and not is_model(target):
         raise BundleError(
-            "the model there was changed by hand, or made by something else, and is left as it is",
+            "the existing model was changed, or was not written by package; it was not replaced",
             got=target,
-            wanted="a new model, or one that package wrote and nobody changed",
-            hint="another --name, or move it out of the repository",
+            wanted="a new model, or an unchanged one that package wrote",
+            hint="use another --name, or move the model out of the repository",
         )

@@ -1,4 +1,4 @@
-"""What Triton Inference Server is told of a model: `config.pbtxt`, made and read with Triton's own protobuf schema."""
+"""Model configurations of Triton Inference Server (`config.pbtxt`), written and parsed with its protobuf schema."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from funnel_export.spec.profile import Profile
 from funnel_export.spec.triton import TritonOptions
 
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
-"""Triton's names of the dtypes that inputs and outputs of a bundle have."""
+"""Dtypes of a bundle's inputs and outputs, and Triton's names of them."""
 MADE = "# Made by funnel-export package, which replaces it only while the rest has sha256 "
 
 
@@ -24,7 +24,7 @@ def schema() -> Any:
     """
     try:
         from tritonclient.grpc import model_config_pb2
-    except Exception as err:  # what a part that is missing or of another version raises, differs by version
+    except Exception as err:  # the type of error for a missing or incompatible dependency differs by version
         raise TargetUnavailableError(
             "Triton's schema of model configurations is not available here",
             got=f"{type(err).__name__}: {err}",
@@ -40,16 +40,16 @@ def model_config(
     """The configuration of a model, a `ModelConfig` of `schema()`.
 
     Args:
-        name: of the model, as clients ask for it.
+        name: name of the model, which clients use.
         graph: names, dtypes and shapes [batch, ...] of the inputs and outputs; dynamic axes become -1.
-        dtype: what the model computes in.
+        dtype: dtype in which the model computes.
         profiles: optimization profiles of the engine; every instance gets all of them.
-        options: how to run it.
+        options: how Triton runs the model.
 
     Raises:
         SpecError: if the options do not fit the model.
-        BundleError: if a tensor is none that Triton can be told of.
-        TargetUnavailableError: if there is no schema.
+        BundleError: if an input or output has no batch axis or an unsupported dtype.
+        TargetUnavailableError: if the schema is not installed.
     """
     pb = schema()
     chosen = options.settled(dtype, profiles)
@@ -71,7 +71,7 @@ def model_config(
         profile=[str(index) for index in range(len(profiles))],
     )
     if chosen.batches:
-        config.dynamic_batching.SetInParent()  # an empty message is a wish too
+        config.dynamic_batching.SetInParent()  # an empty message turns batching on too
         config.dynamic_batching.preferred_batch_size.extend(chosen.preferred_batch_size)
         if chosen.max_queue_delay_us is not None:
             config.dynamic_batching.max_queue_delay_microseconds = chosen.max_queue_delay_us
@@ -80,22 +80,20 @@ def model_config(
 
 def _data_type(pb: Any, tensor: Port) -> int:
     if tensor.dtype not in DATA_TYPES:
-        raise BundleError(f"{tensor.name} is of a dtype that is not served", got=tensor.dtype, wanted=list(DATA_TYPES))
+        raise BundleError(f"{tensor.name} has an unsupported dtype", got=tensor.dtype, wanted=list(DATA_TYPES))
     return int(pb.DataType.Value(DATA_TYPES[tensor.dtype]))
 
 
 def _dims(tensor: Port, batched: bool) -> list[int]:
     """A tensor's sizes, without the batch axis if Triton batches along it."""
     if len(tensor.shape) < 2 or not isinstance(tensor.shape[0], str):
-        raise BundleError(
-            f"{tensor.name} has no batch axis", got=tensor.shape, wanted="[batch, ...], the batch dynamic"
-        )
+        raise BundleError(f"{tensor.name} has no dynamic batch axis", got=tensor.shape, wanted="[batch, ...]")
     dims = [-1 if isinstance(size, str) else size for size in tensor.shape]
     return dims[1:] if batched else dims
 
 
 def write_config(config: Any) -> str:
-    """A configuration as the text of `config.pbtxt`, with the digest that `is_as_written` wants."""
+    """A configuration as the text of `config.pbtxt`, with a digest for `is_as_written`."""
     from google.protobuf import text_format
 
     text = text_format.MessageToString(config)
@@ -103,16 +101,16 @@ def write_config(config: Any) -> str:
 
 
 def parse_config(text: str) -> Any:
-    """The configuration that a `config.pbtxt` holds; `BundleError` if Triton's schema does not take it."""
+    """Parse a `config.pbtxt`; raise `BundleError` if it does not fit Triton's schema."""
     from google.protobuf import text_format
 
     try:
         return text_format.Parse(text, schema().ModelConfig())
     except text_format.ParseError as err:
-        raise BundleError("config.pbtxt is not a model configuration of Triton", got=err) from err
+        raise BundleError("config.pbtxt is not a valid Triton model configuration", got=err) from err
 
 
 def is_as_written(text: str) -> bool:
-    """Whether a `config.pbtxt` was written by `package` and not changed since."""
+    """Whether a `config.pbtxt` was written by `package` and is unchanged."""
     first, _, rest = text.partition("\n")
     return first == MADE + hashlib.sha256(rest.encode()).hexdigest()

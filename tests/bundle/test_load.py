@@ -120,13 +120,17 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: rewrite_json(
         f / "manifest.json", lambda m: m.update(dtype="bfloat16")
     ): "not have the inputs and outputs",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(task="text-classification")): "does not take and",
+    lambda f: rewrite_json(
+        f / "manifest.json", lambda m: m.update(task="text-classification")
+    ): "have the inputs and outputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m.update(logits="last")): "not have the inputs and outputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(name="ids")): "different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "outputs").update(shape=[-7])): "different outputs",
     lambda f: rewrite_graph(f, lambda m: retype(m, 999)): "(?s)have different inputs.*type 999",
     lambda f: rewrite_graph(f, lambda m: m.graph.input[0].type.sequence_type.elem_type.Clear()): "different inputs",
-    lambda f: rewrite_json(f / "manifest.json", lambda m: port(m, "inputs").update(kind="mask")): "does not take and",
+    lambda f: rewrite_json(
+        f / "manifest.json", lambda m: port(m, "inputs").update(kind="mask")
+    ): "have the inputs and outputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: graph_of(m)["inputs"].pop()): "have different inputs",
     lambda f: rewrite_json(f / "manifest.json", lambda m: m["weights"][0].update(size=-1)): "is not a manifest",
     lambda f: rewrite_json(

@@ -25,7 +25,7 @@ def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
 
 def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
     names = engine_names(bundle)
-    with pytest.warns(FunnelExportWarning, match=f"(?s)are removed.*{', '.join(names)}; compile again"):
+    with pytest.warns(FunnelExportWarning, match=f"(?s)removed engines.*{', '.join(names)}; compile again"):
         export(Recipe().checkpoint(), bundle.path, funnel="1:2:2", overwrite=True)
     assert engine_names(load_bundle(bundle.path)) == []
 

@@ -52,7 +52,7 @@ def test_a_bundle_of_an_images_layer_is_filled(result: dict[str, Any]) -> None:
     [
         ("package", "is a mount point", "another --name"),
         ("compile", "is a mount point", "another --name"),
-        ("read-only", "Read-only file system", "another OUT"),
+        ("read-only", "Read-only file system", "an OUT that you may write"),
         ("demo", "Read-only file system", "/models"),
         ("export", "Read-only file system", "/models"),
     ],

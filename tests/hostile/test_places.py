@@ -59,14 +59,14 @@ def through_a_link(folder: Path) -> tuple[Path, Path]:
 def test_the_checkpoint_is_not_replaced(places: Callable[[Path], tuple[Path, Path]], ready: None, folder: Path) -> None:
     source, out = places(folder)
     before = listing(folder)
-    with pytest.raises(BundleError, match="take the place of the checkpoint"):
+    with pytest.raises(BundleError, match="would replace the checkpoint"):
         export(source, out, funnel="1:3:2")
     assert listing(folder) == before
 
 
 def test_the_checkpoint_is_not_written_over(ready: None, folder: Path) -> None:
     before = listing(folder)
-    with pytest.raises(BundleError, match="take the place of the checkpoint"):
+    with pytest.raises(BundleError, match="would replace the checkpoint"):
         export(folder / "checkpoint", folder / "checkpoint", funnel="1:3:2")
     assert listing(folder) == before
 

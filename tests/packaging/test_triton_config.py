@@ -143,9 +143,9 @@ def test_options_that_only_the_model_rules_out() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "complex64"}, "not served"),
-        ({"shape": [1, "sequence_length"]}, "no batch axis"),
-        ({"shape": ["batch_size"]}, "no batch axis"),
+        ({"dtype": "complex64"}, "unsupported dtype"),
+        ({"shape": [1, "sequence_length"]}, "no dynamic batch axis"),
+        ({"shape": ["batch_size"]}, "no dynamic batch axis"),
     ],
     ids=str,
 )
@@ -162,5 +162,5 @@ def test_a_text_knows_whether_it_was_changed() -> None:
 
 
 def test_a_text_that_is_no_config_is_refused() -> None:
-    with pytest.raises(BundleError, match="not a model configuration"):
+    with pytest.raises(BundleError, match="not a valid Triton model configuration"):
         parse_config('nmae: "m"')

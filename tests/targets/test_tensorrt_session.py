@@ -182,7 +182,7 @@ def test_what_the_context_refuses_is_a_failure(call: str, install: Install) -> N
 def test_no_room_for_a_context_is_told(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, engine = install()
     monkeypatch.setattr("fakes.Engine.create_execution_context", lambda *_: None)
-    with pytest.raises(TargetRefusedError, match="no room here for an execution context"):
+    with pytest.raises(TargetRefusedError, match="could not create an execution context"):
         get_target("tensorrt").load(bundle.model, engine=engine)
 
 
@@ -226,7 +226,7 @@ def test_bfloat16_comes_back_as_float32(install: Install) -> None:
 
 def test_a_plan_of_another_dtype_is_refused(install: Install) -> None:
     bundle, engine = install(dtype="HALF")
-    with pytest.raises(BundleError, match=r"(?s)inputs and outputs are not the graph's.*float16"):
+    with pytest.raises(BundleError, match=r"(?s)does not have the graph's inputs and outputs.*float16"):
         get_target("tensorrt").load(bundle.model, engine=engine)
 
 
@@ -251,11 +251,11 @@ def test_rtx_refuses_by_the_plans_header(install: Install) -> None:
 
 MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Gpu, str | None]] = {
     "the same": ({}, {}, L40S, None),
-    "another version": ({"version": "11.3.0.99"}, {}, L40S, r"11\.3\.0\.99, and 11\.4"),
+    "another version": ({"version": "11.3.0.99"}, {}, L40S, r"11\.3\.0\.99, but 11\.4"),
     "an earlier one, compatible": ({"version": "11.3.0.99"}, {"version_compatible": True}, L40S, None),
     "a later one, compatible": ({"version": "11.5.0.1"}, {"version_compatible": True}, L40S, r"built with"),
     "another major, compatible": ({"version": "10.9.0.1"}, {"version_compatible": True}, L40S, r"built with"),
-    "another GPU": ({}, {}, Gpu("NVIDIA L40", "8.9", "13.0"), "and this is NVIDIA L40"),
+    "another GPU": ({}, {}, Gpu("NVIDIA L40", "8.9", "13.0"), "but this is NVIDIA L40"),
     "another GPU of its kind": (
         {},
         {"hardware_compatibility_level": "same_compute_capability"},
@@ -309,7 +309,7 @@ def test_inner_values_come_from_a_plan_that_leaves_nothing(
 
 def test_options_of_a_manifest_are_checked_as_those_of_a_build(install: Install) -> None:
     bundle, engine = install("tensorrt-rtx", options={"version_compatible": True})
-    with pytest.raises(SpecError, match="cannot honour"):
+    with pytest.raises(SpecError, match="does not support"):
         get_target("tensorrt-rtx").load(bundle.model, outputs=["layers.0"], engine=engine)
 
 

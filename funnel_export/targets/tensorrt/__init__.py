@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: one Python API, two modules, one implementation."""
+"""The targets `tensorrt` and `tensorrt-rtx`: two modules with the same Python API, one implementation."""
 
 from funnel_export.targets.tensorrt.target import TensorRtRtxTarget, TensorRtTarget
 

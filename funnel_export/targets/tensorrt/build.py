@@ -1,4 +1,4 @@
-"""Building a plan: network, configuration, and the plan written as it comes, so that it never lies in memory twice."""
+"""Builds a plan and streams it to a file, so that it is never in memory twice."""
 
 import time
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     """Build a plan and write it.
 
     Returns:
-        What the build told: seconds, bytes, layers, flags, matrix products by dtype, what the inspector says if there
-        is a GPU to load the plan, warnings.
+        Facts about the build: seconds, bytes, layers, flags, matrix products by dtype, the inspector's findings (None
+        without a GPU that can load the plan), warnings.
 
     Raises:
-        TargetRefusedError: if parser or builder refuse.
+        TargetRefusedError: if the parser or the builder refuses the graph.
         TargetUnavailableError: if the module does not load.
         OSError: if the plan cannot be written.
     """
@@ -79,7 +79,7 @@ def _mark_outputs(network: tuple[Any, Any, Any], outputs: list[str]) -> None:
 
 
 def _configure(trt: Any, builder: Any, network: Any, request: BuildRequest, report: Report) -> Any:
-    """The builder's configuration: Polygraphy's, and what it has no name for."""
+    """The builder's configuration: made by Polygraphy, plus settings that it does not support."""
     from polygraphy.backend.trt import CreateConfig
 
     options = request.options
@@ -115,12 +115,14 @@ def _profile(wanted: Profile, inputs: Sequence[Port]) -> Any:
 
 
 def _member(enum: Any, option: str, name: str) -> Any:
-    """A member of one of TensorRT's enumerations, which differ from version to version."""
+    """A member of an enumeration of TensorRT, which may be missing in some versions."""
     try:
         return enum.__members__[name.upper()]
     except KeyError as err:
         raise SpecError(
-            f"this version of TensorRT has no such {option}", got=name, wanted=", ".join(enum.__members__).lower()
+            f"this version of TensorRT does not support this {option}",
+            got=name,
+            wanted=", ".join(enum.__members__).lower(),
         ) from err
 
 
@@ -140,7 +142,7 @@ def _set_capabilities(trt: Any, config: Any, options: TensorRtOptions) -> None:
 
 
 def _set_timings(trt: Any, config: Any, request: BuildRequest) -> None:
-    """Begin with the timings of earlier builds; those of another version or GPU are left out by TensorRT."""
+    """Load the timings of earlier builds; TensorRT ignores those of another version or GPU."""
     config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
     cache = config.create_timing_cache(b"")
     for path in request.timing_caches:
@@ -151,7 +153,7 @@ def _set_timings(trt: Any, config: Any, request: BuildRequest) -> None:
 
 
 def _write_plan(trt: Any, builder: Any, network: Any, config: Any, stream: BinaryIO) -> int | None:
-    """Build and write in pieces; returns the number of bytes, None if the builder failed."""
+    """Build and stream the plan to a file; return the number of bytes, None if the builder failed."""
     failures: list[OSError] = []
 
     class Writer(trt.IStreamWriter):  # type: ignore[misc]  # a base that only the module has
@@ -161,7 +163,7 @@ def _write_plan(trt: Any, builder: Any, network: Any, config: Any, stream: Binar
         def write(self, data: Any) -> int:
             try:
                 return stream.write(data)
-            except OSError as err:  # raised here it would be lost in TensorRT
+            except OSError as err:  # TensorRT would swallow it
                 failures.append(err)
                 return 0
 

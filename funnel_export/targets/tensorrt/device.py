@@ -1,4 +1,4 @@
-"""Memory, stream and CUDA graphs of the GPU: buffers are kept from call to call and grow when they must."""
+"""A CUDA stream with named buffers and a CUDA graph; buffers are reused between calls."""
 
 import sys
 from collections.abc import Callable, Hashable, Mapping
@@ -10,21 +10,21 @@ from funnel_export.targets.tensorrt.gpu import call
 
 
 class Device:
-    """One stream, and named buffers."""
+    """One stream, its buffers by name, and the CUDA graph of the latest work."""
 
     def __init__(self) -> None:
         self.stream = 0
         self._buffers: dict[str, tuple[int, int]] = {}
         self._key: Hashable | None = None
-        """What has run last, and may be captured."""
+        """Key of the work that ran last, which may be captured."""
         self._graph: Any = None
         self.stream = int(call("cudaStreamCreate"))
 
     def reserve(self, name: str, nbytes: int) -> int:
-        """Address of a buffer of at least so many bytes; it moves only when it grows."""
+        """Address of the buffer of this name, with at least `nbytes` bytes; it changes only if the buffer grows."""
         address, size = self._buffers.get(name, (0, 0))
         if size < max(1, nbytes):
-            self._forget_graph()  # it holds the old address
+            self._forget_graph()  # it uses the old address
             if address:
                 call("cudaFree", address)
                 del self._buffers[name]
@@ -33,22 +33,29 @@ class Device:
         return address
 
     def put(self, name: str, array: NDArray[Any]) -> int:
-        """Copy a contiguous array to the buffer of this name; returns its address."""
+        """Copy a contiguous array to the buffer of this name; return the buffer's address."""
         address = self.reserve(name, array.nbytes)
         self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
         return address
 
     def fetch(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Copy buffers into contiguous arrays of these names, and wait."""
+        """Copy buffers into the contiguous arrays of the same names, and wait."""
         for name, array in arrays.items():
             self._copy(array.ctypes.data, self._buffers[name][0], array.nbytes, "cudaMemcpyDeviceToHost")
         self.wait()
 
     def launch(self, work: Callable[[int], bool], key: Hashable | None) -> bool:
-        """Put work on the stream: the second time in a row that a key comes it is captured, then its graph is launched.
+        """Run work on the stream; work with the same key as the call before is captured once and launched as a graph.
 
-        The first time must run as it is, since libraries may set themselves up in it. Only the latest key keeps its
-        graph: NVIDIA advises against several graphs of one execution context.
+        The first call runs directly, since libraries may initialise themselves in it. Only the latest key has a graph:
+        NVIDIA advises against several graphs of one execution context.
+
+        Args:
+            work: enqueues kernels on the stream that it gets, and returns whether this succeeded.
+            key: identifies work with equal shapes and addresses; None is never captured.
+
+        Returns:
+            Whether the work succeeded.
         """
         if key is None or key != self._key:
             self._forget_graph()
@@ -62,15 +69,15 @@ class Device:
         return True
 
     def replays(self, key: Hashable | None) -> bool:
-        """Whether `launch` would launch a graph that is there: then nothing of the work may be changed."""
+        """Whether `launch` would use the existing graph; shapes and addresses must then stay unchanged."""
         return self._graph is not None and key == self._key
 
     def wait(self) -> None:
-        """Wait until all that was put on the stream is done."""
+        """Wait until all work on the stream is done."""
         call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Give graphs, buffers and stream back; what is closed already stays so."""
+        """Free the graph, the buffers and the stream; may be called again."""
         self._forget_graph()
         for address, _ in self._buffers.values():
             call("cudaFree", address)
@@ -80,11 +87,11 @@ class Device:
             self.stream = 0
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():  # a process that ends gives everything back anyway
+        if not sys.is_finalizing():  # the system frees everything when the process ends
             self.close()
 
     def _capture(self, work: Callable[[int], bool]) -> Any:
-        """A graph of the work, None if the work failed."""
+        """Capture the work as a graph; None if the work failed."""
         from cuda.bindings import runtime
 
         self.wait()

@@ -1,4 +1,4 @@
-"""What tells TensorRT from TensorRT-RTX: the module, and the options that one of the two cannot honour."""
+"""The differences between TensorRT and TensorRT-RTX: the module, and unsupported options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from funnel_export.errors import TargetUnavailableError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flavour:
-    """One of the two modules."""
+    """TensorRT or TensorRT-RTX."""
 
     target: str
-    """Name of the target, and of the extra that installs it."""
+    """Name of the target, the package and the extra that installs it."""
     module: str
     builds_without_gpu: bool
     refuses: Mapping[str, str]
-    """Options that it cannot honour, and why."""
+    """Options that it does not support, with reasons."""
     needs_gpu_for: Mapping[str, str]
-    """Options that it can honour only where a GPU is, and why."""
+    """Options that it supports only on a machine with a GPU, with reasons."""
 
     def installed(self) -> str | None:
-        """Version of the installed package, None if there is none."""
+        """Version of the installed package, None if it is not installed."""
         try:
             return version(self.target)
         except PackageNotFoundError:
             return None
 
     def load(self) -> Any:
-        """The module.
+        """Import the module.
 
         Raises:
             TargetUnavailableError: if it is not installed, or its libraries do not load.
@@ -41,20 +41,20 @@ class Flavour:
         except (ImportError, OSError) as err:
             missing = self.installed() is None
             raise TargetUnavailableError(
-                f"{self.target} is not installed" if missing else f"{self.target} is installed and does not load",
+                f"{self.target} is not installed" if missing else f"{self.target} is installed but does not load",
                 got=err,
                 hint=f"pip install 'funnel-export[{self.target}]'",
             ) from err
 
     def load_builder(self) -> Any:
-        """The module, where Polygraphy is too, which builds need.
+        """Import the module for a build, which also needs Polygraphy.
 
         Raises:
             TargetUnavailableError: if one of the two is missing.
         """
         if not has_polygraphy():
             raise TargetUnavailableError(
-                f"{self.target} builds with Polygraphy",
+                f"{self.target} needs Polygraphy for builds",
                 got="not installed: polygraphy",
                 hint=f"pip install 'funnel-export[{self.target}]'",
             )
@@ -62,7 +62,7 @@ class Flavour:
 
 
 def has_polygraphy() -> bool:
-    """Whether Polygraphy is installed, which builds need and runs do not."""
+    """Whether Polygraphy is installed; builds need it, runs do not."""
     return find_spec("polygraphy") is not None
 
 
@@ -70,20 +70,22 @@ TENSORRT = Flavour(
     target="tensorrt",
     module="tensorrt",
     builds_without_gpu=False,
-    refuses={"compute_capabilities": "a TensorRT plan is for the GPU it is built on: hardware_compatibility_level"},
+    refuses={
+        "compute_capabilities": "a plan is for the GPU that it is built on; see option hardware_compatibility_level"
+    },
     needs_gpu_for={},
 )
 
-_NEEDS_DRIVER = "its builder asks the driver for weights that can be exchanged"
+_NEEDS_DRIVER = "its builder calls the driver for plans with replaceable weights"
 
 TENSORRT_RTX = Flavour(
     target="tensorrt-rtx",
     module="tensorrt_rtx",
     builds_without_gpu=True,
     refuses={
-        "timing_cache": "it compiles kernels on the device that runs them and times none, so it keeps no timing cache",
-        "hardware_compatibility_level": "its plans run on several kinds of GPU by themselves: compute_capabilities",
-        "version_compatible": "it has no lean runtime, and its plans run in the version that built them only",
+        "timing_cache": "it times no kernels, since it compiles them on the device that runs them",
+        "hardware_compatibility_level": "its plans run on several kinds of GPU; see option compute_capabilities",
+        "version_compatible": "it has no lean runtime, and its plans run only in the version that built them",
         "exclude_lean_runtime": "it has no lean runtime",
     },
     needs_gpu_for={"refit": _NEEDS_DRIVER, "strip_plan": _NEEDS_DRIVER},

@@ -1,6 +1,6 @@
-"""The GPU, through NVIDIA's own bindings of CUDA: what it is, its memory, its stream, its graphs.
+"""Access to the GPU through NVIDIA's Python bindings of CUDA.
 
-Not through PyTorch: a machine that serves engines need not have a PyTorch with CUDA.
+PyTorch is not used, since a machine that serves engines may not have a PyTorch with CUDA.
 """
 
 from dataclasses import dataclass
@@ -15,30 +15,32 @@ class Gpu:
 
     name: str
     compute_capability: str
-    """As 9.0."""
+    """For example 9.0."""
     driver: str
-    """Newest CUDA version that the driver knows, as 13.0."""
+    """Newest CUDA version that the driver supports, for example 13.0."""
 
 
 def find_gpu() -> Gpu:
-    """The GPU that CUDA uses, the first of those in CUDA_VISIBLE_DEVICES.
+    """The GPU that CUDA uses: the first one in CUDA_VISIBLE_DEVICES.
 
     Raises:
-        TargetUnavailableError: saying what is missing: the bindings, a driver, or a GPU.
+        TargetUnavailableError: if the bindings, a driver or a GPU is missing.
     """
     try:
         from cuda.bindings import runtime
     except ImportError as err:
         raise TargetUnavailableError(
-            "the GPU cannot be asked", got=f"not installed: {err}", hint="pip install cuda-bindings"
+            "the GPU cannot be queried", got=f"not installed: {err}", hint="pip install cuda-bindings"
         ) from err
     _, driver = runtime.cudaDriverGetVersion()
     if not driver:
-        raise TargetUnavailableError("there is no NVIDIA driver here", hint="install the driver, or another machine")
+        raise TargetUnavailableError(
+            "there is no NVIDIA driver here", hint="install the driver, or use a machine with a GPU"
+        )
     error, count = runtime.cudaGetDeviceCount()
     if error != runtime.cudaError_t.cudaSuccess or not count:
         raise TargetUnavailableError(
-            "there is no NVIDIA GPU here", got=_text(runtime, error), hint="CUDA_VISIBLE_DEVICES"
+            "there is no NVIDIA GPU here", got=_text(runtime, error), hint="check CUDA_VISIBLE_DEVICES"
         )
     try:
         found = call("cudaGetDeviceProperties", call("cudaGetDevice"))
@@ -49,10 +51,10 @@ def find_gpu() -> Gpu:
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime; its result, several as a tuple, none as None.
+    """Call a function of the CUDA runtime; return its result: a tuple if there are several, None if there are none.
 
     Raises:
-        TargetRefusedError: with CUDA's own words, if it fails.
+        TargetRefusedError: if it fails; the message has CUDA's error.
     """
     from cuda.bindings import runtime
 

@@ -1,6 +1,6 @@
-"""What the engine inspector tells of a plan: its layers by kind, and whether its tensors have the graph's dtype.
+"""Reads the engine inspector's report on a plan: layers by kind, and tensors by dtype.
 
-Engines that were to compute in 16 bits and computed in 32 have been shipped, which the network's types do not show.
+The network's types do not prove the plan's precision: plans meant for 16 bits have been shipped that compute in 32.
 """
 
 import json
@@ -19,21 +19,21 @@ WORDS = {
     "float16": re.compile(r"\b(Half|FP16|Float16)\b", re.IGNORECASE),
     "float32": re.compile(r"\b(Float|FP32|Float32)\b", re.IGNORECASE),
 }
-"""How inspectors of several versions write the dtypes of tensors."""
+"""Names of dtypes in the reports of several versions."""
 
 
 def inspect_plan(trt: Any, logger: Any, plan: Path, dtype: Dtype) -> dict[str, Any] | None:
-    """Layers by kind and tensors by dtype of a plan that was just built; None where there is no GPU to load it.
+    """Layers by kind and tensors by dtype of a plan that was just built; None without a GPU that can load it.
 
     Raises:
-        TargetRefusedError: if the plan does not compute in this dtype.
+        TargetRefusedError: if no tensor of the plan has this dtype.
     """
     try:
         find_gpu()
     except TargetUnavailableError:
         return None
     runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = True  # it was built a moment ago, here
+    runtime.engine_host_code_allowed = True  # safe, since this process has just built the plan
     with plan.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:  # a plan for other GPUs than this one
@@ -45,7 +45,7 @@ def inspect_plan(trt: Any, logger: Any, plan: Path, dtype: Dtype) -> dict[str, A
 
 
 def summarise(information: dict[str, Any]) -> dict[str, Any]:
-    """Layers by kind and their tensors by dtype, from the inspector's JSON; only names, if no more was kept."""
+    """Counts of layers by kind and of tensors by dtype, from the inspector's JSON; empty if the plan has only names."""
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, dict)]
     tensors = [tensor for layer in layers for end in ("Inputs", "Outputs") for tensor in layer.get(end, [])]
     return {
@@ -55,7 +55,7 @@ def summarise(information: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_precision(tensors: dict[str, int], dtype: Dtype) -> None:
-    """Raise `TargetRefusedError` if tensors are known, and none of them has the bundle's dtype."""
+    """Raise `TargetRefusedError` if the report lists tensors, but none in the bundle's dtype."""
     if tensors and dtype not in tensors:
         raise TargetRefusedError(
             "the plan does not compute in the bundle's dtype",
@@ -66,6 +66,6 @@ def check_precision(tensors: dict[str, int], dtype: Dtype) -> None:
 
 
 def _dtype(tensor: dict[str, Any]) -> str | None:
-    """A tensor's floating dtype; None for integers and what is not known."""
+    """A tensor's floating-point dtype; None for integers and unknown dtypes."""
     said = " ".join(str(value) for key, value in tensor.items() if "datatype" in key.lower())
     return next((name for name, words in WORDS.items() if words.search(said)), None)

@@ -1,10 +1,10 @@
-"""What TensorRT says, kept for those who ask why something failed."""
+"""A TensorRT logger that keeps messages for error reports."""
 
 from typing import Any
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger of the module that keeps errors and warnings in its lists, and drops the rest."""
+    """A logger that keeps errors and warnings in lists, and drops other messages."""
 
     class Kept(trt.ILogger):  # type: ignore[misc]  # a base that only the module has
         def __init__(self) -> None:

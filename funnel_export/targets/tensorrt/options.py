@@ -1,4 +1,4 @@
-"""What can be asked of a TensorRT build, under the names that TensorRT has for it."""
+"""Build options of TensorRT, under TensorRT's names."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,73 +11,75 @@ from funnel_export.targets.tensorrt.flavour import Flavour
 
 
 class TensorRtOptions(Options):
-    """Builder settings; precision is not among them, since it is the graph's."""
+    """Builder settings; there is none for precision, which is the graph's."""
 
     tf32: Annotated[bool, Field(description="let float32 products use TF32, at a cost in parity")] = False
     builder_optimization_level: Annotated[
         int | None, Field(ge=0, le=5, description="0 builds fastest, 5 searches longest")
     ] = None
     max_aux_streams: Annotated[int | None, Field(ge=0, le=64, description="CUDA streams beside the main one")] = None
-    workspace: Annotated[ByteSize | None, Field(gt=0, description="device memory that tactics may use, as 4GiB")] = None
+    workspace: Annotated[ByteSize | None, Field(gt=0, description="device memory for tactics, for example 4GiB")] = None
     weight_streaming: Annotated[bool, Field(description="let weights stay in host memory and be streamed")] = False
     refit: Annotated[
         Literal["none", "identical", "all"],
-        Field(description="whether weights can be exchanged: by themselves only (identical), or by any (all)"),
+        Field(description="replaceable weights: only by the same weights (identical), or by any (all)"),
     ] = "none"
-    strip_plan: Annotated[bool, Field(description="leave the weights out; they come from the bundle at load")] = False
+    strip_plan: Annotated[bool, Field(description="leave the weights out; they are read from the bundle at load")] = (
+        False
+    )
     version_compatible: Annotated[bool, Field(description="let later 11.x versions load the plan")] = False
     exclude_lean_runtime: Annotated[bool, Field(description="leave the lean runtime out of such a plan")] = False
     hardware_compatibility_level: Annotated[
         Literal["none", "ampere_plus", "same_compute_capability"],
-        Field(description="GPUs besides the one it is built on"),
+        Field(description="other GPUs that can run the plan"),
     ] = "none"
     compute_capabilities: Annotated[
         str | None,
-        Field(pattern=r"^\d+\.\d(,\d+\.\d)*$", description="GPUs that the plan is for, as 8.9,12.0"),
+        Field(pattern=r"^\d+\.\d(,\d+\.\d)*$", description="GPUs that can run the plan, for example 8.9,12.0"),
     ] = None
     timing_cache: Annotated[
-        Path | None, Field(description="file of timings to begin with, if it is there, and to add to")
+        Path | None, Field(description="timing cache file to read, if it exists, and to update")
     ] = None
     profiling_verbosity: Annotated[
-        Literal["none", "layer_names_only", "detailed"], Field(description="what the plan tells about its layers")
+        Literal["none", "layer_names_only", "detailed"], Field(description="details of layers that the plan records")
     ] = "detailed"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.exclude_lean_runtime and not self.version_compatible:
-            raise ValueError("exclude_lean_runtime goes with version_compatible=true only")
+            raise ValueError("exclude_lean_runtime requires version_compatible=true")
         return self
 
     @property
     def capabilities(self) -> list[str]:
-        """The compute capabilities that were asked for, each once."""
+        """The requested compute capabilities, without duplicates."""
         return list(dict.fromkeys(filter(None, (self.compute_capabilities or "").split(","))))
 
 
 def validate_options(options: TensorRtOptions, flavour: Flavour, no_gpu: str | None) -> None:
-    """Refuse options that this flavour, or this machine, cannot honour.
+    """Refuse options that this flavour or this machine does not support.
 
     Args:
-        options: what was asked for.
-        flavour: who is asked.
+        options: the options of a build.
+        flavour: TensorRT or TensorRT-RTX.
         no_gpu: why there is no GPU here, None if there is one.
 
     Raises:
-        SpecError: for options that the flavour has not, all of them at once.
-        TargetUnavailableError: for options that need a GPU where none is.
+        SpecError: if the flavour does not support options; the message lists all of them.
+        TargetUnavailableError: if options need a GPU and there is none.
     """
     asked = set(options.recorded())
     refused = [f"{name}: {flavour.refuses[name]}" for name in sorted(asked & set(flavour.refuses))]
     if refused:
         raise SpecError(
-            f"{flavour.target} cannot honour {'this option' if len(refused) == 1 else 'these options'}",
+            f"{flavour.target} does not support {'this option' if len(refused) == 1 else 'these options'}",
             got="\n".join(refused),
-            wanted="a build without",
+            hint="leave it out" if len(refused) == 1 else "leave them out",
         )
     lacking = [f"{name}: {flavour.needs_gpu_for[name]}" for name in sorted(asked & set(flavour.needs_gpu_for))]
     if lacking and no_gpu is not None:
         raise TargetUnavailableError(
-            f"{flavour.target} needs a GPU to build with this",
+            f"{flavour.target} needs a GPU for builds with these options",
             got="\n".join([*lacking, no_gpu]),
-            hint="build on a machine with a GPU, or leave it out",
+            hint="build on a machine with a GPU, or leave these options out",
         )

@@ -1,4 +1,4 @@
-"""An ONNX graph as a TensorRT network; what the parser refuses is said whole, with its place in the funnel."""
+"""Parses an ONNX graph into a TensorRT network, and describes the parser's and the builder's errors."""
 
 import re
 from collections import Counter
@@ -20,26 +20,26 @@ DTYPES = {
     "BOOL": "bool",
     "DOUBLE": "float64",
 }
-"""TensorRT's names of dtypes in numpy's words."""
+"""TensorRT's names of dtypes, and numpy's."""
 
 REMEDIES = (
-    (r"must have same input types|same type", "TensorRT casts nothing by itself: cast one of the inputs in the graph"),
+    (r"must have same input types|same type", "cast one of the inputs in the graph: TensorRT inserts no casts"),
     (r"softcap|\[Attention\]", "TensorRT has no softcap in Attention: decompose it, as `funnel-export export` does"),
     (r"RotaryEmbedding|RMSNormalization|LayerNormalization", "decompose this op, as `funnel-export export` does"),
-    (r"Plugin not found", "use ops of the standard ONNX domain only, or register the plugin that implements this one"),
+    (r"Plugin not found", "use only ops of the standard ONNX domain, or register the plugin with this op"),
     (r"not supported for Turing|Turing \(SM75\)", "leave 7.5 out of compute_capabilities, or export in float16"),
-    (r"out of memory|OutOfMemory", "a smaller --profile, or --option workspace=..."),
+    (r"out of memory|OutOfMemory", "use a smaller --profile, or --option workspace=..."),
 )
-OTHERWISE = "export the bundle again: what `funnel-export export` writes has been built"
+OTHERWISE = "export the bundle again: TensorRT builds the graphs that `funnel-export export` writes"
 NOISE = re.compile(r".*catchCudaError.*(cudaError 35|driver version is insufficient).*")
-"""The builder looks for a driver that it does not need."""
+"""Messages about a missing driver, which the builder does not need."""
 
 
 def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, segments: Sequence[Segment]) -> Any:
-    """Fill a network from a graph and its external data; returns the parser, which must outlive the build.
+    """Fill a network from a graph and its external data; return the parser, which must stay alive during the build.
 
     Raises:
-        TargetRefusedError: naming every node that was refused, its op, its place in the funnel and a remedy.
+        TargetRefusedError: if nodes are refused; the message has each one's op and place in the funnel, and a remedy.
     """
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(str(graph)):
@@ -47,7 +47,7 @@ def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, segments: Sequ
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     raise TargetRefusedError(
         f"{trt.__name__}'s parser refused {len(errors)} node{'s' * (len(errors) != 1)} of the graph",
-        got="\n".join(_describe_error(error, segments) for error in errors) or f"{graph}, without a reason",
+        got="\n".join(_describe_error(error, segments) for error in errors) or f"{graph}, no reason given",
         hint=remedy("\n".join(f"[{error.node_operator()}] {error.desc()}" for error in errors)),
     )
 
@@ -63,7 +63,7 @@ def _describe_error(error: Any, segments: Sequence[Segment]) -> str:
 
 
 def describe_failure(messages: list[str], names: list[str], segments: Sequence[Segment]) -> str:
-    """What a builder said as it failed, and where the nodes stand that it named."""
+    """The messages of a failed builder, and the places in the funnel of the nodes in them."""
     lines = [line for line in messages if not NOISE.match(line)]
     for name in nodes_named_in("\n".join(lines), names)[:10]:
         place = describe_place(name, segments)
@@ -72,24 +72,24 @@ def describe_failure(messages: list[str], names: list[str], segments: Sequence[S
 
 
 def remedy(text: str) -> str:
-    """What to try, from what was refused."""
+    """What to try, chosen by the text of an error."""
     return next((advice for pattern, advice in REMEDIES if re.search(pattern, text)), OTHERWISE)
 
 
 def count_products(trt: Any, network: Any) -> dict[str, int]:
-    """How many matrix products the network has in each dtype; TensorRT computes them as typed."""
+    """Number of the network's matrix products in each dtype; TensorRT computes each in its output's dtype."""
     kinds = (network.get_layer(i) for i in range(network.num_layers))
     products = (layer for layer in kinds if layer.type == trt.LayerType.MATRIX_MULTIPLY)
     return dict(Counter(dtype_name(product.get_output(0).dtype) for product in products))
 
 
 def dtype_name(dtype: Any) -> str:
-    """A dtype of TensorRT's in numpy's words."""
+    """Numpy's name of a TensorRT dtype."""
     return DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
 def check_product_dtypes(products: dict[str, int], dtype: Dtype) -> None:
-    """Raise `TargetRefusedError` unless most products are in the bundle's dtype: rotary angles may be in float32."""
+    """Raise `TargetRefusedError` unless most products are in the bundle's dtype; RoPE's angles may be in float32."""
     if products.get(dtype, 0) <= sum(products.values()) / 2:
         found = ", ".join(f"{count} in {name}" for name, count in products.items())
         raise TargetRefusedError(

@@ -1,4 +1,4 @@
-"""Building in a process of its own, and what became of it."""
+"""Runs a build in a separate process."""
 
 from typing import Any
 
@@ -14,15 +14,18 @@ PROGRAM = ("-m", "funnel_export.targets.tensorrt.worker")
 
 
 def build_in_process(request: BuildRequest, progress: Progress, timeout: float = SILENCE) -> dict[str, Any]:
-    """Build a plan in another process, which ends with this call whatever happens.
+    """Build a plan in a separate process, which always ends before this call does.
 
     Args:
-        request: what to build.
+        request: the plan to build.
         progress: called with every step that the build reports.
-        timeout: seconds without a step after which the build is ended.
+        timeout: seconds without a step after which the build is stopped.
+
+    Returns:
+        Facts about the build, see `build`.
 
     Raises:
-        FunnelExportError: what the build raised, or `TargetRefusedError` if its process died or fell silent.
+        FunnelExportError: the error of the build, or `TargetRefusedError` if its process died or timed out.
     """
     with Worker(PROGRAM) as worker:
         worker.send(request.model_dump_json())
@@ -30,7 +33,7 @@ def build_in_process(request: BuildRequest, progress: Progress, timeout: float =
             try:
                 message = Answer.model_validate_json(line).message
             except ValidationError as err:
-                what = f"the process that built with {request.target} answered with something else"
+                what = f"the build process of {request.target} sent an invalid message"
                 raise TargetRefusedError(what, got=repr(line[:200])) from err
             if isinstance(message, Step):
                 progress(message.step, message.done)
@@ -38,8 +41,8 @@ def build_in_process(request: BuildRequest, progress: Progress, timeout: float =
                 return message.facts
             else:
                 raise _as_error(message)
-        hint = "a machine with more memory, or a smaller --profile" if worker.was_killed else None
-        raise TargetRefusedError(f"the process that built with {request.target} died", got=worker.death(), hint=hint)
+        hint = "use a machine with more memory, or a smaller --profile" if worker.was_killed else None
+        raise TargetRefusedError(f"the build process of {request.target} died", got=worker.death(), hint=hint)
 
 
 def _next_line(worker: Worker, target: str, timeout: float) -> str | None:
@@ -47,10 +50,10 @@ def _next_line(worker: Worker, target: str, timeout: float) -> str | None:
         return worker.receive(timeout)
     except WorkerSilentError as err:
         raise TargetRefusedError(
-            f"the process that built with {target} did not go on",
+            f"the build process of {target} timed out",
             got=err,
             wanted=f"a step within {timeout:g} s",
-            hint="a longer --timeout, or a smaller --profile",
+            hint="use a longer --timeout, or a smaller --profile",
         ) from err
 
 

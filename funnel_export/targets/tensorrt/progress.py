@@ -1,4 +1,4 @@
-"""TensorRT's nested build phases as one share of what is done."""
+"""Converts the progress of TensorRT's nested build phases into one fraction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ Report = Callable[[str, float | None], None]
 
 
 class Phases:
-    """The phases that are under way; what is done of an inner one counts as part of one step of its outer one."""
+    """The running phases; an inner phase counts as one step of its outer phase."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -17,17 +17,17 @@ class Phases:
         self._shown = ("", -1.0)
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Start a phase."""
         self._parents[phase], self._steps[phase], self._done[phase] = parent, max(1, steps), 0
         self._show(phase)
 
     def step(self, phase: str, step: int) -> None:
-        """A step, numbered from 0, is done."""
+        """Record that a step, counted from 0, is done."""
         self._done[phase] = min(step + 1, self._steps[phase])
         self._show(phase)
 
     def finish(self, phase: str) -> None:
-        """A phase ends."""
+        """End a phase."""
         parent = self._parents.pop(phase)
         if parent in self._done:
             self._done[parent] = min(self._done[parent] + 1, self._steps[parent])
@@ -40,14 +40,14 @@ class Phases:
             if parent is None or parent not in self._done:
                 break
             inner = parent
-        share = max(share, self._shown[1])  # phases are not as even as their numbers of steps
+        share = max(share, self._shown[1])  # never go back, since steps differ in length
         if (phase, round(share, 2)) != self._shown:
             self._shown = (phase, round(share, 2))
             self._report(f"building: {phase.lower()}", share)
 
 
 def make_monitor(trt: Any, report: Report) -> Any:
-    """A progress monitor of the module that reports to `report`."""
+    """A TensorRT progress monitor that calls `report`."""
     phases = Phases(report)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a base that only the module has

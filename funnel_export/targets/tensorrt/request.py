@@ -1,4 +1,4 @@
-"""What a build is asked for and what it answers: JSON between this process and the one that builds."""
+"""Messages between this process and the build process, as JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -26,27 +26,27 @@ class BuildRequest(_Message):
     dtype: Dtype
     inputs: list[Port]
     outputs: list[str]
-    """Names of inner values to give out besides the graph's outputs."""
+    """Names of intermediate values to return in addition to the graph's outputs."""
     funnel: Funnel | None
     num_layers: int
-    """Layers of the whole model, which tell with the funnel where a node stands."""
+    """Layers of the whole model; with the funnel, they give a node's place in error messages."""
     profiles: list[Profile]
     options: TensorRtOptions
     timing_caches: list[Path] = []
-    """Timings of earlier builds, to begin with."""
+    """Timing cache files of earlier builds, to read."""
     new_timing_cache: Path | None = None
-    """File to write with the timings of this build."""
+    """Timing cache file of this build, to write."""
 
 
 class Step(_Message):
-    """The build goes on."""
+    """Progress of the build."""
 
     step: str
     done: float | None = None
 
 
 class Refusal(_Message):
-    """The build has ended without a plan: a `FunnelExportError`, in parts."""
+    """The build failed: the parts of a `FunnelExportError`."""
 
     kind: str
     """Name of its class."""
@@ -57,12 +57,12 @@ class Refusal(_Message):
 
 
 class Built(_Message):
-    """The build has ended, and the plan is there."""
+    """The build succeeded."""
 
     facts: dict[str, Any]
 
 
 class Answer(_Message):
-    """A line of what the building process writes."""
+    """A line that the build process writes."""
 
     message: Step | Refusal | Built

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX has compiled for a GPU, kept beside the plan, and read only if they are those."""
+"""TensorRT-RTX's cache of compiled kernels, saved beside the plan with a record of what it belongs to."""
 
 import hashlib
 import warnings
@@ -15,11 +15,11 @@ from funnel_export.targets.tensorrt.gpu import find_gpu
 
 CACHE, RECORD = CACHES
 LARGEST_CACHE = 1 << 30
-"""Bytes; NVIDIA advises against caches of more than a tenth of it."""
+"""Limit of a cache in bytes; NVIDIA advises to keep caches below a tenth of it."""
 
 
 class _Record(BaseModel):
-    """What a cache belongs to."""
+    """The plan, version, GPU and driver that a cache belongs to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class _Record(BaseModel):
 
 
 def load_cache(engine: Engine) -> bytes | None:
-    """The cache beside a plan; None, with a warning, if it is another plan's, version's or GPU's, or was changed."""
+    """The cache beside a plan; None with a warning if it was changed, or belongs to another plan, version or GPU."""
     if not (engine.path / CACHE).exists():
         return None
     try:
@@ -42,12 +42,12 @@ def load_cache(engine: Engine) -> bytes | None:
         return None
     if found == _record(engine, content):
         return content
-    _warn("is not the one that was kept for this plan, version, GPU and driver")
+    _warn("was changed, or made for another plan, version, GPU or driver")
     return None
 
 
 def save_cache(engine: Engine, content: bytes) -> None:
-    """Keep a cache beside a plan; a bundle that cannot be written to goes without."""
+    """Save a cache beside a plan; do nothing if the bundle cannot be written."""
     with suppress(OSError):
         write_bytes(engine.path / CACHE, content)
         write_text(engine.path / RECORD, _record(engine, content).model_dump_json() + "\n")

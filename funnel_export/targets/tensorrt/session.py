@@ -1,4 +1,4 @@
-"""Running a plan: buffers that stay on the device, CUDA graphs, and the kernels that TensorRT-RTX compiles kept."""
+"""Runs a plan, with buffers that stay on the device, CUDA graphs and TensorRT-RTX's kernel cache."""
 
 import mmap
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from funnel_export.targets.tensorrt.runtime_cache import load_cache, save_cache
 
 
 class TensorRtSession:
-    """A plan in memory, with one execution context and one stream."""
+    """A loaded plan, with one execution context and one stream."""
 
     def __init__(self, flavour: Flavour, graph: Graph, engine: Engine, *, keep_kernels: bool = True) -> None:
         self._trt, self._flavour, self._engine = flavour.load(), flavour, engine
@@ -37,10 +37,10 @@ class TensorRtSession:
         self._cache: Any = None
         self._context = self._make_context()
         if self._context is None:
-            raise self._refused("has no room here for an execution context")
+            raise self._refused("could not create an execution context")
         if not keep_kernels:
             self._cache = None
-        own_graphs = flavour is not TENSORRT_RTX  # which captures them itself
+        own_graphs = flavour is not TENSORRT_RTX  # TensorRT-RTX captures CUDA graphs itself
         self._runner = PlanRunner(self._trt, self._plan, self._context, graph, engine, self._logger, own_graphs)
 
     def _deserialize(self, graph: Graph) -> Any:
@@ -53,18 +53,23 @@ class TensorRtSession:
             refitter = self._trt.Refitter(loaded, self._logger)
             parser = self._trt.OnnxParserRefitter(refitter, self._logger)
             if not (parser.refit_from_file(str(graph.path)) and refitter.refit_cuda_engine()):
-                raise self._refused("did not take the bundle's weights")
+                raise self._refused("could not be refitted with the bundle's weights")
         if options.get("weight_streaming") is True:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
         return loaded
 
     def _check_ports(self, graph: Graph) -> None:
-        """The plan's inputs and outputs must be the graph's."""
+        """Raise `BundleError` unless the plan has the graph's inputs and outputs."""
         wanted = {port.name: port.dtype for port in (*graph.inputs, *graph.outputs)}
         names = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
         found = {name: dtype_name(self._plan.get_tensor_dtype(name)) for name in names}
         if not wanted.items() <= found.items():
-            raise BundleError("the engine's inputs and outputs are not the graph's", got=found, wanted=wanted)
+            raise BundleError(
+                "the engine does not have the graph's inputs and outputs",
+                got=found,
+                wanted=wanted,
+                hint="compile the bundle again",
+            )
 
     def _make_context(self) -> Any:
         if self._flavour is not TENSORRT_RTX:
@@ -91,7 +96,7 @@ class TensorRtSession:
         return self._runner.prepare(inputs)
 
     def close(self) -> None:
-        """See `Session.close`; what TensorRT-RTX has compiled for this GPU stays beside the plan."""
+        """See `Session.close`; TensorRT-RTX's kernel cache is saved beside the plan."""
         try:
             if self._cache is not None:
                 save_cache(self._engine, bytes(self._cache.serialize()))
@@ -101,7 +106,7 @@ class TensorRtSession:
 
 
 class PlanRunner:
-    """Moves inputs in and outputs out, and chooses the optimization profile."""
+    """Copies inputs and outputs between host and device, and chooses the optimization profile."""
 
     def __init__(
         self, trt: Any, plan: Any, context: Any, graph: Graph, engine: Engine, logger: Any, use_graphs: bool
@@ -117,14 +122,14 @@ class PlanRunner:
         self._dtypes = {name: _numpy_dtype(dtype_name(plan.get_tensor_dtype(name))) for name in names}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run on host arrays; outputs come back to the host."""
+        """Run on host arrays; return outputs as host arrays."""
         self._launch(inputs)
         results = {name: np.empty(size, self._dtypes[name]) for name, size in self._shapes.items()}
         self._device.fetch(results)
         return {name: as_float(value) for name, value in results.items()}
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """A call on inputs that are on the device already; its outputs stay there."""
+        """Copy inputs to the device; return a function that runs on them and leaves the outputs on the device."""
         launch = self._launch(inputs)
 
         def call() -> None:
@@ -134,7 +139,7 @@ class PlanRunner:
         return call
 
     def _launch(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
-        """Move inputs in and run on them once; the function that is returned does so again with what lies there."""
+        """Copy inputs to the device and run once; return a function that runs again on the same buffers."""
         shapes = {name: inputs[name].shape for name in self._inputs}
         self._choose_profile(shapes)
         addresses = {
@@ -152,7 +157,7 @@ class PlanRunner:
         return launch
 
     def _bind(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
-        """Tell the context the shapes and addresses of this run."""
+        """Set the shapes and addresses of this run in the context."""
         for name, address in addresses.items():
             self._must(self._context.set_input_shape(name, shapes[name]), shapes)
             self._must(self._context.set_tensor_address(name, address), shapes)
@@ -162,11 +167,11 @@ class PlanRunner:
             self._must(self._context.set_tensor_address(name, self._device.reserve(name, nbytes)), shapes)
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         self._device.close()
 
     def _must(self, done: bool, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise `TargetRefusedError` unless a call was done; `shapes` are of the inputs of this run."""
+        """Raise `TargetRefusedError` unless a call succeeded; `shapes` of the inputs are for the message."""
         if not done:
             asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             said = "\n".join([f"inputs {asked}", *self._logger.errors[-5:]])
@@ -177,10 +182,10 @@ class PlanRunner:
         fitting = fitting_profiles(self._profiles, sizes)
         if not fitting:
             raise SpecError(
-                f"the engine {self._name} takes no batch of this shape",
+                f"the engine {self._name} does not accept this shape",
                 got=", ".join(f"{SHORT.get(axis, axis)} {size}" for axis, size in sizes.items()),
                 wanted=" or ".join(map(str, self._profiles)),
-                hint="compile with a --profile that covers it",
+                hint="compile with a --profile that includes it",
             )
         if fitting[0] != self._active:
             self._must(self._context.set_optimization_profile_async(fitting[0], self._device.stream), shapes)

@@ -1,4 +1,4 @@
-"""The targets `tensorrt` and `tensorrt-rtx`: what they build, and which of their engines run here."""
+"""The targets `tensorrt` and `tensorrt-rtx`."""
 
 import re
 import tempfile
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 PLAN, TIMINGS = "model.plan", "timing.cache"
 PORTABLE = ["8.0", "8.6", "8.9", "12.0"]
-"""Compute capabilities that a TensorRT-RTX plan runs on if none is named, by NVIDIA's documentation; and later ones."""
+"""Compute capabilities that a TensorRT-RTX plan supports by default, besides later ones (NVIDIA's documentation)."""
 
 
 class _Base:
-    """What both have in common."""
+    """Common base of both targets."""
 
     flavour: ClassVar[Flavour]
     options: ClassVar[type[TensorRtOptions]] = TensorRtOptions
@@ -73,7 +73,7 @@ class _Base:
         return Availability(available=True, compiles=builder, version=version, detail=detail)
 
     def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
-        """All three dtypes; what a GPU lacks, the builder says."""
+        """See `Target.supports`: all three dtypes; the builder refuses those that a GPU lacks."""
         return None
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
@@ -84,9 +84,9 @@ class _Base:
         validate_options(options, self.flavour, why)
         if gpu is None and not self.flavour.builds_without_gpu:
             raise TargetUnavailableError(
-                f"{self.name} builds on the GPU that it builds for",
+                f"{self.name} needs a GPU for builds",
                 got=why,
-                hint="--target tensorrt-rtx builds without one; or a machine with a GPU",
+                hint="use a machine with a GPU, or --target tensorrt-rtx, which builds without one",
             )
         if self.flavour is TENSORRT_RTX:
             kinds = options.capabilities or PORTABLE
@@ -140,21 +140,23 @@ class _Base:
         built, version = engine.manifest, self.flavour.load().__version__
         compatible = built.options.get("version_compatible") is True
         if built.version != version and not (compatible and _is_later(version, built.version)):
-            return f"it was built with {self.name} {built.version}, and {version} is installed"
+            return f"it was built with {self.name} {built.version}, but {version} is installed"
         if built.built_for.platform != this_platform():
-            return f"it was built for {built.built_for.platform}, and this is {this_platform()}"
+            return f"it was built for {built.built_for.platform}, but this is {this_platform()}"
         gpu = find_gpu()
         if self.flavour is TENSORRT:
             return _other_gpu(built.built_for, str(built.options.get("hardware_compatibility_level", "none")), gpu)
         return _invalid_by_header(self.flavour.load(), engine)
 
     def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
-        """See `Target.load`; for inner values an engine of the same profiles and options is built for this once."""
+        """See `Target.load`; for intermediate values, it builds a temporary engine with the same options."""
         find_gpu()
         from funnel_export.targets.tensorrt.session import TensorRtSession
 
         if engine is None:
-            raise TargetRefusedError(f"{self.name} runs engines, not graphs", got=graph.path, hint="compile it first")
+            raise TargetRefusedError(
+                f"{self.name} runs engines, not graphs", got=graph.path, hint="compile the bundle first"
+            )
         if not outputs:
             return TensorRtSession(self.flavour, graph, engine)
         options = parse_options(TensorRtOptions, {**engine.manifest.options, "timing_cache": None})
@@ -189,9 +191,9 @@ def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
 
 
 def _runs_on(trt: Any, gpu: Gpu) -> bool:
-    """Whether TensorRT-RTX runs on this GPU: on those that it names, and on later ones.
+    """Whether TensorRT-RTX runs on this GPU: one of those that it lists, or a later one.
 
-    It names none of the data centres' Hopper GPUs, whose plans it builds and then refuses (version 1.7.1 on an H200).
+    It does not list data centre GPUs of the Hopper generation: version 1.7.1 built a plan on an H200, then refused it.
     """
     named = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     here = int(gpu.compute_capability.replace(".", ""))
@@ -208,11 +210,11 @@ def _other_gpu(built_for: BuiltFor, level: str, gpu: Gpu) -> str | None:
         fits = gpu.compute_capability == kind
     else:
         fits = (gpu.name, gpu.compute_capability) == (built_for.device, kind)
-    return None if fits else f"it was built for {built_for.device} with compute capability {kind}, and this is {here}"
+    return None if fits else f"it was built for {built_for.device} with compute capability {kind}, but this is {here}"
 
 
 def _invalid_by_header(trt: Any, engine: Engine) -> str | None:
-    """What TensorRT-RTX tells from a plan's first bytes: why this GPU and driver do not run it, None if they do."""
+    """Why this GPU and driver do not run a plan, by TensorRT-RTX's check of its header; None if they do."""
     runtime = trt.Runtime(make_logger(trt))
     with engine.file.open("rb") as stream:
         validity, diagnostics = runtime.get_engine_validity(stream.read(runtime.engine_header_size))
@@ -225,6 +227,6 @@ def _invalid_by_header(trt: Any, engine: Engine) -> str | None:
 
 
 def _is_later(version: str, built: str) -> bool:
-    """Whether a version of the same major number is as new or newer."""
+    """Whether `version` has the major number of `built`, and is the same or newer."""
     found, wanted = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (version, built))
     return found[:1] == wanted[:1] and found >= wanted

@@ -1,7 +1,8 @@
-"""The process that builds: reads a request from stdin, writes answers to stdout, a line of JSON each.
+"""The build process: reads a request from stdin and writes answers to stdout, one line of JSON each.
 
-A process of its own, because a build is minutes in a library that hears no Ctrl-C, takes gigabytes that it should give
-back, may be killed by the system when memory runs out, and Polygraphy serves one of the two modules in a process.
+Builds run in a separate process for four reasons: the library ignores Ctrl-C for minutes; its gigabytes are freed when
+the process ends; if memory runs out, the system kills only this process; and Polygraphy supports only one of the two
+modules per process.
 """
 
 import os
@@ -17,13 +18,13 @@ from funnel_export.targets.tensorrt.request import Answer, BuildRequest, Built, 
 
 
 def main() -> None:
-    """Build what the request asks for."""
+    """Read a request, build the plan and report the result."""
     answers = take_stdout()
     request = BuildRequest.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     flavour = TENSORRT_RTX if request.target == TENSORRT_RTX.target else TENSORRT
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour is TENSORRT_RTX))  # read when it is imported
-    warnings.simplefilter("ignore")  # the modules deprecate what Polygraphy calls
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour is TENSORRT_RTX))  # Polygraphy reads it at import
+    warnings.simplefilter("ignore")  # Polygraphy calls functions that the modules deprecate
     from funnel_export.targets.tensorrt.build import build
 
     try:
@@ -45,7 +46,7 @@ def _say(answers: TextIO, message: Step | Refusal | Built) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait until the parent closes stdin, as its death does, and end."""
+    """Exit when stdin closes, which also happens when the parent dies."""
     sys.stdin.read()
     os._exit(1)
 
