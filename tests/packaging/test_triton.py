@@ -275,7 +275,7 @@ def test_a_failed_write_leaves_the_earlier_model(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("funnel_export.packaging.triton.place", full)
-    with pytest.raises(BundleError, match=r"(?s)could not be written.*No space left"):
+    with pytest.raises(BundleError, match=r"(?s)no room left.*No space left"):
         package(Recipe().bundle(), tmp_path, name="m", options=TritonOptions(max_batch_size=2))
     assert listing(tmp_path) == before
 
