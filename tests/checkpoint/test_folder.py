@@ -319,8 +319,10 @@ def readable() -> Iterator[Path]:
 )
 def test_no_permission(place: str, message: str, readable: Path) -> None:
     (readable / place).chmod(0)
-    with another_user(), pytest.raises(CheckpointError, match=message) as caught:
-        export(readable, readable.parent / "out", funnel="1:3:2")
+    with tempfile.TemporaryDirectory() as writable:
+        Path(writable).chmod(0o777)
+        with another_user(), pytest.raises(CheckpointError, match=message) as caught:
+            export(readable, Path(writable) / "out", funnel="1:3:2")
     assert "Permission denied" in caught.value.details["got"]
     assert caught.value.details["hint"].startswith("check its permissions: ls -ld ")
     assert "download" not in str(caught.value)
