@@ -45,7 +45,7 @@ SPOILS: dict[Callable[[Path], object], str] = {
     lambda f: (f / "config.json").unlink(): r"no config\.json in this folder",
     lambda f: (f / "config.json").write_text("{"): "is not JSON",
     lambda f: (f / "config.json").write_text("[]"): "not a JSON object",
-    lambda f: config(f, model_type="gemma3"): "this kind of model is not supported",
+    lambda f: config(f, model_type="llama"): "this kind of model is not supported",
     lambda f: config(f, transformers_weights="other.safetensors"): "transformers_weights in config",
     lambda f: config(f, sliding_window=None): "sliding_window is null",
     lambda f: config(f, sliding_window=None, layer_types=["full_attention"] * 4): "sliding_window is null: Hugging",

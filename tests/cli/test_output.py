@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from command_line import run, run_alone
-from exported import Recipe, tiny_checkpoint
+from exported import Recipe
 from latencies import make_latency
 
 from funnel_export.cli.output import QUIET, USUAL, VERBOSE, set_loudness, show_progress
-from funnel_export.spec.choices import Task
 
 FLOAT16 = ("--funnel", "none", "--dtype", "float16")
 """Options of an export that warns."""
@@ -29,7 +28,7 @@ def test_quiet_prints_results_and_errors_only(before: bool, tmp_path: Path) -> N
     def quiet(*command: object) -> object:
         return run("--quiet", *command) if before else run(*command, "-q")
 
-    checkpoint = tiny_checkpoint(Task.TEXT_GENERATION, Recipe().stored)
+    checkpoint = Recipe().checkpoint()
     done = quiet("export", checkpoint, tmp_path / "out", *FLOAT16)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'out'}: text-generation, float16\n"

@@ -51,10 +51,11 @@ def test_every_contract_has_a_case() -> None:
 
 def test_accept_and_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(contracts, "CONTRACTS", CONTRACTS[:1])
+    case = next(case for case in CONTRACTS if case.name == "text-generation-dense-float32")
+    monkeypatch.setattr(contracts, "CONTRACTS", (case,))
     fresh = list(contracts.fresh_graphs())  # what it is made of is compared above; here it is made once
     monkeypatch.setattr(contracts, "fresh_graphs", lambda _: iter(fresh))
-    name = f"contracts/{CONTRACTS[0].name}.txt"
+    name = f"contracts/{case.name}.txt"
     changed = accept_graphs(tmp_path, "the first")
     assert name in changed
     assert check_graphs(tmp_path) == {}

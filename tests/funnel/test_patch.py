@@ -20,8 +20,8 @@ from properties import alone, assert_close, check_generation, check_padding, che
 from transformers import (
     Gemma2ForCausalLM,
     Gemma2Model,
-    GemmaConfig,
-    GemmaModel,
+    LlamaConfig,
+    LlamaModel,
     PreTrainedModel,
 )
 from transformers.models.gemma2 import modeling_gemma2
@@ -234,11 +234,12 @@ REFUSED: dict[str, tuple[Any, FunnelSpec | None, type[FunnelExportError], str]] 
     ),
     "sdpa": (lambda: sdpa(tiny_model()), SPEC, CheckpointError, "eager"),
     "sdpa under a classifier": (lambda: sdpa(tiny_model(ALL_CLASSES[2])), SPEC, CheckpointError, "eager"),
-    "bidirectional": (lambda: bidirectional(tiny_model()), SPEC, FunnelExportError, "causal"),
-    "not Gemma2": (
-        lambda: GemmaModel._from_config(
-            GemmaConfig(**{k: v for k, v in tiny_config().to_dict().items() if k in GemmaConfig().to_dict()}),
-            attn_implementation="eager",
+    "bidirectional": (lambda: bidirectional(tiny_model()), SPEC, FunnelExportError, "bidirectional attention"),
+    "no Gemma": (
+        lambda: LlamaModel(
+            LlamaConfig(
+                vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2, head_dim=4
+            )
         ),
         SPEC,
         FunnelExportError,

@@ -13,7 +13,8 @@ from triton_server import Server, back_ends, serving
 
 from funnel_export import load_bundle
 from funnel_export.commands.package import package
-from funnel_export.packaging.triton_config import Backend, Kind, TritonOptions
+from funnel_export.spec.choices import Backend, Kind
+from funnel_export.spec.triton import TritonOptions
 
 pytestmark = pytest.mark.triton
 

@@ -8,6 +8,7 @@ import pytest
 
 from funnel_export.errors import BundleError
 from funnel_export.system import atomic
+from funnel_export.system.claims import EARLIER
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_without_a_swap_a_rename_that_fails_brings_the_earlier_folder_back(
     rename = Path.rename
 
     def refuse_new(path: Path, target: Path) -> Path:
-        if target == earlier and not path.name.endswith(atomic.ASIDE):
+        if target == earlier and not path.name.endswith(EARLIER):
             raise OSError("the disk is full")
         return rename(path, target)
 
