@@ -8,7 +8,7 @@ BUNDLES := build/interop
 LOWEST := .venv-lowest
 TRITON := .venv-triton
 
-.PHONY: demo test check soak interop lowest triton fuzz format clean
+.PHONY: demo test check soak real interop lowest triton fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
@@ -25,6 +25,11 @@ check: $(INSTALLED)
 # What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)
 	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system tests/commands/test_demo.py
+
+# Gemma 3 270M with its trained weights: downloads 245 MB into a cache, under the Gemma Terms of Use.
+real: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt accelerate gguf
+	$(BIN)/python benchmarks/real.py --out build/real.json
 
 fuzz: $(INSTALLED)
 	FUNNEL_EXPORT_FUZZ=5000 HYPOTHESIS_PROFILE=thorough $(BIN)/pytest tests/fuzz
