@@ -30,10 +30,12 @@ PROMPT = "The quick brown fox"
 
 def losses(logits: NDArray[Any], row: NDArray[np.int64]) -> NDArray[Any]:
     """Cross entropy of each next token, [length - 1] in nats, from logits [length, vocabulary]."""
-    x = logits[:-1].astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    found: NDArray[Any] = np.log(np.exp(x).sum(-1)) - x[np.arange(len(x)), row[1:]]
-    return found
+    import torch
+
+    found = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits[:-1]).double(), torch.from_numpy(row[1:]), reduction="none"
+    )
+    return found.numpy()
 
 
 def compare_losses(model: Any, session: Any, rows: list[NDArray[np.int64]]) -> dict[str, float]:

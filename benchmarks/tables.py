@@ -1,4 +1,4 @@
-"""Tables of the READMEs, made from the result files.
+"""Tables of the READMEs and docs, made from the result files.
 
 python benchmarks/tables.py           write them
 """
@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import repeat
+from choosing import choosing
 from peers_table import render
-from sparse import SHAPES
 from tabulate import tabulate
 
-from funnel_export import FunnelSpec
-from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.latency.latency_report import LatencyReport
-from funnel_export.latency.operations import predicted_ratio
 from funnel_export.report.text import describe_latency
-from funnel_export.spec.choices import Dtype, Logits, Task
-from funnel_export.spec.export import ExportSpec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -307,33 +302,6 @@ def gpu_latency() -> str:
         parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     parts.append(f"({listed(found['S=2']['conditions'] | {'rounds': report.rounds})})")
     return "\n\n".join(parts)
-
-
-FUNNELS = {
-    "2B": {"small": "9:13:2", "medium": "9:17:2", "half": "6:19:2", "half, S=4": "6:19:4"},
-    "9B": {"small": "14:20:2", "medium": "14:28:2", "half": "10:31:2", "half, S=4": "10:31:4"},
-    "27B": {"small": "15:22:2", "medium": "15:31:2", "half": "11:34:2", "half, S=4": "11:34:4"},
-}
-"""Funnels to begin with, by the size of a Gemma2."""
-
-
-def choosing() -> str:
-    """What operations predict for funnels of Gemma2's three sizes."""
-    lengths = (512, 2048, 8192)
-    rows = []
-    for size, funnels in FUNNELS.items():
-        architecture = GEMMA2.schema.of(SHAPES[size])
-        for kind, funnel in funnels.items():
-            spec = ExportSpec(
-                task=Task.TEXT_GENERATION,
-                dtype=Dtype.BFLOAT16,
-                funnel=FunnelSpec.parse(funnel),
-                logits=Logits.LAST,
-            )
-            ratios = (f"{predicted_ratio(GEMMA2, architecture, spec, length):.2f}" for length in lengths)
-            rows.append((f"{size}, {architecture.num_hidden_layers} layers", kind, f"`{funnel}`", *ratios))
-    headers = ("Gemma2", "funnel", "P:R:S", *(f"{length:,} tokens" for length in lengths))
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 TABLES = {

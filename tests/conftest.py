@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ collect_ignore = ["interop", "lowest"]
 # Before any test imports the package: the hook sees only modules loaded after it.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
-from tracing import share_traces, trace_anew  # noqa: E402 - after the hook
+from models import true_float64  # noqa: E402 - after the hook
+from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
 
@@ -35,6 +37,13 @@ share_traces()
 # What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
 gc.collect()
 gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[None]:
+    """Run Hugging Face's layers in float64, as the oracle computes."""
+    with true_float64():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from funnel_export.targets.registry import get_target
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 
-CLASSES: dict[Task, type[PreTrainedModel]] = {task: get_family("gemma2").model_class(task) for task in Task}
-"""Gemma2's."""
+RELATIVE = 2e-5
+"""Largest error in float32, over the largest output."""
 
 _OWN = tempfile.TemporaryDirectory(prefix="funnel-export-tests-")
 FOLDER = Path(_OWN.name)
@@ -84,6 +84,11 @@ def _exported(recipe: Recipe) -> Bundle:
         opset=recipe.opset,
         logits=recipe.logits,
     )
+
+
+def float32_limit(run: Forward, rows: Sequence[Sequence[int]]) -> float:
+    """The allowed difference from the oracle on these rows: a share of the largest output."""
+    return RELATIVE * max(float(run(torch.tensor([row]), None).abs().max()) for row in rows)
 
 
 def forward_of_bundle(bundle: Bundle, target: str = "onnxruntime") -> Forward:

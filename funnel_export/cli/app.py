@@ -83,28 +83,24 @@ def _as_shown(params: Sequence[Any]) -> list[Any]:
     return [*params]
 
 
-class Command(TyperCommand):
-    """A command with the options that all commands have."""
+class _Common:
+    """Adds the options that all commands have; a mixin for Typer's classes."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.params.extend(_common_options())
+        self.params.extend(_common_options())  # type: ignore[attr-defined]  # of Typer's class
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Its arguments and options."""
-        return _as_shown(super().get_params(ctx))
+        """The arguments and options."""
+        return _as_shown(super().get_params(ctx))  # type: ignore[misc]  # of Typer's class
 
 
-class Group(TyperGroup):
-    """A group of commands with the options that all commands have."""
+class Command(_Common, TyperCommand):
+    """A command."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.params.extend(_common_options())
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Its options."""
-        return _as_shown(super().get_params(ctx))
+class Group(_Common, TyperGroup):
+    """A group of commands."""
 
 
 def make_app(panels: Mapping[str, Sequence[Callable[..., None]]], groups: Mapping[str, typer.Typer]) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""The dense baseline of a benchmark: exported from the bundle's own weights, or a bundle that is there already."""
+"""The dense baseline of a benchmark: an existing bundle, or one exported from the bundle's own weights."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ from funnel_export.system.place import Placing, place
 
 
 def open_baseline(bundle: Bundle, dense: Bundle | str | os.PathLike[str]) -> Bundle:
-    """A dense bundle that is to be the baseline of another one.
+    """Open a dense bundle as the baseline of a bundle with a funnel.
 
     Raises:
-        SpecError: if it has a funnel, or its weights, its config or what it computes differ; all that differs is named.
-        BundleError: if it is not whole.
+        SpecError: if it has a funnel, or its weights, config or export settings differ; lists all differences.
+        BundleError: if it is not a complete bundle.
     """
     opened = dense if isinstance(dense, Bundle) else load_bundle(dense)
     if opened.spec.funnel is not None:
@@ -47,28 +47,28 @@ def open_baseline(bundle: Bundle, dense: Bundle | str | os.PathLike[str]) -> Bun
             "the baseline is not the dense counterpart of the bundle",
             got="\n".join(f"{name}: {found}" for name, found, _ in differences),
             wanted="\n".join(f"{name}: {expected}" for name, _, expected in differences),
-            hint="without --dense, the baseline is exported for the occasion",
+            hint="without --dense, bench exports the baseline itself",
         )
     return opened
 
 
 @contextlib.contextmanager
 def baseline(bundle: Bundle, given: Bundle | None, progress: Progress) -> Iterator[Bundle]:
-    """The dense model as a bundle in a folder of its own, where engines may come and go.
+    """Yield the dense model as a bundle in a temporary folder, into which engines can be compiled.
 
     Args:
         bundle: the bundle with the funnel.
-        given: its dense counterpart; without, one is exported from the bundle's own weights.
+        given: its dense counterpart; if None, it is exported from the bundle's own weights.
         progress: called with the name of each step.
     """
     with _folder(bundle if given is None else given) as folder:
-        # Not in `folder` itself, which is locked: an export would wait for it.
+        # A subfolder: an export would wait for the lock of the folder itself.
         yield _export(bundle, folder, progress) if given is None else _copy(given, folder)
 
 
 @contextlib.contextmanager
 def _folder(bundle: Bundle) -> Iterator[Path]:
-    """A folder beside a bundle, where weights are links, or elsewhere, where they may be copies."""
+    """A folder beside the bundle, where weights can be hard links; in the temporary folder if that is not writable."""
     path = bundle.path.resolve()
     if not os.access(path.parent, os.W_OK):
         path = Path(tempfile.gettempdir(), path.name)
@@ -79,7 +79,7 @@ def _folder(bundle: Bundle) -> Iterator[Path]:
 def _export(bundle: Bundle, out: Path, progress: Progress) -> Bundle:
     spec = bundle.spec
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of float16, which was said when the bundle was exported
+        warnings.simplefilter("ignore")  # about float16: the export of the bundle has warned
         return export(
             bundle.path,
             out,
@@ -93,7 +93,7 @@ def _export(bundle: Bundle, out: Path, progress: Progress) -> Bundle:
 
 
 def _copy(bundle: Bundle, out: Path) -> Bundle:
-    """The bundle's files without its engines and reports, as hard links where that is possible."""
+    """Copy the bundle's files without engines and reports; hard-link them if possible."""
     out.mkdir(parents=True)
     for path in bundle.path.iterdir():
         if path.is_file():

@@ -147,7 +147,10 @@ def _ends(frequencies: Sequence[float]) -> str:
 
 
 def _frequencies(nodes: Sequence[ir.Node]) -> list[float] | None:
-    """The constant that positions are multiplied by before a layer's angles are taken."""
+    """The constant by which positions are multiplied before the cosines and sines of a layer.
+
+    The search goes back from the layer's products with cosines and sines, and not through the layer's own computation.
+    """
     sines = (node.inputs[1] for node in nodes if node.op_type == "Mul" and len(node.inputs) == 2)
     pending = [value.producer() for value in sines if value is not None]
     seen = set[ir.Node]()

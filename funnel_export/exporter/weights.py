@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from funnel_export.bundle.weights import Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.folder import listed
 from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
 from funnel_export.spec.choices import Dtype
@@ -83,7 +84,7 @@ def _unused(parameters: Iterable[str], checkpoint: Checkpoint) -> Iterator[Check
     if unused:
         yield CheckpointError(
             "the checkpoint has weights that the model does not use",
-            got=", ".join(unused[:3]) + (f", and {len(unused) - 3} more" if len(unused) > 3 else ""),
+            got=listed(unused, 3),
             wanted=f"the weights of a {family.title} with {checkpoint.architecture.num_hidden_layers} layers",
             hint="correct config.json (for example num_hidden_layers), or save the model without these weights",
         )

@@ -30,7 +30,7 @@ FULL: LayerType = "full_attention"
 class Architecture(BaseModel, ABC):
     """What a `config.json` says, checked without transformers: every value that anything computes with.
 
-    A family's schema gives the fields the defaults that its Hugging Face config has, and adds its own.
+    The defaults are those that all of Hugging Face's configs share. A family's schema adds its own fields and defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,14 +48,14 @@ class Architecture(BaseModel, ABC):
     num_hidden_layers: Layers
     num_attention_heads: Count
     num_key_value_heads: Count
-    head_dim: HeadDim
-    rms_norm_eps: Epsilon
-    attention_bias: Bool
+    head_dim: HeadDim = 256
+    rms_norm_eps: Epsilon = 1e-6
+    attention_bias: Bool = False
     max_position_embeddings: Length
     sliding_window: Window | None
     use_bidirectional_attention: Bool | None = None
-    tie_word_embeddings: Bool
-    pad_token_id: TokenId | None
+    tie_word_embeddings: Bool = True
+    pad_token_id: TokenId | None = 0
     layer_types: list[LayerType] = []
     """The attention of each layer; what a config leaves out, the family fills in."""
     architectures: list[str] | None = None
@@ -166,3 +166,22 @@ class UniformRope(Architecture):
         """See `Architecture.rope`."""
         parameters = self.rope_scaling if self.rope_scaling and self.rope_scaling.model_fields_set else None
         return (parameters or self.rope_parameters or Rope()).with_theta(self.rope_theta)
+
+
+class ScaledArchitecture(Architecture):
+    """An architecture since Gemma2: sliding layers, a scale of its own for the scores, perhaps a cap on the logits."""
+
+    query_pre_attn_scalar: Width = 256
+    hidden_activation: Activation = "gelu_pytorch_tanh"
+    sliding_window: Window | None = 4096
+    final_logit_softcapping: Positive | None = None
+
+    @property
+    def scale(self) -> float:
+        """See `Architecture.scale`."""
+        return float(self.query_pre_attn_scalar**-0.5)
+
+    @property
+    def logits_softcap(self) -> float | None:
+        """See `Architecture.logits_softcap`."""
+        return self.final_logit_softcapping

@@ -9,13 +9,9 @@ from funnel_export.families.architecture import (
     FULL,
     Activation,
     Architecture,
-    Bool,
     Count,
-    Epsilon,
-    HeadDim,
     Layers,
     LayerType,
-    TokenId,
     UniformRope,
     Vocabulary,
     Width,
@@ -38,15 +34,10 @@ class GemmaArchitecture(UniformRope):
     num_hidden_layers: Layers = 28
     num_attention_heads: Count = 16
     num_key_value_heads: Count = 16
-    head_dim: HeadDim = 256
     hidden_act: Activation = "gelu_pytorch_tanh"
     """Hugging Face reads `gelu` as `gelu_pytorch_tanh`, which the first checkpoints meant."""
-    rms_norm_eps: Epsilon = 1e-6
-    attention_bias: Bool = False
     max_position_embeddings: Length = 8192
     sliding_window: Window | None = None
-    tie_word_embeddings: Bool = True
-    pad_token_id: TokenId | None = 0
 
     @model_validator(mode="after")
     def _has_full_attention(self) -> Self:

@@ -6,27 +6,22 @@ from typing import Any, ClassVar
 from funnel_export.families.architecture import (
     FULL,
     SLIDING,
-    Activation,
     Architecture,
-    Bool,
     Count,
-    Epsilon,
-    HeadDim,
     Layers,
     LayerType,
     Positive,
-    TokenId,
+    ScaledArchitecture,
     UniformRope,
     Vocabulary,
     Width,
-    Window,
 )
 from funnel_export.families.base import Family
 from funnel_export.families.rope import Length
 from funnel_export.spec.choices import Task
 
 
-class Gemma2Architecture(UniformRope):
+class Gemma2Architecture(ScaledArchitecture, UniformRope):
     """A Gemma2's `config.json`; what it leaves out is as in `transformers.Gemma2Config`."""
 
     title: ClassVar[str] = "Gemma2"
@@ -37,32 +32,14 @@ class Gemma2Architecture(UniformRope):
     num_hidden_layers: Layers = 26
     num_attention_heads: Count = 8
     num_key_value_heads: Count = 4
-    head_dim: HeadDim = 256
-    query_pre_attn_scalar: Width = 256
-    hidden_activation: Activation = "gelu_pytorch_tanh"
-    rms_norm_eps: Epsilon = 1e-6
-    attention_bias: Bool = False
     max_position_embeddings: Length = 8192
-    sliding_window: Window | None = 4096
     attn_logit_softcapping: Positive | None = 50.0
     final_logit_softcapping: Positive | None = 30.0
-    tie_word_embeddings: Bool = True
-    pad_token_id: TokenId | None = 0
-
-    @property
-    def scale(self) -> float:
-        """See `Architecture.scale`."""
-        return float(self.query_pre_attn_scalar**-0.5)
 
     @property
     def attention_softcap(self) -> float | None:
         """See `Architecture.attention_softcap`."""
         return self.attn_logit_softcapping
-
-    @property
-    def logits_softcap(self) -> float | None:
-        """See `Architecture.logits_softcap`."""
-        return self.final_logit_softcapping
 
     @classmethod
     def default_layer_types(cls, num_layers: int, config: Mapping[str, Any]) -> list[LayerType]:  # noqa: ARG003

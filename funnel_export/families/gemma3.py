@@ -9,26 +9,21 @@ from funnel_export.errors import CheckpointError
 from funnel_export.families.architecture import (
     FULL,
     SLIDING,
-    Activation,
     Architecture,
     Bool,
     Count,
-    Epsilon,
-    HeadDim,
     Layers,
     LayerType,
-    Positive,
-    TokenId,
+    ScaledArchitecture,
     Vocabulary,
     Width,
-    Window,
 )
 from funnel_export.families.base import Family
 from funnel_export.families.rope import Length, Rope, Theta
 from funnel_export.spec.choices import Task
 
 
-class Gemma3Architecture(Architecture):
+class Gemma3Architecture(ScaledArchitecture):
     """A Gemma 3 text model's `config.json`; what it leaves out is as in `transformers.Gemma3TextConfig`."""
 
     title: ClassVar[str] = "Gemma3Text"
@@ -40,11 +35,6 @@ class Gemma3Architecture(Architecture):
     num_hidden_layers: Layers = 26
     num_attention_heads: Count = 8
     num_key_value_heads: Count = 4
-    head_dim: HeadDim = 256
-    query_pre_attn_scalar: Width = 256
-    hidden_activation: Activation = "gelu_pytorch_tanh"
-    rms_norm_eps: Epsilon = 1e-6
-    attention_bias: Bool = False
     max_position_embeddings: Length = 131072
     rope_parameters: dict[LayerType, Rope | None] | None = None
     rope_scaling: Rope | None = None
@@ -53,25 +43,11 @@ class Gemma3Architecture(Architecture):
     """As older files have it: the base of layers with full attention."""
     rope_local_base_freq: Theta = 1e4
     """As older files have it: the base of sliding layers."""
-    sliding_window: Window | None = 4096
     sliding_window_pattern: Annotated[int, Field(gt=0, le=1 << 8, strict=True)] = 6
     """As older files have it: every layer of this number has full attention."""
     use_bidirectional_attention: Bool | None = False
     attn_logit_softcapping: None = None
     """Hugging Face's Gemma 3 does not compute it."""
-    final_logit_softcapping: Positive | None = None
-    tie_word_embeddings: Bool = True
-    pad_token_id: TokenId | None = 0
-
-    @property
-    def scale(self) -> float:
-        """See `Architecture.scale`."""
-        return float(self.query_pre_attn_scalar**-0.5)
-
-    @property
-    def logits_softcap(self) -> float | None:
-        """See `Architecture.logits_softcap`."""
-        return self.final_logit_softcapping
 
     @property
     def window(self) -> int | None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exported import Forward, Recipe, forward_of_bundle
+from exported import Recipe, float32_limit, forward_of_bundle
 from models import main_output, make_batch, random_rows
 from properties import (
     alone,
@@ -19,9 +19,6 @@ from funnel_export import FunnelSpec
 from funnel_export.funnel import apply_funnel
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import LARGEST_STRIDE
-
-RELATIVE = 2e-5
-"""Limit of the error in float32, relative to the largest output."""
 
 RECIPES = {
     "dense": Recipe(funnel=None),
@@ -65,18 +62,13 @@ def stride(recipe: Recipe) -> int:
     return recipe.funnel.stride if recipe.funnel else 2
 
 
-def limit(run: Forward, rows: list[list[int]]) -> float:
-    """The allowed difference on these rows."""
-    return RELATIVE * max(float(run(torch.tensor([row]), None).abs().max()) for row in rows)
-
-
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_equals_the_oracle(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_bundle(recipe.bundle(), target)
     rows = random_rows(lengths_around(stride(recipe)))
-    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, limit(run, rows))
+    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -85,7 +77,7 @@ def test_padding_and_other_rows_change_nothing(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_bundle(recipe.bundle(), target)
     rows = random_rows([stride(recipe) + 1, 1, 14, 7], seed=1)
-    check_padding(run, rows, limit(run, rows))
+    check_padding(run, rows, float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("name", ["dense", "S=2 mean delta", "S=3 max add compact", "features S=2 last replace"])
@@ -99,7 +91,7 @@ def test_dense_and_stride_one_equal_hugging_face(name: str) -> None:
     run, model = forward_of_bundle(recipe.bundle()), recipe.model(torch.float32)
     rows = random_rows(lengths_around(3), seed=3)
     with torch.no_grad():
-        check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, limit(run, rows))
+        check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("name", EXTREMES)
@@ -110,7 +102,7 @@ def test_extremes_equal_eager_and_the_oracle(name: str) -> None:
         forward_of(apply_funnel(recipe.model(torch.float32), recipe.funnel)),
     )
     rows = random_rows([1, 13], seed=4)
-    within = limit(run, rows)
+    within = float32_limit(run, rows)
     check_rows(run, alone(eager), rows, within)
     check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, within)
     batch = make_batch(rows, "left", extra=1)

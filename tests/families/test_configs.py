@@ -1,12 +1,11 @@
 """The numbers read from config.json are those that transformers reads, for every family."""
 
 import copy
-import json
 from typing import Any
 
 import pytest
 import torch
-from models import TINY
+from models import TINY, tiny_config
 from transformers import Gemma2Config, Gemma3Config, Gemma3TextConfig, GemmaConfig, PreTrainedConfig, VaultGemmaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
@@ -15,9 +14,37 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from funnel_export.errors import CheckpointError
 from funnel_export.families.registry import get_family
 
-OLD_GEMMA = """{"architectures": ["GemmaForCausalLM"], "hidden_act": "gelu", "hidden_activation": null, "head_dim": 256,
-    "hidden_size": 2048, "intermediate_size": 16384, "model_type": "gemma", "num_attention_heads": 8,
-    "num_hidden_layers": 18, "num_key_value_heads": 1, "rope_scaling": null, "rope_theta": 10000.0}"""
+OLD_GEMMA: dict[str, Any] = {
+    "architectures": ["GemmaForCausalLM"],
+    "hidden_act": "gelu",
+    "hidden_activation": None,
+    "head_dim": 256,
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "model_type": "gemma",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+}
+OLD_GEMMA2: dict[str, Any] = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attn_logit_softcapping": 50.0,
+    "cache_implementation": "hybrid",
+    "final_logit_softcapping": 30.0,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "model_type": "gemma2",
+    "intermediate_size": 14336,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.0.dev0",
+}
+"""As transformers 4.42 wrote it: no layer types, no tied embeddings, defaults left out."""
 REWRITTEN = {
     "id2label", "labels", "architectures", "rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq",
     "per_layer_config", "sliding_window_pattern", "sliding_window", "layer_types", "hidden_act",
@@ -26,8 +53,10 @@ REWRITTEN = {
 
 CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "gemma": (GemmaConfig, {}),
-    "gemma of 4.38": (GemmaConfig, json.loads(OLD_GEMMA)),
+    "gemma of 4.38": (GemmaConfig, OLD_GEMMA),
     "gemma2": (Gemma2Config, {}),
+    "gemma2 of 4.42": (Gemma2Config, OLD_GEMMA2),
+    "gemma2 tiny": (Gemma2Config, tiny_config(num_labels=5).to_dict()),
     "gemma2 with old RoPE": (Gemma2Config, {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}}),
     "vaultgemma": (VaultGemmaConfig, {}),
     "gemma3": (Gemma3TextConfig, {}),
@@ -54,6 +83,7 @@ def test_as_transformers_reads_it(name: str) -> None:
     ours, theirs = family.read_architecture(values), kind.from_dict(copy.deepcopy(values))
     for field in set(type(ours).model_fields) - REWRITTEN:
         assert getattr(ours, field) == getattr(theirs, field, getattr(ours, field)), field
+    assert ours.num_labels == theirs.num_labels
     layers = range(ours.num_hidden_layers)
     assert [*ours.layer_types] == [family.layer_type_of(theirs, layer) for layer in layers]
     for layer in layers:
@@ -87,6 +117,15 @@ def test_what_a_graph_cannot_promise_is_left_to_hugging_face() -> None:
         ("gemma", {"layer_types": ["sliding_attention"] * 28}, "full attention in every layer"),
         ("gemma", {"use_bidirectional_attention": True}, "only causal attention is supported for Gemma"),
         ("gemma2", {"use_bidirectional_attention": True}, "only causal attention is supported for Gemma2"),
+        ("gemma2", {"hidden_size": "wide"}, "hidden_size"),
+        ("gemma2", {"hidden_size": 0}, "hidden_size"),
+        ("gemma2", {"num_hidden_layers": -1}, "num_hidden_layers"),
+        ("gemma2", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("gemma2", {"head_dim": None}, "head_dim"),
+        ("gemma2", {"sliding_window": 0}, "sliding_window"),
+        ("gemma2", {"attn_logit_softcapping": 0}, "attn_logit_softcapping"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "1 layer_types for 26 layers"),
+        ("gemma2", {"layer_types": ["diagonal"] * 26}, "layer_types"),
         ("vaultgemma", {"sliding_window": None}, "sliding_window is null: Hugging Face's VaultGemma"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: Input should be None"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters"),

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-import torch
 from breaks import broken, loaded, replace_constant, run_audit, set_constants
-from exported import Forward, Recipe, forward_of_bundle
+from exported import Recipe, float32_limit, forward_of_bundle
 from models import random_rows
 from properties import check_causal, check_padding, check_rows, lengths_around, oracle_of
 
@@ -16,8 +15,6 @@ from funnel_export.commands.check import compare
 from funnel_export.errors import ExportError
 from funnel_export.spec.choices import Task
 
-RELATIVE = 2e-5
-"""Largest error in float32, over the largest output."""
 CAUSAL, AHEAD = FunnelSpec.parse("1:3:2"), FunnelSpec.parse("1:3:3", lookahead=True)
 LONG = FunnelSpec.parse("2:6:2")
 """Of a Gemma 3: slots in sliding layers and in the full one."""
@@ -42,18 +39,13 @@ RECIPES = {
 }
 
 
-def limit(run: Forward, rows: list[list[int]]) -> float:
-    """The allowed difference on these rows."""
-    return RELATIVE * max(float(run(torch.tensor([row]), None).abs().max()) for row in rows)
-
-
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_equals_the_oracle_however_it_is_padded(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run, rows = forward_of_bundle(recipe.bundle(), target), random_rows(lengths_around(3))
-    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, limit(run, rows))
-    check_padding(run, rows[-3:], limit(run, rows))
+    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, float32_limit(run, rows))
+    check_padding(run, rows[-3:], float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("name", ["gemma funnel", "vaultgemma funnel", "gemma3 funnel", "gemma3 dense"])

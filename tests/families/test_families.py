@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import OTHER_CLASSES, random_rows, tiny_model, true_float64
+from models import OTHER_CLASSES, random_rows, tiny_model
 from properties import (
     alone,
     check_causal,
@@ -33,6 +33,8 @@ from transformers import (
 from funnel_export import CheckpointError, FunnelSpec, SpecError, apply_funnel
 from funnel_export.spec.choices import Recovery
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 ROWS = random_rows(lengths_around(3))
 SPECS = [
     FunnelSpec.parse("1:3:3"),
@@ -44,13 +46,6 @@ LANGUAGE_MODELS = [GemmaForCausalLM, Gemma3ForCausalLM, VaultGemmaForCausalLM]
 
 def named(value: Any) -> str:
     return value.__name__ if isinstance(value, type) else str(value)
-
-
-@pytest.fixture(autouse=True)
-def exact() -> Any:
-    """Hugging Face's layers in float64, as the oracle computes."""
-    with true_float64():
-        yield
 
 
 @pytest.mark.parametrize("cls", OTHER_CLASSES, ids=named)

@@ -1,13 +1,13 @@
 """Each check in `properties` passes on a correct model and fails on the same model after it is broken on purpose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from models import base_of, random_rows, tiny_model, true_float64
+from models import base_of, random_rows, tiny_model
 from properties import (
     alone,
     assert_close,
@@ -29,17 +29,12 @@ from funnel_export import FunnelSpec
 from funnel_export.funnel import FunnelCache, apply_funnel, model, pooling, remove_funnel
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 Break = Callable[[PreTrainedModel, pytest.MonkeyPatch], None]
 Check = Callable[[], None]
 SPEC = FunnelSpec(pool_layer=1, recover_layer=3, stride=3)
 ROWS = random_rows(lengths_around(3))
-
-
-@pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
-    """Run Hugging Face's layers in float64, as the tests of the properties do."""
-    with true_float64():
-        yield
 
 
 # Checks of a correct model: the expected values are computed before the model is broken.

@@ -1,14 +1,13 @@
 """What a funnel computes, compared with the oracle, with dense Hugging Face models, and with itself."""
 
 import itertools
-from collections.abc import Iterator
 
 import oracle
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import ALL_CLASSES, base_of, random_rows, tiny_config, tiny_model, true_float64
+from models import ALL_CLASSES, base_of, random_rows, tiny_config, tiny_model
 from properties import (
     FLOAT64_LIMIT,
     alone,
@@ -31,6 +30,8 @@ from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gem
 from funnel_export import FunnelSpec
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
+pytestmark = pytest.mark.usefixtures("exact")
+
 LAYERS = 4
 WINDOW = tiny_config().sliding_window
 FUNNELS = [(0, LAYERS), (0, 2), (1, 3), (2, LAYERS)]
@@ -41,13 +42,6 @@ CLASSES_AND_LOOKAHEAD = [(cls, False) for cls in ALL_CLASSES] + [
     (cls, True) for cls in ALL_CLASSES if cls is not Gemma2ForCausalLM
 ]
 seeds = st.integers(0, 99)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exact() -> Iterator[None]:
-    """Run Hugging Face's layers in float64, so that limits can be tight."""
-    with true_float64():
-        yield
 
 
 @pytest.mark.parametrize("cls", ALL_CLASSES)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import UNNAMED
-from exported import CLASSES
+from exported import Recipe
 from models import save_tiny_checkpoint
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -44,7 +44,7 @@ def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
     # A tied head mostly repeats the last token, whatever the layers compute.
     save_tiny_checkpoint(
         folder,
-        CLASSES[task],
+        Recipe(task=task).cls,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -75,7 +75,9 @@ def strange_texts() -> list[str]:
 
 def generate(bundle: Bundle, row: NDArray[np.int64]) -> list[int]:
     """What PyTorch writes after a row, greedily and with its cache."""
-    model = CLASSES[bundle.spec.task].from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
+    model = Recipe(task=bundle.spec.task).cls.from_pretrained(
+        bundle.path, dtype=torch.float64, attn_implementation="eager"
+    )
     if bundle.spec.funnel is not None:
         apply_funnel(model.eval(), bundle.spec.funnel)
     written = model.generate(torch.from_numpy(row[None]), min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
