@@ -15,7 +15,8 @@ collect_ignore = ["interop", "lowest"]
 # Before any test imports the package: the hook sees only modules loaded after it.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
-from models import true_float64  # noqa: E402 - after the hook
+from exported import added_to_shared_bundles  # noqa: E402 - after the hook
+from models import true_float64  # noqa: E402
 from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
@@ -50,3 +51,10 @@ def exact() -> Iterator[None]:
 def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("traces"):
         trace_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _shared_bundles() -> Iterator[None]:
+    """Fail a test that writes into a bundle that other tests share: they would depend on the order of the tests."""
+    yield
+    assert not added_to_shared_bundles()

@@ -1,6 +1,7 @@
 """Bundles for tests: tiny checkpoints exported once per session, and their graphs as forwards."""
 
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -72,10 +73,13 @@ def tiny_checkpoint(
     return save_tiny_checkpoint(folder, cls, stored, max_shard_size=shards, **dict(overrides))
 
 
+_ENTRIES: dict[Path, set[Path]] = {}
+
+
 @functools.cache
 def _exported(recipe: Recipe) -> Bundle:
     out = Path(tempfile.mkdtemp(prefix="bundle-", dir=FOLDER))
-    return export(
+    bundle = export(
         recipe.checkpoint(),
         out,
         funnel=recipe.funnel,
@@ -84,6 +88,16 @@ def _exported(recipe: Recipe) -> Bundle:
         opset=recipe.opset,
         logits=recipe.logits,
     )
+    _ENTRIES[out] = set(out.iterdir())
+    return bundle
+
+
+def added_to_shared_bundles() -> list[Path]:
+    """What was written into bundles that other tests use too, as reports and engines; removed by this call."""
+    added = [path for folder, entries in _ENTRIES.items() for path in set(folder.iterdir()) - entries]
+    for path in added:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return added
 
 
 def float32_limit(run: Forward, rows: Sequence[Sequence[int]]) -> float:
