@@ -69,15 +69,14 @@ def test_refuses_a_broken_graph_and_names_the_place(
     ],
     ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
 )  # fmt: skip
-def test_passes_correct_exports(recipe: Recipe) -> None:
-    bundle = recipe.bundle()
-    report = check(bundle, lengths=[20])
+def test_passes_correct_exports(recipe: Recipe, tmp_path: Path) -> None:
+    report = check(recipe.bundle(), lengths=[20], reports=tmp_path)
     assert report.passed, report.model_dump_json(indent=1)
     assert [t.target for t in report.targets] == (
         ["openvino"] if recipe.dtype == "bfloat16" else ["onnxruntime", "openvino"]
     )
     assert not report.lengths_left_out
-    stored = json.loads((bundle.path / "reports" / "parity.json").read_text())
+    stored = json.loads((tmp_path / "parity.json").read_text())
     assert ParityReport.model_validate(stored).targets == report.targets
 
 
