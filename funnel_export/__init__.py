@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from funnel_export.commands.check import check
     from funnel_export.commands.compile import compile_bundle
     from funnel_export.commands.export import export
+    from funnel_export.commands.generate import Generated, generate
     from funnel_export.commands.package import package
     from funnel_export.errors import (
         BundleError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         TargetUnavailableError,
     )
     from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
+    from funnel_export.runtime.model import FunnelModelForCausalLM
     from funnel_export.spec.funnel import FunnelSpec
     from funnel_export.spec.profile import Profile
 
@@ -37,7 +39,9 @@ _HOMES = {
     "FunnelCache": "funnel",
     "FunnelExportError": "errors",
     "FunnelExportWarning": "errors",
+    "FunnelModelForCausalLM": "runtime.model",
     "FunnelSpec": "spec.funnel",
+    "Generated": "commands.generate",
     "Profile": "spec.profile",
     "SpecError": "errors",
     "TargetRefusedError": "errors",
@@ -47,6 +51,7 @@ _HOMES = {
     "check": "commands.check",
     "compile_bundle": "commands.compile",
     "export": "commands.export",
+    "generate": "commands.generate",
     "load_bundle": "bundle.load",
     "package": "commands.package",
     "remove_funnel": "funnel",
@@ -61,7 +66,9 @@ __all__ = [
     "FunnelCache",
     "FunnelExportError",
     "FunnelExportWarning",
+    "FunnelModelForCausalLM",
     "FunnelSpec",
+    "Generated",
     "Profile",
     "SpecError",
     "TargetRefusedError",
@@ -72,6 +79,7 @@ __all__ = [
     "check",
     "compile_bundle",
     "export",
+    "generate",
     "load_bundle",
     "package",
     "remove_funnel",

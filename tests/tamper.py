@@ -24,9 +24,9 @@ def rewrite_graph(folder: Path, change: Callable[[onnx.ModelProto], object]) -> 
     agree_with_graph(folder)
 
 
-def agree_with_graph(folder: Path) -> None:
-    digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    rewrite_json(folder / "manifest.json", lambda m: m["graphs"]["model"].update(sha256=digest))
+def agree_with_graph(folder: Path, role: str = "model") -> None:
+    digest = hashlib.sha256((folder / f"{role}.onnx").read_bytes()).hexdigest()
+    rewrite_json(folder / "manifest.json", lambda m: m["graphs"][role].update(sha256=digest))
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ STATIONS = [
     "funnel",
     "exporter",
     "targets",
+    "runtime",
     "verify",
     "latency",
     "report",

@@ -7,6 +7,7 @@ itself need traced anew, they ask for by the marker `traces`.
 import hashlib
 import os
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import onnx_ir as ir
 
 from funnel_export.exporter import build
 from funnel_export.exporter.skeleton import Skeleton
+from funnel_export.exporter.trace import Forward
 from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.stages import Stage
 
 _trace, _assemble = build.trace, build.assemble
 _VARIABLE = "FUNNEL_EXPORT_TEST_TRACES"
@@ -35,22 +38,40 @@ def trace_anew(monkeypatch: Any) -> None:
     monkeypatch.setattr(build, "assemble", _assemble)
 
 
-def _keep(skeleton: Skeleton, spec: ExportSpec) -> tuple[Skeleton, ExportSpec]:
-    return skeleton, spec
+def _keep(skeleton: Skeleton, forwards: dict[str, Forward], opset: int) -> dict[str, "_Wanted"]:
+    wanted = _Wanted(skeleton, forwards, opset)
+    return {role: replace(wanted, role=role) for role in forwards}
 
 
-def _assemble_once(wanted: tuple[Skeleton, ExportSpec]) -> tuple[ir.Model, list[ir.Value]]:
-    skeleton, spec = wanted
-    config = skeleton.model.config.to_json_string(use_diff=False)
-    key = hashlib.sha256(f"{type(skeleton.model)} {config} {spec}".encode()).hexdigest()
-    path = FOLDER / f"{key}.onnx"
+@dataclass(frozen=True)
+class _Wanted:
+    """A graph that may have been traced before, with those that are traced together with it."""
+
+    skeleton: Skeleton
+    forwards: dict[str, Forward]
+    opset: int
+    role: str = ""
+
+    def path(self, role: str) -> Path:
+        config = self.skeleton.model.config.to_json_string(use_diff=False)
+        module: Any = self.forwards[role].module  # a partial of a class
+        computed = [each for each in module.args if isinstance(each, ExportSpec | Stage)]
+        ports = self.forwards[role].signature
+        what = f"{type(self.skeleton.model)} {config} {computed} {ports} {self.opset}"
+        key = hashlib.sha256(what.encode()).hexdigest()
+        return FOLDER / f"{key}.onnx"
+
+
+def _assemble_once(wanted: _Wanted) -> tuple[ir.Model, list[ir.Value]]:
+    path = wanted.path(wanted.role)
     if not path.exists():
-        model, parameters = _assemble(_trace(skeleton, spec))
-        model.metadata_props["parameters"] = "\n".join(str(value.name) for value in parameters)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(ir.to_proto(model).SerializeToString())
-        fresh.replace(path)
+        for role, traced in _trace(wanted.skeleton, wanted.forwards, wanted.opset).items():
+            model, parameters = _assemble(traced)
+            model.metadata_props["parameters"] = "\n".join(str(value.name) for value in parameters)
+            fresh = path.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(ir.to_proto(model).SerializeToString())
+            fresh.replace(wanted.path(role))
     model = ir.load(path)
-    names = model.metadata_props.pop("parameters").split("\n")
+    names = [name for name in model.metadata_props.pop("parameters").split("\n") if name]
     inputs = {value.name: value for value in model.graph.inputs}
     return model, [inputs[name] for name in names]

@@ -113,6 +113,11 @@ class Engine:
         return self.path.name
 
     @property
+    def set_name(self) -> str:
+        """The name that the engines of a bundle's graphs share: its name without the role of its graph."""
+        return self.name.removeprefix(f"{self.manifest.graph}-")
+
+    @property
     def file(self) -> Path:
         """The file to load."""
         return self.path / self.manifest.files[0].file
@@ -122,6 +127,15 @@ def engine_names(bundle: Bundle) -> list[str]:
     """The names of the engines in a bundle, in alphabetical order; they are not verified."""
     folder = bundle.path / ENGINES
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+
+def engines_named(bundle: Bundle, name: str) -> list[str]:
+    """The engine with a name, or the engines of the bundle's graphs that share it; empty if there is none.
+
+    `openvino-cpu` names `entry-openvino-cpu`, `middle-openvino-cpu` and `exit-openvino-cpu`.
+    """
+    present = engine_names(bundle)
+    return [name] if name in present else [each for role in bundle.graphs if (each := f"{role}-{name}") in present]
 
 
 def load_engine(bundle: Bundle, name: str) -> Engine:

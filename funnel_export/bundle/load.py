@@ -18,7 +18,7 @@ from funnel_export.bundle.manifest import (
     read_manifest,
 )
 from funnel_export.bundle.ports import Port
-from funnel_export.bundle.signature import INPUTS, output_of
+from funnel_export.bundle.signature import Declared, signatures_of
 from funnel_export.bundle.weights import DerivedFile, StoredFile, WeightRecord
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.errors import BundleError, CheckpointError, SpecError
@@ -107,6 +107,11 @@ class Bundle:
         return graphs[MODEL]
 
     @property
+    def output(self) -> Port:
+        """What the model returns: logits or hidden states, the first output of its last graph."""
+        return list(self.graphs.values())[-1].output
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """Its layers, in segments that run at one length each."""
         return segments_of(self.spec.funnel, self.architecture.num_hidden_layers)
@@ -137,7 +142,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
                 f"{CONFIG} and {MANIFEST} have different funnels", got=checkpoint.funnel, wanted=spec.funnel
             )
         segments_of(spec.funnel, checkpoint.architecture.num_hidden_layers)
-        _check_signature(manifest, spec)
+        _check_signatures(manifest, spec, checkpoint.architecture)
     except (CheckpointError, SpecError) as err:
         raise BundleError(f"{folder} is not a valid bundle: {err}", hint="export it again") from err
     return Bundle(folder, manifest, spec, checkpoint.family, checkpoint.architecture)
@@ -251,18 +256,25 @@ def _described(ports: Sequence[Port]) -> list[tuple[str, str, list[int | str]]]:
     return [(port.name, port.dtype, port.shape) for port in ports]
 
 
-def _check_signature(manifest: Manifest, spec: ExportSpec) -> None:
-    """Raise `SpecError` unless the single-pass graph has the inputs and outputs of its task."""
-    record = manifest.graphs.get(MODEL)
-    if record is None:
-        return
-    declared, output = (*INPUTS, output_of(spec)), output_of(spec)
-    found = [(port.name, port.kind, port.shape) for port in (*record.inputs, *record.outputs)]
-    wanted = [(port.name, port.kind, [*port.axes]) for port in declared]
-    widthless = [(name, kind, shape[:-1] if name == output.name else shape) for name, kind, shape in found]
-    if widthless != wanted or {port.dtype for port in record.outputs} != {spec.dtype}:
+def _check_signatures(manifest: Manifest, spec: ExportSpec, architecture: Architecture) -> None:
+    """Raise `SpecError` unless the graphs are those of the task, with its inputs and outputs."""
+    signatures = signatures_of(spec, architecture)
+    if manifest.graphs.keys() != signatures.keys():
         raise SpecError(
-            f"the graph does not have the inputs and outputs of {spec.task} in {spec.dtype}",
-            got=", ".join(f"{port.name} {port.kind} {port.dtype} {port.shape}" for port in record.outputs),
-            wanted=", ".join(f"{name} {kind} {shape}" for name, kind, shape in wanted),
+            f"the graphs are not those of {spec.task}",
+            got=", ".join(manifest.graphs),
+            wanted=", ".join(signatures),
         )
+    for role, record in manifest.graphs.items():
+        found = [_in_words(port, port.shape) for port in (*record.inputs, *record.outputs)]
+        wanted = [_in_words(port, port.axes) for port in signatures[role].ports]
+        if found != wanted or len(record.inputs) != len(signatures[role].inputs):
+            raise SpecError(
+                f"the graph {record.file} does not have the inputs and outputs of {spec.task} in {spec.dtype}",
+                got=", ".join(each for each in found if each not in wanted) or f"{len(record.inputs)} inputs",
+                wanted=", ".join(each for each in wanted if each not in found) or f"{len(signatures[role].inputs)}",
+            )
+
+
+def _in_words(port: Port | Declared, shape: Sequence[int | str]) -> str:
+    return f"{port.name} {port.kind} {port.dtype} {[*shape]}"

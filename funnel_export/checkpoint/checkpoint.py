@@ -24,8 +24,9 @@ from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, permissi
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
+GENERATION = "generation_config.json"
 COMPANIONS = (
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer.model",
     SETTINGS,

@@ -18,6 +18,7 @@ from funnel_export.cli.app import make_app
 from funnel_export.cli.bundles import export, inspect
 from funnel_export.cli.dev import dev
 from funnel_export.cli.engines import compile_, package
+from funnel_export.cli.generating import generate
 from funnel_export.cli.judging import bench, check, report
 from funnel_export.cli.machine import demo, doctor
 from funnel_export.cli.output import USUAL, is_verbose, say, set_loudness, show_warning, tell
@@ -26,7 +27,7 @@ from funnel_export.errors import FunnelExportError, FunnelExportWarning
 PANELS = {
     "First steps": (demo, doctor),
     "Bundles": (export, inspect, check, bench, report),
-    "Production": (compile_, package),
+    "Production": (compile_, package, generate),
 }
 GROUPS = {"Development": dev}
 app = make_app(PANELS, GROUPS)

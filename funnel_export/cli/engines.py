@@ -48,7 +48,7 @@ def compile_(
     ] = False,
     graph: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Graph to compile, if there are several.", show_default="the only one"),
+        typer.Option(metavar="NAME", help="Graph to compile, if there are several.", show_default="all"),
     ] = None,
     name: Annotated[
         str | None,
@@ -64,7 +64,8 @@ def compile_(
     json_: Json = False,
 ) -> None:
     """Compile a bundle for a runtime. The engine goes into the bundle's folder `engines/`."""
-    from funnel_export.commands.compile import compile_bundle
+    from funnel_export.bundle.load import load_bundle
+    from funnel_export.commands.compile import compile_bundle, default_engine_name
     from funnel_export.report.text import describe_engine, describe_target_options
     from funnel_export.targets.options import describe_options
     from funnel_export.targets.registry import get_target
@@ -79,18 +80,27 @@ def compile_(
         raise SpecError(
             "an option has no value", got=", ".join(option or ()), wanted="KEY=VALUE", hint="--option tf32=true"
         )
-    with show_progress() as progress:
-        engine = compile_bundle(
-            bundle,
-            target,
-            graph=graph,
-            profiles=profile or (),
-            options={key: value for key, _, value in pairs},
-            name=name,
-            timeout=timeout,
-            progress=progress,
-        )
-    say(engine.manifest.model_dump_json() if json_ else describe_engine(engine))
+    opened = load_bundle(bundle)
+    roles = [graph] if graph is not None or len(opened.graphs) == 1 else list(opened.graphs)
+    engines = []
+    for role in roles:
+        with show_progress() as progress:
+            engine = compile_bundle(
+                opened,
+                target,
+                graph=role,
+                profiles=profile or (),
+                options={key: value for key, _, value in pairs},
+                name=name if name is None or len(roles) == 1 else default_engine_name(opened.graphs[str(role)], name),
+                timeout=timeout,
+                progress=progress,
+            )
+        engines.append(engine)
+        if not json_:
+            say(describe_engine(engine))
+    if json_:
+        manifests = [engine.manifest.model_dump(mode="json") for engine in engines]
+        say(json.dumps(manifests[0] if len(roles) == 1 else {"engines": manifests}))
 
 
 def package(

@@ -167,7 +167,7 @@ def shapes_to_time(
 
 
 def validate_funnelled(bundle: Bundle) -> None:
-    """Raise `SpecError` for a bundle without a funnel."""
+    """Raise `SpecError` for a bundle without a funnel, or `BundleError` without a graph for whole texts."""
     if bundle.spec.funnel is None:
         raise SpecError(
             "the bundle has no funnel",
@@ -175,6 +175,7 @@ def validate_funnelled(bundle: Bundle) -> None:
             wanted="a bundle with a funnel",
             hint="pass the bundle with the funnel; bench exports the dense model itself",
         )
+    _ = bundle.model  # fails for a bundle without a graph for whole texts
 
 
 def _validate_pytorch(pytorch: Sequence[str]) -> None:

@@ -100,13 +100,16 @@ def compare(
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    from funnel_export.verify.cases import plan_cases, with_profiles
+    from funnel_export.verify.cases import LONG, plan_cases, with_profiles
     from funnel_export.verify.parity import check_memory, check_parity
 
     profiles = [profile for each in chosen for profile in each.profiles]
     tuned = {profile.axes[SEQUENCE].opt for profile in profiles}
-    plan = plan_cases(opened.spec.funnel, opened.family.windows(opened.architecture), [*lengths, *tuned], max_length)
-    plan = with_profiles(plan, profiles, max_length)
+    long = [min(LONG, positions)] if opened.spec.task.has_past else []
+    windows = opened.family.windows(opened.architecture)
+    plan = plan_cases(opened.spec.funnel, windows, [*lengths, *tuned, *long], max_length)
+    if not opened.spec.task.has_past:
+        plan = with_profiles(plan, profiles, max_length)
     check_memory(opened, plan)
     return check_parity(opened, chosen, plan, factor=factor, seed=seed, progress=progress)
 

@@ -19,10 +19,11 @@ from funnel_export.bundle.engine import (
 from funnel_export.bundle.load import Bundle, Graph, check_made_from, load_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL
 from funnel_export.bundle.ports import dynamic_axes
+from funnel_export.bundle.signature import CHANGES, NUM_LOGITS, PAST_SEQUENCE, PAST_SLOTS, SLOTS
 from funnel_export.bundle.weights import WeightRecord
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.profile import BATCH, Profile, Range
+from funnel_export.spec.profile import BATCH, SEQUENCE, Profile, Range
 from funnel_export.system.atomic import replace_folder
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Compiled, CompileRequest, Target, validate_timeout
@@ -30,7 +31,9 @@ from funnel_export.targets.options import parse_options
 from funnel_export.targets.registry import get_target, validate_engine_name, validate_path
 
 LONGEST = 2048
-"""Longest sequence of the default profile, in tokens, unless the model's limit is lower."""
+"""Longest text of the default profiles, in tokens, unless the model's limit is lower."""
+MOST_LOGITS = 16
+"""Most columns of a chunk with logits in the default profiles: more than the candidates of speculative decoding."""
 
 
 def compile_bundle(
@@ -113,11 +116,28 @@ def _graph(bundle: Bundle, role: str | None) -> Graph:
     return graphs[role]
 
 
-def default_profile(bundle: Bundle, axes: Sequence[str]) -> Profile:
-    """The default profile: batches of 1 to 4 tuned for 1, other axes up to `LONGEST` tuned for 512 tokens."""
+def default_profiles(bundle: Bundle, graph: Graph) -> tuple[Profile, ...]:
+    """The profiles of an engine for which none is given: batches of 1 to 4, and texts of up to `LONGEST` tokens.
+
+    A graph with a cache has two: `prompt`, tuned for chunks of 512 tokens, and `step` for single tokens.
+    """
+    axes = dynamic_axes(graph.inputs)
     longest = min(LONGEST, bundle.architecture.max_position_embeddings)
-    batches, lengths = Range(min=1, opt=1, max=4), Range(min=1, opt=min(512, longest), max=longest)
-    return Profile(axes={axis: batches if axis == BATCH else lengths for axis in axes})
+    usual = Range(min=1, opt=min(512, longest), max=longest)
+    if not bundle.spec.task.has_past:
+        return (_profile("default", axes, {SEQUENCE: usual}),)
+    stride = 1 if bundle.spec.funnel is None else bundle.spec.funnel.stride
+    slots = Range(min=1, opt=-(-usual.opt // stride), max=-(-longest // stride))
+    past = {PAST_SEQUENCE: usual, PAST_SLOTS: slots, NUM_LOGITS: Range(min=1, opt=1, max=min(MOST_LOGITS, longest))}
+    one, carried = Range(min=1, opt=1, max=1), Range(min=1, opt=slots.opt + 1, max=slots.max + 1)
+    prompt = {SEQUENCE: usual, SLOTS: slots, CHANGES: carried}
+    step = {SEQUENCE: one, SLOTS: one, CHANGES: Range(min=1, opt=1, max=2)}
+    return _profile("prompt", axes, past | prompt), _profile("step", axes, past | step)
+
+
+def _profile(name: str, axes: Sequence[str], ranges: Mapping[str, Range]) -> Profile:
+    known = {BATCH: Range(min=1, opt=1, max=4), **ranges}
+    return Profile(name=name, axes={axis: known[axis] for axis in axes})
 
 
 def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Profile | str]) -> tuple[Profile, ...]:
@@ -140,7 +160,7 @@ def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Prof
             hint="--profile step:batch=1:8:8,sequence=1 --profile prompt:batch=1,sequence=1:512:2048",
         )
     if not profiles and target.takes_profiles:
-        return (default_profile(bundle, axes),)
+        return default_profiles(bundle, graph)
     return tuple(profiles)
 
 

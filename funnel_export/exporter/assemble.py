@@ -96,12 +96,15 @@ def _call(
             weights[weight] = ir.Value(name=weight, type=ir.TensorType(formal.dtype), shape=formal.shape)
             model.graph.inputs.append(weights[weight])
     inputs = [*marker.inputs, *(weights[weight] for weight in part.weights)]
-    call = ir.Node(DOMAIN, function.name, inputs, name=name, metadata_props={_PART: name})
-    marked, result = marker.outputs[0], call.outputs[0]
-    assert marked.dtype is not None
-    result.dtype = marked.dtype
-    ir.convenience.replace_nodes_and_values(model.graph, marker, [marker], [call], [marked], [result])
-    result.name = name
+    count = len(marker.outputs)
+    call = ir.Node(DOMAIN, function.name, inputs, name=name, num_outputs=count, metadata_props={_PART: name})
+    for marked, result in zip(marker.outputs, call.outputs, strict=True):
+        assert marked.dtype is not None
+        result.dtype = marked.dtype
+    names = [marked.name if marked.is_graph_output() else name for marked in marker.outputs]
+    ir.convenience.replace_nodes_and_values(model.graph, marker, [marker], [call], marker.outputs, call.outputs)
+    for result, own in zip(call.outputs, names, strict=True):
+        result.name = own
 
 
 def _name_values(model: ir.Model, trace: Trace) -> None:

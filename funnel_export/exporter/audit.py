@@ -9,8 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from funnel_export.bundle.manifest import MODEL
-from funnel_export.bundle.signature import INPUTS, output_of
+from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.errors import ExportError
 from funnel_export.exporter.audit_layers import head_faults, layer_faults, prefix_of, producer
 from funnel_export.exporter.build import BuiltGraph
@@ -27,6 +26,7 @@ from funnel_export.spec.funnel import (
     node_prefix,
     segments_of,
 )
+from funnel_export.spec.stages import Stage, stages_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
@@ -36,18 +36,15 @@ LARGEST_CONSTANT = 1 << 16
 def find_faults(
     role: str, model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec, files: Collection[str]
 ) -> list[str]:
-    """Everything in a graph that is not what it should be. In every graph:
+    """Everything in a graph that is not what it should be.
 
     1. Standard ops only, of the opset that was asked for, and none whose shapes depend on data.
-    2. Every weight lies in one of these files; no large constant in the graph.
-    3. Every value has the dtype and the rank that its op gives it.
-
-    In the graph of a single pass also:
-
-    4. Inputs and outputs by name, dtype and dynamic axis.
-    5. What the family wants of each layer (`audit_layers`), and the softcap on a language model's logits.
-    6. Products in the compute dtype, softmax and norms in float32.
-    7. Pooling and recovery where the funnel says so.
+    2. Inputs and outputs by name, dtype and dynamic axis.
+    3. What the family wants of each layer (`audit_layers`), and the softcap on a language model's logits.
+    4. Products in the compute dtype, softmax and norms in float32.
+    5. Pooling and recovery where the funnel says so.
+    6. Every weight lies in one of these files; no large constant in the graph.
+    7. Every value has the dtype and the rank that its op gives it.
 
     Args:
         role: what the graph does.
@@ -57,17 +54,28 @@ def find_faults(
         spec: what was to be exported.
         files: the files in which weights may lie.
     """
-    whole: list[str] = []
-    if role == MODEL:
-        segments = segments_of(spec.funnel, architecture.num_hidden_layers)
-        whole = [
-            *_contract(model, spec),
-            *layer_faults(model, family, architecture, segments),
-            *head_faults(model, architecture, spec.task),
-            *_dtypes(model, spec.dtype),
-            *_funnel(model, segments),
-        ]
-    return [*_ops(model, spec), *whole, *_weights(model, files), *_types(model)]
+    signature = signatures_of(spec, architecture).get(role)
+    if signature is None:
+        return [f"no graph of {spec.task} is called {role}"]
+    stage = stages_of(spec.funnel, architecture.num_hidden_layers)[role] if spec.task.has_past else None
+    segments = stage.segments if stage else segments_of(spec.funnel, architecture.num_hidden_layers)
+    steps = _steps(stage) if stage else [name for name in boundary_names(segments) if node_prefix(name) != name]
+    ends = stage is None or stage.ends
+    return [
+        *_ops(model, spec),
+        *_contract(model, signature),
+        *layer_faults(model, family, architecture, segments, stage.tokens_per_position if stage else 1),
+        *head_faults(model, architecture, capped=spec.task.generates and ends),
+        *_dtypes(model, spec.dtype),
+        *_funnel(model, segments, steps),
+        *_weights(model, files),
+        *_types(model),
+    ]
+
+
+def _steps(stage: Stage) -> list[str]:
+    """The boundaries of pooling and recovery in a stage's graph."""
+    return [stage.pooled_name] * stage.pools + [stage.recovered_name] * stage.recovers
 
 
 def audit(graphs: Mapping[str, BuiltGraph], family: Family, architecture: Architecture, spec: ExportSpec) -> None:
@@ -104,17 +112,17 @@ def _ops(model: ir.Model, spec: ExportSpec) -> Iterator[str]:
         yield f"functions are left: {[f.name for f in model.functions.values()]}"
 
 
-def _contract(model: ir.Model, spec: ExportSpec) -> Iterator[str]:
-    for value, port in zip(model.graph.inputs, INPUTS, strict=False):
-        axes = [*port.axes]
-        if value.name != port.name or value.dtype is not ir.DataType.INT64 or _axes(value) != axes:
-            yield f"input {port.name} is {value.name} {value.dtype} {_axes(value)}, not int64 {axes}"
-    if len(model.graph.inputs) != len(INPUTS) or len(model.graph.outputs) != 1:
-        yield f"{len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, not {len(INPUTS)} and 1"
+def _contract(model: ir.Model, signature: Signature) -> Iterator[str]:
+    graph = model.graph
+    wanted = len(signature.inputs), len(signature.outputs)
+    if (len(graph.inputs), len(graph.outputs)) != wanted:
+        yield f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not {wanted[0]} and {wanted[1]}"
         return
-    output, wanted = model.graph.outputs[0], output_of(spec)
-    if output.name != wanted.name or _axes(output)[:-1] != [*wanted.axes]:
-        yield f"output {wanted.name} is {output.name} {_axes(output)}, not {[*wanted.axes, '...']}"
+    for value, port in zip((*graph.inputs, *graph.outputs), signature.ports, strict=True):
+        dtype = None if value.dtype is None else value.dtype.numpy().name
+        if (value.name, dtype, _axes(value)) != (port.name, port.dtype, [*port.axes]):
+            what = "input" if value.is_graph_input() else "output"
+            yield f"{what} {port.name} is {value.name} {dtype} {_axes(value)}, not {port.dtype} {[*port.axes]}"
 
 
 def _axes(value: ir.Value) -> list[Any]:
@@ -133,22 +141,19 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
         got = {value.dtype for value in node.inputs[: 2 if product else 1] if value}
         if got != {wanted[node.op_type]}:
             yield f"{node.name}: {node.op_type} of {sorted(str(d) for d in got)}, not {wanted[node.op_type]}"
-    for output in model.graph.outputs:
-        if output.dtype is not compute:
-            yield f"the output is {output.dtype}, not {compute}"
 
 
-def _funnel(model: ir.Model, segments: Sequence[Segment]) -> Iterator[str]:
+def _funnel(model: ir.Model, segments: Sequence[Segment], steps: Sequence[str]) -> Iterator[str]:
+    """Faults of pooling and recovery, `steps`, and layers that are missing."""
     values = {value.name for node in model.graph for value in node.outputs}
     prefixes = {prefix_of(node) for node in model.graph}
-    wanted = [name for name in boundary_names(segments) if node_prefix(name) != name]
     found = [boundary_of(prefix) for prefix in sorted(prefixes) if boundary_of(prefix) != prefix]
-    for boundary in dict.fromkeys([*wanted, *found]):
+    for boundary in dict.fromkeys([*steps, *found]):
         present = (boundary in values, boundary in found)
-        if present != (boundary in wanted,) * 2:
+        if present != (boundary in steps,) * 2:
             funnel = ", ".join(str(segment.funnel) for segment in segments if segment.pooled) or None
             yield f"{boundary} and nodes under {node_prefix(boundary)}/: {present}, and the funnel is {funnel}"
-    missing = [index for segment in segments for index in segment.layers if layer_name(index) not in values]
+    missing = [index for segment in segments for index in segment.layers if layer_name(index) not in prefixes]
     if missing:
         yield f"layers {missing} are not in the graph"
 

@@ -5,6 +5,7 @@ The facts come from the family; the graph is read backwards from each layer's so
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,6 @@ import onnx_ir as ir
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family, LayerFacts
 from funnel_export.families.rope import Rope
-from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import Segment, layer_name, segment_of
 
 ROUNDING = 2**-7
@@ -20,24 +20,39 @@ ROUNDING = 2**-7
 
 
 def layer_faults(
-    model: ir.Model, family: Family, architecture: Architecture, segments: Sequence[Segment]
+    model: ir.Model,
+    family: Family,
+    architecture: Architecture,
+    segments: Sequence[Segment],
+    tokens_per_position: int = 1,
 ) -> Iterator[str]:
-    """Everything in the decoder layers of a graph that is not what the family wants."""
+    """Everything in the decoder layers of a graph that is not what the family wants.
+
+    Args:
+        model: the graph.
+        family: of the checkpoint.
+        architecture: what its config says.
+        segments: the layers that the graph has.
+        tokens_per_position: what sliding windows are divided by, where masks count slots.
+    """
     by_layer: dict[str, list[ir.Node]] = {}
     for node in model.graph:
         by_layer.setdefault(prefix_of(node), []).append(node)
     by_mask: dict[str, set[bool]] = {}
-    for index in range(architecture.num_hidden_layers):
+    for index in (index for segment in segments for index in segment.layers):
         name, facts = layer_name(index), family.layer_facts(architecture, index)
+        if facts.sliding_window is not None:
+            facts = replace(facts, sliding_window=-(-facts.sliding_window // tokens_per_position))
         nodes = by_layer.get(name, [])
         yield from (f"{name}: {fault}" for fault in _softcap_faults(nodes, facts.softcap))
         softmax = next((node for node in nodes if node.op_type == "Softmax"), None)
-        bias = _bias(softmax) if softmax is not None else None
-        if bias is None:
+        biases = _biases(softmax) if softmax is not None else []
+        if not biases:
             yield f"{name}: no softmax over scores with a mask"
             continue
-        yield from (f"{name}: {fault}" for fault in _mask_faults(bias, architecture.layer_types[index], facts))
-        by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
+        for bias in biases:
+            yield from (f"{name}: {fault}" for fault in _mask_faults(bias, architecture.layer_types[index], facts))
+            by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
         scales = [scale for node in nodes if (scale := _scale(node)) is not None]
         if facts.scale != 1.0 and not (len(scales) == 1 and _close(scales[0], facts.scale)):
             yield f"{name}: scores are scaled by {scales}, and config.json says {facts.scale:.6g}"
@@ -48,10 +63,10 @@ def layer_faults(
     yield from (f"{name}: one mask for tokens and slots" for name, ends in by_mask.items() if len(ends) > 1)
 
 
-def head_faults(model: ir.Model, architecture: Architecture, task: Task) -> Iterator[str]:
-    """Faults of the softcap on a language model's logits."""
+def head_faults(model: ir.Model, architecture: Architecture, *, capped: bool) -> Iterator[str]:
+    """Faults of the softcap on a language model's logits; `capped` says whether the graph has such logits."""
     nodes = [node for node in model.graph if prefix_of(node) == "model"]
-    cap = architecture.logits_softcap if task is Task.TEXT_GENERATION else None
+    cap = architecture.logits_softcap if capped else None
     yield from (f"model: {fault}" for fault in _softcap_faults(nodes, cap))
 
 
@@ -76,9 +91,18 @@ def _close(value: float, wanted: float | None) -> bool:
 
 def _scale(node: ir.Node) -> float | None:
     """The constant by which a node multiplies a product of matrices, None if it does not."""
-    if node.op_type != "Mul" or producer(node.inputs[0], "MatMul") is None:
+    if node.op_type != "Mul":
         return None
-    return _constant(node, 1)
+    scores = node.inputs[0]
+    joined = producer(_before(scores, "Reshape"), "Concat")  # over earlier keys and the chunk's
+    products = [scores] if joined is None else joined.inputs
+    return _constant(node, 1) if all(producer(each, "MatMul") for each in products) else None
+
+
+def _before(value: ir.Value | None, op_type: str) -> ir.Value | None:
+    """The first input of a value's node if it is of this op, else the value."""
+    node = producer(value, op_type)
+    return value if node is None else node.inputs[0]
 
 
 def _mask_faults(bias: ir.Value, kind: str, facts: LayerFacts) -> Iterator[str]:
@@ -123,12 +147,13 @@ def _distance(comparison: ir.Node, op_type: str) -> int | None:
     return None if constant is None else int(constant)
 
 
-def _bias(softmax: ir.Node) -> ir.Value | None:
-    """The mask that is added to a layer's scores."""
-    value = softmax.inputs[0]
-    cast = producer(value, "Cast")
-    add = producer(cast.inputs[0] if cast else value, "Add")
-    return next((v for v in add.inputs if v is not None and producer(v, "Where")), None) if add else None
+def _biases(softmax: ir.Node) -> list[ir.Value]:
+    """The masks that are added to a layer's scores: one, or one for earlier keys and one for the chunk's."""
+    add = producer(_before(softmax.inputs[0], "Cast"), "Add")
+    added = add.inputs if add is not None else []
+    joined = [node for value in added if (node := producer(value, "Concat"))]
+    masks = [value for node in joined for value in node.inputs] or added
+    return [value for value in masks if value is not None and producer(value, "Where")]
 
 
 def _rope_faults(nodes: Sequence[ir.Node], rope: Rope, head_dim: int) -> Iterator[str]:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from funnel_export.bundle.manifest import MODEL
 from funnel_export.bundle.ports import PortKind
-from funnel_export.bundle.signature import kinds_of
+from funnel_export.bundle.signature import Signature
 from funnel_export.bundle.weights import WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
 from funnel_export.exporter.skeleton import build_skeleton
-from funnel_export.exporter.trace import trace
+from funnel_export.exporter.trace import forwards_of, trace
 from funnel_export.exporter.weights import check_head, match_weights, refer_to_weights
-from funnel_export.spec.choices import Task
 from funnel_export.spec.export import ExportSpec
 
 
@@ -35,10 +33,22 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGra
     Raises:
         CheckpointError: if the weights do not fit the config.
     """
-    if spec.task is Task.TEXT_GENERATION:
+    if spec.task.generates:
         check_head(checkpoint)
     skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
     match_weights(skeleton.shapes, checkpoint)  # before tracing, which takes seconds
-    model, parameters = assemble(trace(skeleton, spec))
-    sources = refer_to_weights(model, parameters, checkpoint)
-    return {MODEL: BuiltGraph(model, sources, kinds_of(spec))}
+    graphs = {}
+    forwards = forwards_of(skeleton, spec)
+    for role, traced in trace(skeleton, forwards, spec.opset).items():
+        model, parameters = assemble(traced)
+        _name_axes(model, forwards[role].signature)
+        sources = refer_to_weights(model, parameters, checkpoint)
+        graphs[role] = BuiltGraph(model, sources, forwards[role].signature.kinds)
+    return graphs
+
+
+def _name_axes(model: ir.Model, signature: Signature) -> None:
+    """Give the outputs' axes their declared names; a trace calls some of them `slots + 1`."""
+    for value, port in zip(model.graph.outputs, signature.outputs, strict=True):
+        assert value.shape is not None
+        value.shape = ir.Shape([*port.axes, *list(value.shape)[len(port.axes) :]])

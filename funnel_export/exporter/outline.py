@@ -5,13 +5,14 @@ on tracing and translating them one by one. Here a `Survey` records the inputs o
 an `Outline` as its runner, which leaves one marker node per part, and each distinct part is traced once (see `trace`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from funnel_export.exporter.translate import Operand
-from funnel_export.funnel.model import LayerPart, Part
+from funnel_export.funnel.model import LayerPart, Part, Shape
 
 DOMAIN, MARKER = "funnel_export", "Part"
 
@@ -22,6 +23,8 @@ class Call:
 
     part: Part
     operands: tuple[Operand, ...]
+    results: int = 1
+    """How many tensors the part returns."""
     ignored: frozenset[str] = frozenset()
     """Attributes of layers that do not affect what the layer computes from its operands."""
 
@@ -42,20 +45,19 @@ class Call:
             (o.dtype, tuple(f"axis {axes.index(a)}" if isinstance(a, str) else a for a in o.axes))
             for o in self.operands
         )
-        return shapes, scalars, pattern
+        return shapes, scalars, pattern, self.results
 
 
 class Survey:
     """A runner that records the inputs of each part, and skips the part."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, tuple[Part, tuple[Tensor, ...]]] = {}
+        self.seen: dict[str, tuple[Part, tuple[Tensor, ...], int]] = {}
 
-    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:
-        """Record the call and return uninitialized hidden states of the part's output shape."""
-        self.seen[name] = part, tensors
-        x = tensors[0]
-        return x.new_empty(x.shape[0], length, x.shape[2])
+    def __call__(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        """Record the call and return uninitialized tensors of the results' shapes."""
+        self.seen[name] = part, tensors, len(shapes)
+        return tuple(tensors[0].new_empty(shape) for shape in shapes)
 
 
 def compare_surveys(one: Survey, other: Survey, ignored: frozenset[str]) -> dict[str, Call]:
@@ -64,9 +66,9 @@ def compare_surveys(one: Survey, other: Survey, ignored: frozenset[str]) -> dict
     A dynamic axis is named after its two sizes, so axes of a part with the same two sizes are the same axis.
     """
     calls = {}
-    for name, (part, tensors) in one.seen.items():
+    for name, (part, tensors, results) in one.seen.items():
         operands = tuple(_operand(x, y) for x, y in zip(tensors, other.seen[name][1], strict=True))
-        calls[name] = Call(part, operands, ignored)
+        calls[name] = Call(part, operands, results, ignored)
     return calls
 
 
@@ -78,14 +80,15 @@ def _operand(one: Tensor, other: Tensor) -> Operand:
 class Outline:
     """A runner that marks each part in the trace."""
 
-    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a part runner's signature
-        """Return hidden states of the part's output shape from a marker node with the part's name."""
-        x = tensors[0]
-        return torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{MARKER}",
-            tensors,
-            {"name": name},
-            dtype=x.dtype,
-            shape=(x.shape[0], length, x.shape[2]),
-            version=1,
+    def __call__(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:  # noqa: ARG002 - a part runner's signature
+        """Return tensors of the results' shapes from a marker node with the part's name."""
+        return tuple(
+            torch.onnx.ops.symbolic_multi_out(
+                f"{DOMAIN}::{MARKER}",
+                tensors,
+                {"name": name},
+                dtypes=[tensors[0].dtype] * len(shapes),
+                shapes=shapes,
+                version=1,
+            )
         )

@@ -19,6 +19,8 @@ class Skeleton:
     """A model whose parameters have only shapes and whose buffers have values."""
 
     family: Family
+    config: Mapping[str, Any]
+    """The checkpoint's `config.json`."""
     model: Any
     mode: FakeTensorMode
     """The mode in which its parameters were created."""
@@ -64,7 +66,7 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]
     if unreal:
         raise ExportError("buffers of the model have no values", got=unreal, wanted="transformers >= 5.10")
-    return Skeleton(family, model, mode)
+    return Skeleton(family, config, model, mode)
 
 
 @contextlib.contextmanager

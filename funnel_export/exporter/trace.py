@@ -1,20 +1,27 @@
 """Traces a skeleton: the outline of its graph, and its distinct parts."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from funnel_export.bundle.signature import INPUTS, output_of
+from funnel_export.bundle.manifest import MODEL
+from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
+from funnel_export.families.registry import family_of
 from funnel_export.funnel import patch_forward, unpatch_forward
-from funnel_export.funnel.model import LayerPart
+from funnel_export.funnel.model import LayerPart, PartRunner
+from funnel_export.funnel.stages import StageModule
 from funnel_export.spec.choices import Logits
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.profile import BATCH, SEQUENCE
+from funnel_export.spec.stages import Stage, stages_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,75 +39,124 @@ class TracedPart:
     """A part of the forward as a separate graph."""
 
     body: ir.Model
-    """Its inputs are the operands, then `weights`; it has one output. Parts that compute the same share it."""
+    """Its inputs are the operands, then `weights`; its first output is hidden states. Equal parts share it."""
     weights: tuple[str, ...]
     """Names of the model's parameters that are its last inputs."""
 
 
-def trace(skeleton: Skeleton, spec: ExportSpec) -> Trace:
-    """Trace a model with a funnel.
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A computation of a model, to be traced with different runners of its parts."""
+
+    signature: Signature
+    module: Callable[[PartRunner], nn.Module]
+    """Makes a module with the signature's inputs and outputs, whose attribute `wrapped` is the model."""
+    sizes: tuple[Mapping[str, int], Mapping[str, int]]
+    """Two sizes of every dynamic axis of the inputs; no two axes may have the same two."""
+
+    @property
+    def inputs(self) -> dict[str, Operand]:
+        """Dtypes and axes of the inputs by name."""
+        return {port.name: Operand(getattr(torch, port.dtype), port.axes) for port in self.signature.inputs}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(port.name for port in self.signature.outputs)
+
+
+def forwards_of(skeleton: Skeleton, spec: ExportSpec) -> dict[str, Forward]:
+    """The computation of each graph of a bundle, by role."""
+    signatures = signatures_of(spec, skeleton.family.read_architecture(skeleton.config))
+    if not spec.task.has_past:
+        return {MODEL: _single_pass(skeleton, spec, signatures[MODEL])}
+    stages = stages_of(spec.funnel, skeleton.model.config.num_hidden_layers)
+    return {role: _stage(skeleton, stages[role], signature) for role, signature in signatures.items()}
+
+
+def _single_pass(skeleton: Skeleton, spec: ExportSpec, signature: Signature) -> Forward:
+    stride = 1 if spec.funnel is None else spec.funnel.stride
+    sizes = tuple({BATCH: batch, SEQUENCE: length} for batch, length in ((2, 4 * stride + 3), (3, 6 * stride + 4)))
+    if spec.funnel is not None and stride > 1:
+        slots = tuple(spec.funnel.num_slots(each[SEQUENCE]) for each in sizes)
+        pairs = zip(*(each.values() for each in sizes), strict=True)
+        assert len({slots, *pairs}) == 3, "different axes need different pairs of sizes"
+    output = signature.outputs[0].name
+    make = partial(_Outputs, skeleton.model, spec, output)
+    return Forward(signature, make, (sizes[0], sizes[1]))
+
+
+def _stage(skeleton: Skeleton, stage: Stage, signature: Signature) -> Forward:
+    names = [port.name for port in signature.inputs]
+    make = partial(StageModule, skeleton.model, skeleton.family, stage, names)
+    axes = dict.fromkeys(axis for port in signature.inputs for axis in port.axes if isinstance(axis, str))
+    sizes = [{axis: size + step * number for number, axis in enumerate(axes)} for size, step in ((2, 1), (3, 2))]
+    return Forward(signature, make, (sizes[0], sizes[1]))
+
+
+def trace(skeleton: Skeleton, forwards: Mapping[str, Forward], opset: int) -> dict[str, Trace]:
+    """Trace computations of a model, all in one call of torch's exporter.
 
     Args:
         skeleton: the model; it is modified and cannot be used afterwards.
-        spec: what to export; its funnel must fit the model.
+        forwards: the computations by role.
+        opset: ONNX opset version.
 
     Raises:
         CheckpointError: if the model does not support a funnel.
     """
-    model, mode = skeleton.model, skeleton.mode
-    calls = _calls(skeleton, spec.funnel)
+    calls = {role: _calls(skeleton, forward) for role, forward in forwards.items()}
     representatives: dict[object, Call] = {}
-    for call in calls.values():
+    for call in (call for group in calls.values() for call in group.values()):
         representatives.setdefault(call.signature(), call)
-    patch_forward(model, spec.funnel, Outline(), last_only=spec.logits is Logits.LAST)
     base = skeleton.base
     layers = list(base.layers)
     del base.layers  # as a plain list, the layers add no parameters to the outline
     base.layers = layers
-    output = output_of(spec).name
-    inputs = {port.name: Operand(torch.int64, port.axes) for port in INPUTS}
-    main = Piece(_Outputs(model, output), inputs, (output,))
-    graph, *traced = translate([main, *map(_piece, representatives.values())], spec.opset, mode)
+    outlines = [Piece(each.module(Outline()), each.inputs, each.outputs) for each in forwards.values()]
+    pieces = translate([*outlines, *map(_piece, representatives.values())], opset, skeleton.mode)
+    traced = pieces[len(outlines) :]
     bodies = dict(zip(representatives, traced, strict=True))
     for call, body in zip(representatives.values(), traced, strict=True):
         _share_lengths(body, call)
         _weights_to_inputs(body, call)
-    for value in list(graph.graph.initializers.values()):
-        value.name = str(value.name).removeprefix("wrapped.")
     prefix = skeleton.base_prefix
-    parts = {
-        name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call)))
-        for name, call in calls.items()
-    }
-    return Trace(graph, parts)
+    traces = {}
+    for (role, group), graph in zip(calls.items(), pieces, strict=False):  # the parts follow
+        for value in list(graph.graph.initializers.values()):
+            value.name = str(value.name).removeprefix("wrapped.")
+        parts = {
+            name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call)))
+            for name, call in group.items()
+        }
+        traces[role] = Trace(graph, parts)
+    return traces
 
 
-def _calls(skeleton: Skeleton, spec: FunnelSpec | None) -> dict[str, Call]:
-    """The call of each part, from two runs whose batch, length and number of slots differ; each has several slots."""
-    model, mode, stride = skeleton.model, skeleton.mode, 1 if spec is None else spec.stride
-    sizes = ((2, 4 * stride + 3), (3, 6 * stride + 4))
-    if spec is not None and stride > 1:
-        slots = tuple(spec.num_slots(length) for _, length in sizes)
-        assert len({slots, *zip(*sizes, strict=True)}) == 3, "different axes need different pairs of sizes"
+def _calls(skeleton: Skeleton, forward: Forward) -> dict[str, Call]:
+    """The call of each part, from two runs in which the sizes of the dynamic axes differ."""
     surveys = []
-    for batch, length in sizes:
+    for sizes in forward.sizes:
         survey = Survey()
-        patch_forward(model, spec, survey)
-        with mode, torch.no_grad():
-            ids = torch.ones(batch, length, dtype=torch.int64)
-            model(input_ids=ids, attention_mask=ids, use_cache=False)
-        unpatch_forward(model)
+        module = forward.module(survey)
+        with skeleton.mode, torch.no_grad():
+            shapes = [[a if isinstance(a, int) else sizes[a] for a in each.axes] for each in forward.inputs.values()]
+            dtypes = [each.dtype for each in forward.inputs.values()]
+            module(*(torch.ones(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)))
         surveys.append(survey)
     one, other = surveys
     return compare_surveys(one, other, skeleton.family.per_layer_attributes)
 
 
 class _Outputs(nn.Module):
-    """The model with two tensor inputs and one tensor output."""
+    """A single pass of the model, with two tensor inputs and one tensor output."""
 
-    def __init__(self, wrapped: nn.Module, output: str) -> None:
+    def __init__(self, wrapped: Any, spec: ExportSpec, output: str, run: PartRunner) -> None:
         super().__init__()
         self.wrapped, self.output = wrapped, output
+        if "forward" in family_of(wrapped)[0].base_of(wrapped).__dict__:
+            unpatch_forward(wrapped)
+        patch_forward(wrapped, spec.funnel, run, last_only=spec.logits is Logits.LAST)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         out: Tensor = getattr(
@@ -117,12 +173,13 @@ class _PartModule(nn.Module):
         self.call = call
         self.layer = call.part.layer if isinstance(call.part, LayerPart) else None
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.call.part(*tensors)
 
 
 def _piece(call: Call) -> Piece:
-    return Piece(_PartModule(call), {f"operand_{i}": o for i, o in enumerate(call.operands)}, ("result",))
+    results = ("result",) if call.results == 1 else tuple(f"result_{i}" for i in range(call.results))
+    return Piece(_PartModule(call), {f"operand_{i}": o for i, o in enumerate(call.operands)}, results)
 
 
 def _weights_to_inputs(body: ir.Model, call: Call) -> None:

@@ -94,7 +94,7 @@ def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
     compute, dtype = value.dtype, STORED_DTYPES[tensor.dtype]
     assert compute is not None
     value.const_value = reference(str(value.name), tensor)
-    value.dtype = dtype
+    value.type = ir.TensorType(dtype)  # a new one: setting the dtype would change that of other graphs' values too
     model.graph.register_initializer(value)
     if dtype != compute:
         _cast_uses(model, value, dtype, compute)

@@ -102,7 +102,7 @@ class Family(ABC):
 
     def model_class(self, task: Task) -> "type[PreTrainedModel]":
         """The class of its models for a task."""
-        kind: type[PreTrainedModel] = getattr(import_module(self.module), self.class_names[task])
+        kind: type[PreTrainedModel] = getattr(import_module(self.module), self.class_names[task.single_pass])
         return kind
 
     def task_of(self, model: object) -> Task | None:

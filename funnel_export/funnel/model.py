@@ -5,7 +5,7 @@ through a `PartRunner`. Eager PyTorch, the export (which traces each distinct pa
 records the hidden states between parts) use the same forward with different runners.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
@@ -29,19 +29,33 @@ from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
 from funnel_export.spec.funnel import FunnelSpec, Segment, layer_name
 
-Part = Callable[..., Tensor]
+Part = Callable[..., Tensor | tuple[Tensor, ...]]
+Size = int | torch.SymInt
+"""A size, which is symbolic while tracing."""
+Shape = tuple[Size, ...]
 
 
 @runtime_checkable  # so that tests can check annotations at run time
 class PartRunner(Protocol):
-    """Runs a part of the forward: takes hidden states in `tensors[0]` and returns new ones, [batch, length, width]."""
+    """Runs a part of the forward on hidden states in `tensors[0]` and more operands.
 
-    def __call__(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor: ...
+    It returns the part's results, of these shapes and the dtype of the hidden states; the first is hidden states.
+    """
+
+    def __call__(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]: ...
 
 
-def call_part(name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG001 - a part runner's signature
+def call_part(name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:  # noqa: ARG001 - a part runner's signature
     """The default runner: call the part."""
-    return part(*tensors)
+    result = part(*tensors)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def run_part(run: PartRunner, name: str, part: Part, *tensors: Tensor, length: Size) -> Tensor:
+    """Run a part that returns hidden states only, [batch, length, width]."""
+    batch, _, width = tensors[0].shape
+    (result,) = run(name, part, *tensors, shapes=[(batch, length, width)])
+    return result
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # torch.compile in PyTorch 2.11 hashes instances before fields are set
@@ -159,7 +173,7 @@ class Resolution:
                 self._angles = family.angles(model, x, self.queries.clamp(min=0))
             part = LayerPart(model.layers[index], self.context.cache, self.context.kwargs)
             operands = x, self._bias(layer_type, x.dtype), *self._angles[layer_type]
-            x = self.context.run(layer_name(index), part, *operands, length=x.shape[1])
+            x = run_part(self.context.run, layer_name(index), part, *operands, length=x.shape[1])
         return x
 
     def _bias(self, layer_type: str, dtype: torch.dtype) -> Tensor:
@@ -191,7 +205,8 @@ def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tenso
         if cache.pooled is None:  # a first chunk of padding only still gets one slot, an absent one
             count = max(count, 1)
     slots = torch.arange(count, device=x.device)[None] + closed  # one row if all rows are the same
-    pooled = run(segment.pooled_name, partial(pool, spec=spec), columns, slots, first, rows.length, length=count)
+    operands = columns, slots, first, rows.length
+    pooled = run_part(run, segment.pooled_name, partial(pool, spec=spec), *operands, length=count)
     positions = slot_positions(slots, rows.length, spec)
     keys = positions
     if cache is not None and cache.slot_positions is not None:
@@ -206,7 +221,8 @@ def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tenso
             middle = torch.cat([cache.middle, middle], dim=1)
             reads = reads + 1
         _remember(cache, spec, rows, columns, first, pooled, middle, keys)
-    return run(segment.recovered_name, partial(recover, spec=spec), x, pooled, middle, reads, length=x.shape[1])
+    operands = x, pooled, middle, reads
+    return run_part(run, segment.recovered_name, partial(recover, spec=spec), *operands, length=x.shape[1])
 
 
 def _remember(

@@ -123,7 +123,7 @@ def _check_bidirectional(family: Family, task: Task, spec: FunnelSpec | None) ->
             got="use_bidirectional_attention true",
             wanted="false, or a Gemma3 text model",
         )
-    if task is Task.TEXT_GENERATION:
+    if task.generates:
         raise CheckpointError(
             "a model with bidirectional attention cannot generate text",
             got=f"use_bidirectional_attention true for {task}",

@@ -29,13 +29,28 @@ def recover(
     (Funnel-Transformer, Dai & Le 2020), `average` is (x + out)/2, `replace` is out. Sums accumulate in float32. With
     stride 1, `delta` equals `out` up to float32 rounding.
     """
+    return apply_change(x, change_of(pooled, middle, spec), reads, spec)
+
+
+def change_of(
+    pooled: Float[Tensor, "batch slot width"], middle: Float[Tensor, "batch slot width"], spec: FunnelSpec
+) -> Float[Tensor, "batch slot width"]:
+    """What a slot gives to the tokens that read it: `out - in` for `delta`, at least in float32, otherwise `out`."""
+    return widen(middle) - widen(pooled) if spec.recovery is Recovery.DELTA else middle
+
+
+def apply_change(
+    x: Float[Tensor, "batch column width"],
+    change: Float[Tensor, "batch slot width"],
+    reads: Int[Tensor, "batch column"],
+    spec: FunnelSpec,
+) -> Float[Tensor, "batch column width"]:
+    """Combine each token's hidden state with the change of the slot that it reads."""
+    taken = take_columns(change, reads)
     match spec.recovery:
         case Recovery.REPLACE:
-            return take_columns(middle, reads)
-        case Recovery.DELTA:
-            change = take_columns(widen(middle) - widen(pooled), reads)
-            return (widen(x) + change).to(x.dtype)
-        case Recovery.ADD:
-            return (widen(x) + widen(take_columns(middle, reads))).to(x.dtype)
+            return taken
+        case Recovery.DELTA | Recovery.ADD:
+            return (widen(x) + widen(taken)).to(x.dtype)
         case Recovery.AVERAGE:
-            return ((widen(x) + widen(take_columns(middle, reads))) / 2).to(x.dtype)
+            return ((widen(x) + widen(taken)) / 2).to(x.dtype)

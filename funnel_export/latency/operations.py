@@ -39,7 +39,7 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
         Task.TEXT_GENERATION: architecture.vocab_size,
         Task.TEXT_CLASSIFICATION: architecture.num_labels,
         Task.TOKEN_CLASSIFICATION: architecture.num_labels,
-    }[spec.task]
+    }[spec.task.single_pass]
     return Operations(
         layers=sum(2 * cost.weights * n for cost, n in costs),
         attention=sum(2 * cost.attention * n * n for cost, n in costs),

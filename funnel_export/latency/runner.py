@@ -70,7 +70,7 @@ class TorchModel:
         import torch
 
         from funnel_export.funnel import apply_funnel
-        from funnel_export.verify.reference import load_model, output_options
+        from funnel_export.verify.reference import load_model
 
         dtype = setup.dtype or bundle.spec.dtype
         self._device, self._torch = torch.device(setup.device), torch
@@ -78,7 +78,7 @@ class TorchModel:
         if bundle.spec.funnel is not None:
             apply_funnel(self._model, bundle.spec.funnel)
         self._forward: Callable[..., Any] = torch.compile(self._model) if setup.compiled else self._model
-        self._output, self._options = bundle.model.output.name, output_options(bundle)
+        self._output, self._bundle = bundle.model.output.name, bundle
         name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
         self.facts = {"device": name, "precision": str(dtype)}
 
@@ -88,13 +88,16 @@ class TorchModel:
 
     def prepare(self, ids: list[list[int]]) -> Callable[[], Any]:
         """See `TimedModel.prepare`."""
+        from funnel_export.verify.reference import output_options
+
         torch = self._torch
         tokens = torch.tensor(ids, device=self._device)
         mask = torch.ones_like(tokens)
+        options = output_options(self._bundle, tokens.shape[1])
 
         def forward() -> Any:
             with torch.no_grad():
-                out = self._forward(input_ids=tokens, attention_mask=mask, use_cache=False, **self._options)
+                out = self._forward(input_ids=tokens, attention_mask=mask, use_cache=False, **options)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             return getattr(out, self._output)

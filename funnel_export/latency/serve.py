@@ -1,18 +1,17 @@
 """The main loop of a runner's process: it loads a model, runs it on request, and returns the time of each call.
 
-This module imports only the standard library and `system.worker`, so that runners can use other environments.
+This module imports only the standard library and `system`, so that runners can use other environments.
 """
 
 import gc
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
+from funnel_export.system.machine import peak_bytes
 from funnel_export.system.worker import take_stdout
 
 SAMPLES = 64
@@ -112,13 +111,3 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process in bytes, including mapped files.
-
-    It is VmHWM, not ru_maxrss, since a new process inherits its parent's ru_maxrss.
-    """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024

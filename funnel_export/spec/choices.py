@@ -43,8 +43,26 @@ class Task(StrEnum):
 
     FEATURE_EXTRACTION = "feature-extraction"
     TEXT_GENERATION = "text-generation"
+    """Logits of a whole text in a single pass."""
+    TEXT_GENERATION_WITH_PAST = "text-generation-with-past"
+    """Logits of the next tokens, from the keys and values of earlier ones."""
     TEXT_CLASSIFICATION = "text-classification"
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task, not a secret
+
+    @property
+    def has_past(self) -> bool:
+        """Whether its graphs take the keys and values of earlier tokens."""
+        return self is Task.TEXT_GENERATION_WITH_PAST
+
+    @property
+    def single_pass(self) -> "Task":
+        """The task of the same model that takes whole texts."""
+        return Task.TEXT_GENERATION if self.has_past else self
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model is a language model."""
+        return self.single_pass is Task.TEXT_GENERATION
 
 
 class Dtype(StrEnum):

@@ -117,7 +117,7 @@ class FunnelSpec:
 
     def validate_task(self, task: Task) -> None:
         """Raise `SpecError` if the funnel has lookahead and the task needs a causal model."""
-        if self.lookahead and task is Task.TEXT_GENERATION:
+        if self.lookahead and task.generates:
             raise SpecError(
                 "a lookahead funnel cannot generate text: tokens see later tokens",
                 got=f"lookahead with {task}",

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -32,3 +33,13 @@ def memory_bytes() -> int:
         except (OSError, ValueError):  # missing, or the word `max`
             continue
     return min(found)
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process in bytes, including mapped files.
+
+    It is VmHWM, not ru_maxrss, since a new process inherits its parent's ru_maxrss.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024

@@ -221,15 +221,19 @@ class OpenVinoSession:
     """A graph compiled by OpenVINO."""
 
     def __init__(self, compiled: Any, names: Sequence[str], device: str) -> None:
-        self._request = compiled.create_infer_request()
+        self._request: Any = compiled.create_infer_request()
+        self._held: dict[str, NDArray[Any]] = {}
         self._outputs = [(name, compiled.output(name)) for name in names]  # an output may have several names
+        self._bfloat16 = {
+            port.get_any_name() for port in compiled.inputs if port.get_element_type().to_string() == "bf16"
+        }
         self.device = device
         self.precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
         try:
-            self._request.infer(dict(inputs))
+            self._request.infer(self._tensors(inputs))
         except RuntimeError as err:
             raise TargetRefusedError("OpenVINO failed while running the graph", got=err) from err
         results = {}
@@ -241,14 +245,36 @@ class OpenVinoSession:
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
         """See `Session.prepare`."""
-        import openvino
-
-        tensors = {name: openvino.Tensor(array) for name, array in inputs.items()}
-        request: Any = self._request
+        tensors = self._tensors(inputs)
+        held, request = self._held, self._request
         for name, tensor in tensors.items():
             request.set_tensor(name, tensor)
-        infer: Callable[[], object] = request.infer
+
+        def infer() -> None:
+            assert held  # keeps the arrays alive
+            request.infer()
+
         return infer
+
+    def _tensors(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """The inputs as OpenVINO's tensors, on the same memory if they have the graph's dtypes."""
+        import openvino
+
+        arrays = {name: self._array(name, array) for name, array in inputs.items()}
+        self._held = arrays  # tensors refer to their memory
+        bfloat16 = openvino.Type.bf16
+        return {
+            name: openvino.Tensor(array, array.shape, bfloat16)
+            if name in self._bfloat16
+            else openvino.Tensor(array, shared_memory=True)
+            for name, array in arrays.items()
+        }
+
+    def _array(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """An input in contiguous memory; bfloat16 as 16-bit integers, since OpenVINO takes no arrays of ml_dtypes."""
+        if name in self._bfloat16:
+            return np.ascontiguousarray(array, ml_dtypes.bfloat16).view(np.uint16)
+        return np.ascontiguousarray(array)
 
     def close(self) -> None:
         """See `Session.close`."""

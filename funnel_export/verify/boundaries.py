@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.ports import PortKind, feed
+from funnel_export.bundle.ports import PortKind
 from funnel_export.spec.funnel import boundary_names, layer_name
-from funnel_export.targets.base import Session
 from funnel_export.verify.cases import Case
 from funnel_export.verify.metrics import measure
 from funnel_export.verify.parity_report import Boundary
+from funnel_export.verify.readers import Reader
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 LONGEST = 512
@@ -70,19 +70,19 @@ def run_eager(
         model.close()
 
 
-def measure_boundaries(session: Session, inside: Inside, bundle: Bundle, factor: float) -> list[Boundary]:
-    """The error of a session at each boundary; the limit is `factor` times the error of eager PyTorch.
+def measure_boundaries(reader: Reader, inside: Inside, bundle: Bundle, factor: float) -> list[Boundary]:
+    """The error of a candidate at each boundary; the limit is `factor` times the error of eager PyTorch.
 
-    The session must be loaded with the boundaries as outputs. A boundary of the wrong shape has an infinite error.
+    The reader must be loaded for boundaries. A boundary of the wrong shape has an infinite error.
 
     Raises:
-        KeyError: if the session lacks a boundary.
+        KeyError: if the graph lacks a boundary.
     """
-    got = session.run(feed(bundle.model.inputs, inside.inputs))
+    case, got = reader.boundaries(inside.case, inside.inputs)
     least = float(torch.finfo(getattr(torch, bundle.spec.dtype)).eps) / 2  # a floor of zero would refuse every target
     results = []
     for name, expected in inside.values.items():
-        floor, real = inside.floors[name], _at_boundary(got[name], name, inside.case, bundle)
+        floor, real = inside.floors[name], _at_boundary(got[name], name, case, bundle)
         found = math.inf
         if real is not None and real.shape == expected.shape:
             found = measure(real, expected, logits=False).rms_rel

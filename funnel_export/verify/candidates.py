@@ -1,47 +1,60 @@
 """Candidates for a comparison with eager PyTorch: targets on a bundle's graph, and its engines."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from funnel_export.bundle.engine import Engine, engine_names, load_engine, read_engine_manifest
-from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.manifest import ENGINES
+from funnel_export.bundle.engine import Engine, engine_names, engines_named, load_engine, read_engine_manifest
+from funnel_export.bundle.load import Bundle, Graph
+from funnel_export.bundle.manifest import ENGINES, MODEL
 from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
-from funnel_export.spec.profile import SINGLE_PASS, Profile, fitting_profiles
+from funnel_export.spec.profile import BATCH, SEQUENCE, Profile, fitting_profiles
 from funnel_export.targets.base import Session, Target, availability_of, check_fits, require
 from funnel_export.targets.registry import get_target, target_names, validate_engine_name, validate_path
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A target that runs the bundle's graph, or one of its engines."""
+    """A target that runs the bundle's graphs, or engines of them."""
 
     target: Target
-    engine: Engine | None = None
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    """Engines by role of their graph; graphs without one run as they are. Empty for the target on its own."""
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine of the single-pass graph."""
+        return self.engines.get(MODEL)
 
     @property
     def name(self) -> str:
-        """Its name in reports: the engine's, or else the target's."""
-        return self.target.name if self.engine is None else self.engine.name
+        """Its name in reports: the engines', or else the target's."""
+        engine = next(iter(self.engines.values()), None)
+        return self.target.name if engine is None else engine.set_name
 
     @property
     def profiles(self) -> Sequence[Profile]:
-        """The engine's optimization profiles; empty if it takes every shape."""
-        return () if self.engine is None else self.engine.manifest.profiles
+        """The engines' optimization profiles; empty if they take every shape."""
+        return [profile for engine in self.engines.values() for profile in engine.manifest.profiles]
 
     @property
     def on_gpu(self) -> bool:
         """Whether it runs on a GPU on this machine."""
-        return self.target.on_gpu(self.engine)
+        return any(map(self.target.on_gpu, self.engines.values() or [None]))
 
     def takes(self, shape: tuple[int, int]) -> bool:
-        """Whether an optimization profile of the engine takes a batch of this shape, (batch, sequence)."""
-        return not self.profiles or bool(fitting_profiles(self.profiles, dict(zip(SINGLE_PASS, shape, strict=True))))
+        """Whether an optimization profile of the engine takes a batch of this shape, (batch, sequence).
 
-    def load(self, bundle: Bundle, outputs: Sequence[str] = ()) -> Session:
+        Of the engines of stages, only the batch is considered: they take a text in chunks.
+        """
+        batch, sequence = shape
+        if any(role != MODEL for role in self.engines):
+            return not self.profiles or any(batch in profile.axes[BATCH] for profile in self.profiles)
+        return not self.profiles or bool(fitting_profiles(self.profiles, {BATCH: batch, SEQUENCE: sequence}))
+
+    def load(self, graph: Graph, outputs: Sequence[str] = ()) -> Session:
         """See `Target.load`."""
-        return self.target.load(bundle.model, outputs=outputs, engine=self.engine)
+        return self.target.load(graph, outputs=outputs, engine=self.engines.get(graph.role))
 
 
 def candidates(
@@ -60,7 +73,7 @@ def candidates(
         TargetUnavailableError: if a requested target cannot run the bundle on this machine.
     """
     validate_path(bundle)
-    dtype = bundle.model.dtype
+    dtype = bundle.spec.dtype
     strict = targets is not None or engines is not None
     by_target = _engines_by_target(bundle) if engines is None else _named_engines(bundle, engines)
     names = (
@@ -79,20 +92,31 @@ def candidates(
                 got=f"engines: {', '.join(engine_names(bundle)) or 'none'}",
                 hint=f"funnel-export compile {bundle.path} --target {target.name}",
             )
-        for name in by_target.get(target.name, []):
-            engine = _open_engine(bundle, target, name, strict=strict)
+        opened = [_open_engine(bundle, target, name, strict=strict) for name in by_target.get(target.name, [])]
+        groups: dict[str, dict[str, Engine]] = {}
+        for engine in opened:
             if engine is not None:
-                yield Candidate(target, engine)
+                groups.setdefault(engine.set_name, {})[engine.manifest.graph] = engine
+        for name, group in groups.items():
+            if target.runs_graphs or group.keys() == bundle.graphs.keys():
+                yield Candidate(target, group)
+                continue
+            missing = BundleError(
+                f"the engines {name} are not complete",
+                got=f"no engine for {', '.join(role for role in bundle.graphs if role not in group)}",
+                hint=f"funnel-export compile {bundle.path} --target {target.name}",
+            )
+            _raise_or_warn(missing, strict=strict)
 
 
 def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
-    """Names of the engines of the single-pass graph, by target."""
+    """Names of the engines of the bundle's graphs, by target."""
     found: dict[str, list[str]] = {}
     for name in engine_names(bundle):
         _validate_folder(bundle, name)
         try:
             manifest = read_engine_manifest(bundle.path / ENGINES / name)
-            if manifest.graph == bundle.model.role:
+            if manifest.graph in bundle.graphs:
                 found.setdefault(manifest.target, []).append(name)
         except BundleError as err:  # its target is unknown, so it was not requested
             _raise_or_warn(err, strict=False)
@@ -102,7 +126,7 @@ def _engines_by_target(bundle: Bundle) -> dict[str, list[str]]:
 def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]:
     """The requested engines, by target."""
     present = engine_names(bundle)
-    unknown = [name for name in names if name not in present]
+    unknown = [name for name in names if not engines_named(bundle, name)]
     if unknown:
         raise SpecError(
             "the bundle has no such engine",
@@ -111,14 +135,14 @@ def _named_engines(bundle: Bundle, names: Sequence[str]) -> dict[str, list[str]]
             hint=f"funnel-export compile {bundle.path}" if not present else None,
         )
     found: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(each for asked in names for each in engines_named(bundle, asked)):
         _validate_folder(bundle, name)
         manifest = read_engine_manifest(bundle.path / ENGINES / name)
-        if manifest.graph != bundle.model.role:
+        if manifest.graph not in bundle.graphs:
             raise SpecError(
-                "the engine was not compiled from the single-pass graph",
+                "the engine was compiled from another bundle's graph",
                 got=f"{name}, compiled from the graph {manifest.graph}",
-                wanted=f"an engine of the graph {bundle.model.role}",
+                wanted=f"an engine of {' or '.join(bundle.graphs)}",
             )
         found.setdefault(manifest.target, []).append(name)
     return found

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from funnel_export.bundle.ports import PortKind
 from funnel_export.families.architecture import Architecture
-from funnel_export.spec.choices import SlotPositions
+from funnel_export.spec.choices import Logits, SlotPositions
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.spec.profile import SINGLE_PASS, Profile
 
@@ -52,6 +53,27 @@ class Case:
         ids = ids + (ids >= padding)  # every token but the padding
         mask = self.real.astype(np.int64)
         return {PortKind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), PortKind.MASK: mask}
+
+
+LONG = 4000
+"""A text of so many tokens, or of as many as the model takes, is read in steps: a cache may decay with length."""
+KEPT = 64
+"""Most positions of a row whose logits are compared after steps."""
+
+
+def kept_positions(length: int) -> NDArray[np.int64]:
+    """The positions of a row that are compared when it is read in steps: all, or `KEPT` with the last half of those."""
+    if length <= KEPT:
+        return np.arange(length)
+    spread = np.linspace(0, length - KEPT // 2 - 1, KEPT - KEPT // 2).astype(np.int64)
+    return np.concatenate([spread, np.arange(length - KEPT // 2, length)])
+
+
+def compared_positions(spec: ExportSpec, length: int) -> int:
+    """How many positions of a row are compared, at most."""
+    if spec.task.has_past:
+        return len(kept_positions(length))
+    return 1 if spec.logits is Logits.LAST else length
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.special import fdtri
 
 from funnel_export.bundle.load import Bundle
-from funnel_export.bundle.ports import PortKind, feed
+from funnel_export.bundle.ports import PortKind
 from funnel_export.errors import FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
-from funnel_export.spec.choices import Dtype, Logits, Task
+from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.defaults import FACTOR, SEED
 from funnel_export.spec.funnel import boundary_names
 from funnel_export.system.machine import memory_bytes
@@ -34,9 +34,10 @@ from funnel_export.verify.boundaries import (
     run_eager,
 )
 from funnel_export.verify.candidates import Candidate
-from funnel_export.verify.cases import Case, CasePlan
+from funnel_export.verify.cases import CasePlan, compared_positions
 from funnel_export.verify.metrics import Metrics, divergences, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.readers import load_reader
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
 SMALLEST_KL = 1e-12
@@ -81,9 +82,9 @@ def check_parity(
     dtype = bundle.spec.dtype
     report = ParityReport(
         passed=False,
-        graph_digests={bundle.model.role: bundle.model.sha256},
+        graph_digests={role: graph.sha256 for role, graph in bundle.graphs.items()},
         weights=bundle.manifest.weights,
-        engines={each.engine.name: each.engine.manifest.sha256 for each in candidates if each.engine is not None},
+        engines={each.name: each.manifest.sha256 for candidate in candidates for each in candidate.engines.values()},
         dtype=dtype,
         reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
@@ -168,7 +169,7 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     insides = {}
     if shown is not None:
         insides[shown] = compare_eager(plan.cases[shown], inputs[shown], reference.pop(), eager.pop(), names)
-    output, logits = bundle.model.output.name, bundle.spec.task is not Task.FEATURE_EXTRACTION
+    output, logits = bundle.output.name, bundle.spec.task is not Task.FEATURE_EXTRACTION
     floors = [measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)]
     outputs = [row[output] for row in reference]
     top1 = _share([floor.top1 for floor in floors], list(map(len, outputs)))
@@ -203,8 +204,8 @@ def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:
     Outputs: those of both eager models on all cases, and eight float64 arrays while the largest case is compared.
     Attention: a runtime gets the whole padded batch, and holds scores, their softcap, mask and softmax.
     """
-    width, last = bundle.model.output.shape[-1], bundle.spec.logits is Logits.LAST
-    positions = [len(case.lengths) if last else sum(case.lengths) for case in plan.cases]
+    width = bundle.output.shape[-1]
+    positions = [sum(compared_positions(bundle.spec, length) for length in case.lengths) for case in plan.cases]
     per_token = isinstance(width, int) and bundle.spec.task is not Task.TEXT_CLASSIFICATION
     outputs = 8 * int(width) * (2 * sum(positions) + 8 * max(positions)) if per_token else 0
     pairs = max(case.shape[0] * case.shape[1] ** 2 for case in plan.cases)
@@ -212,7 +213,7 @@ def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:
 
 
 def _result(candidate: Candidate, **facts: Any) -> TargetResult:
-    engine = None if candidate.engine is None else candidate.engine.name
+    engine = candidate.name if candidate.engines else None
     return TargetResult.model_validate(
         {"target": candidate.target.name, "engine": engine, "device": "", "precision": "", "cases": [], **facts}
     )
@@ -221,16 +222,15 @@ def _result(candidate: Candidate, **facts: Any) -> TargetResult:
 def _check_candidate(
     bundle: Bundle, candidate: Candidate, plan: CasePlan, expected: _Expected, report: ParityReport
 ) -> TargetResult:
-    session = candidate.load(bundle)
-    output = bundle.model.output.name
+    reader = load_reader(candidate, bundle)
 
     def compare(index: int) -> CaseResult:
-        case, got = plan.cases[index], session.run(feed(bundle.model.inputs, expected.inputs[index]))[output]
-        metrics = measure(_real(got, case), expected.outputs[index], logits=report.floor.kl is not None)
+        case, got = plan.cases[index], reader.read(plan.cases[index], expected.inputs[index])
+        metrics = measure(got, expected.outputs[index], logits=report.floor.kl is not None)
         return CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics))
 
     taken = [index for index, case in enumerate(plan.cases) if candidate.takes(case.shape)]
-    with contextlib.closing(session):
+    with contextlib.closing(reader):
         cases = {index: compare(index) for index in taken}
     failed = [index for index, case in cases.items() if not case.passed]
     top1 = _share([case.metrics.top1 for case in cases.values()], [len(expected.outputs[index]) for index in cases])
@@ -238,8 +238,8 @@ def _check_candidate(
         failed = [min(cases, key=lambda index: cases[index].metrics.top1 or 0.0)]
     result = _result(
         candidate,
-        device=session.device,
-        precision=session.precision,
+        device=reader.device,
+        precision=reader.precision,
         passed=bool(cases) and not failed,
         cases=list(cases.values()),
         top1=top1,
@@ -315,14 +315,8 @@ def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) 
     The engines of ONNX Runtime and OpenVINO no longer have the names of the boundaries, so the bundle's graph is run
     instead. For TensorRT another engine is built that outputs them.
     """
-    with contextlib.closing(candidate.load(bundle, boundary_names(bundle.segments))) as session:
-        return measure_boundaries(session, inside, bundle, factor)
-
-
-def _real(output: NDArray[Any], case: Case) -> NDArray[Any]:
-    """A target's output without padding: the real tokens, row by row, or the single vector of each row."""
-    one_per_row = output.ndim == 2 or output.shape[:2] != case.shape  # a class, or the last token's logits
-    return output.reshape(-1, output.shape[-1]) if one_per_row else output[case.real]
+    with contextlib.closing(load_reader(candidate, bundle, inside=True)) as reader:
+        return measure_boundaries(reader, inside, bundle, factor)
 
 
 def _worst(metrics: Sequence[Metrics]) -> Metrics:

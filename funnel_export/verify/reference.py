@@ -18,8 +18,9 @@ from funnel_export.errors import BundleError
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import match_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
-from funnel_export.funnel.model import Part
+from funnel_export.funnel.model import Part, Shape, call_part
 from funnel_export.spec.choices import Dtype, Logits
+from funnel_export.verify.cases import kept_positions
 from funnel_export.verify.float64 import Float64
 
 REFERENCE_DTYPES = {
@@ -55,11 +56,13 @@ def computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[object
     return Float64() if dtype is torch.float64 else contextlib.nullcontext()
 
 
-def output_options(bundle: Bundle) -> dict[str, Any]:
-    """Arguments with which Hugging Face's model returns logits for the same tokens as the bundle.
+def output_options(bundle: Bundle, length: int) -> dict[str, Any]:
+    """Arguments with which Hugging Face's model returns logits for the tokens of a row that are compared.
 
     Rows are run without padding, so the last column is the last token of every row.
     """
+    if bundle.spec.task.has_past:
+        return {"logits_to_keep": torch.from_numpy(kept_positions(length))}
     return {"logits_to_keep": 1} if bundle.spec.logits is Logits.LAST else {}
 
 
@@ -72,19 +75,19 @@ class Eager:
     def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
         self.spec = bundle.spec.funnel
         self.dense = self.spec is None
-        self.output = bundle.model.output.name  # the same name as Hugging Face's
+        self.output = bundle.output.name  # the same name as Hugging Face's
         self.model = load_model(bundle, dtype)
         self._dtype = dtype
-        self._options = output_options(bundle)
+        self._bundle = bundle
         self._seen: dict[str, Tensor | None] = {}
         if not self.dense:
             patch_forward(self.model, self.spec, self._run)
 
-    def _run(self, name: str, part: Part, *tensors: Tensor, length: int) -> Tensor:  # noqa: ARG002 - a PartRunner
-        result = part(*tensors)
+    def _run(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+        results = call_part(name, part, *tensors, shapes=shapes)
         if name in self._seen:
-            self._seen[name] = result
-        return result
+            self._seen[name] = results[0]
+        return results
 
     def run(self, inputs: Mapping[PortKind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Run each row alone and without padding, so that the other rows cannot affect the expected output.
@@ -116,7 +119,8 @@ class Eager:
     def _forward(self, row: Tensor) -> Any:
         try:
             with torch.no_grad(), computing_in(self._dtype):
-                return self.model(input_ids=row, use_cache=False, **self._options)
+                options = output_options(self._bundle, row.shape[1])
+                return self.model(input_ids=row, use_cache=False, **options)
         except Exception as err:
             raise BundleError(
                 "eager PyTorch cannot run this bundle, so there is nothing to compare with",

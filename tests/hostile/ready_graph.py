@@ -5,7 +5,7 @@ import sys
 import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MODEL
-from funnel_export.bundle.signature import kinds_of
+from funnel_export.bundle.signature import signatures_of
 from funnel_export.bundle.weights import Stored
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.cli import main
@@ -18,7 +18,7 @@ def ready(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, build.BuiltGrap
     model = ir.load(GRAPH)
     weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
     sources = {str(value.name): Stored(checkpoint.find(str(value.name))) for value in weights}
-    return {MODEL: build.BuiltGraph(model, sources, kinds_of(spec))}
+    return {MODEL: build.BuiltGraph(model, sources, signatures_of(spec, checkpoint.architecture)[MODEL].kinds)}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,136 @@
+"""The forward of a model that generates text, in stages: each is a function of tensors and becomes one graph.
+
+A dense model has one stage. A funnel has three: `entry` runs on the chunk's tokens, `middle` on the slots whose windows
+the chunk closes, `exit` on the tokens again. The middle is not run for a chunk that closes no window. Stages take any
+chunk length, so the same ones read a prompt, parts of a prompt, and single tokens.
+
+Rows are aligned: token p of a row is at index p of its caches, whatever the padding was, and a query sees the indices
+up to its own. What is behind a row's tokens (the padding of a shorter row, a slot that it has not closed) is never
+visible, and is overwritten later.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from funnel_export.errors import CheckpointError
+from funnel_export.families.base import Family
+from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.masks import attention_bias
+from funnel_export.funnel.model import LayerPart, PartRunner, call_part, run_part
+from funnel_export.funnel.pooling import pool
+from funnel_export.funnel.recovery import apply_change, change_of
+from funnel_export.funnel.split import SPLIT, Past
+from funnel_export.funnel.windows import ABSENT
+from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import layer_name
+from funnel_export.spec.stages import Stage
+
+
+class SplitLayerPart(LayerPart):
+    """A decoder layer with earlier keys and values: returns hidden states, new keys and new values."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Tensor, bias: Tensor, past_bias: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, ...]:
+        past = Past(key, value, past_bias)
+        out: Tensor = self.layer(x, attention_mask=bias, position_embeddings=(cos, sin), past=past)
+        assert past.new_key is not None
+        assert past.new_value is not None
+        return out, past.new_key, past.new_value
+
+
+class StageModule(nn.Module):
+    """A stage of a language model as a module: takes and returns the tensors of its signature."""
+
+    def __init__(
+        self, model: Any, family: Family, stage: Stage, inputs: Sequence[str], run: PartRunner = call_part
+    ) -> None:
+        """Use a model without a funnel; its attention is set to split attention.
+
+        Args:
+            model: a Hugging Face language model of the family.
+            family: its family.
+            stage: which layers to run, and what comes before and after them.
+            inputs: names of the inputs, in the order of the signature.
+            run: runs the parts.
+        """
+        super().__init__()
+        if family.is_bidirectional(model.config):
+            raise CheckpointError(
+                "a model with bidirectional attention cannot generate text",
+                got="use_bidirectional_attention true",
+                wanted="false",
+                hint=f"--task {Task.FEATURE_EXTRACTION}",
+            )
+        self.wrapped = model
+        self.family, self.stage, self.inputs, self.run = family, stage, tuple(inputs), run
+        model.config._attn_implementation = SPLIT
+
+    @property
+    def base(self) -> Any:
+        """The model without its head."""
+        return self.family.base_of(self.wrapped)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the stage on its inputs, in their order."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        stage, spec = self.stage, self.stage.funnel
+        if stage.embeds:
+            x = self.base.embed_tokens(given["input_ids"])
+        elif stage.pools:
+            assert spec is not None
+            before, slots = given["past_length"][:, None], given["slots"]
+            columns = torch.cat([given["open"], given["hidden"]], dim=1) if spec.stride > 1 else given["hidden"]
+            window = columns, slots, -(before - (spec.stride - 1)), before + given["hidden"].shape[1]
+            part = partial(pool, spec=spec)
+            pooled = run_part(self.run, stage.pooled_name, part, *window, length=slots.shape[1])
+            x, present = self._layers(pooled, slots, given)
+            return torch.cat([given["carried"], change_of(pooled, x, spec)], dim=1), *present
+        else:
+            assert spec is not None
+            x, part = given["hidden"], partial(apply_change, spec=spec)
+            operands = x, given["changes"], given["reads"]
+            x = run_part(self.run, stage.recovered_name, part, *operands, length=x.shape[1])
+        columns = torch.arange(x.shape[1], device=x.device)[None]
+        x, present = self._layers(x, given["past_length"][:, None] + columns, given) if stage.layers else (x, [])
+        return self._logits(take_columns(x, given["logit_columns"])) if stage.ends else x, *present
+
+    def _layers(self, x: Tensor, queries: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers on positions `queries`, [batch, length]; returns hidden states, and new keys and values."""
+        family, config = self.family, self.base.config
+        earlier = torch.arange(given[f"past_key_values.{self.stage.layers[0]}.key"].shape[2], device=x.device)[None]
+        earlier = torch.where(earlier < queries[:, :1], earlier, ABSENT)
+        stride = self.stage.tokens_per_position
+        angles = family.angles(self.base, x, queries * stride if stride > 1 else queries)
+        biases: dict[str, list[Tensor]] = {}
+        present = []
+        for index in self.stage.layers:
+            kind = family.layer_type_of(config, index)
+            if kind not in biases:
+                window = family.window_of(config, kind)
+                window = None if window is None else -(-window // stride)
+                biases[kind] = [
+                    attention_bias(queries, keys, sliding_window=window, dtype=x.dtype) for keys in (queries, earlier)
+                ]
+            past = [given[f"past_key_values.{index}.{name}"] for name in ("key", "value")]
+            shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
+            part, operands = SplitLayerPart(self.base.layers[index]), (x, *biases[kind], *angles[kind], *past)
+            x, *new = self.run(layer_name(index), part, *operands, shapes=[tuple(x.shape), shape, shape])
+            present += new
+        return x, present
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """The final norm and Hugging Face's own head, for hidden states [batch, columns, width]."""
+        base = self.base
+        normed = self.family.final_norm(base)(x)
+        base.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=normed)
+        try:
+            logits: Tensor = self.wrapped(inputs_embeds=x, use_cache=False).logits
+        finally:
+            del base.forward
+        return logits

@@ -1,0 +1,213 @@
+"""`FunnelModelForCausalLM`: a bundle as a Hugging Face model, for `generate`, streamers and pipelines."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.checkpoint.checkpoint import GENERATION, Checkpoint
+from funnel_export.errors import SpecError
+from funnel_export.runtime.load import load_stepper
+from funnel_export.runtime.state import State
+from funnel_export.runtime.stepper import Stepper
+
+
+class RuntimeCache(Cache):
+    """The state of a batch, with the interface of Hugging Face's caches.
+
+    Hugging Face counts columns, which include the padding of shorter prompts; the state counts the tokens of each row.
+    """
+
+    def __init__(self, state: State) -> None:
+        super().__init__(layers=[])
+        self.state = state
+        self.real = np.zeros((state.rows, 0), np.bool_)
+        """[batch, columns so far]: which columns are tokens and not padding."""
+
+    @property
+    def is_compileable(self) -> bool:
+        """Never: the graphs are compiled by their runtime."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Always."""
+        return True
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - Cache's signature
+        """Number of columns so far."""
+        return self.real.shape[1]
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """Most tokens of a row."""
+        return self.state.limit
+
+    def crop(self, max_length: int) -> None:
+        """Keep this many columns; a negative number removes columns, as in `DynamicCache`."""
+        kept = max_length if max_length >= 0 else self.real.shape[1] + max_length
+        real = self.real[:, : max(0, kept)]
+        self.state.crop(real.sum(axis=1))
+        self.real = real
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows for beam search: row i becomes the former row `beam_idx[i]`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._select(np.repeat(np.arange(self.state.rows), repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows `indices`."""
+        self._select(indices.cpu().numpy())
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.state.crop(np.zeros(self.state.rows, np.int64))
+        self.real = self.real[:, :0]
+
+    def _select(self, rows: NDArray[np.int64]) -> None:
+        self.state.select(rows)
+        self.real = self.real[rows]
+
+
+class FunnelModelForCausalLM(PreTrainedModel, GenerationMixin):
+    """A bundle that generates text, with Hugging Face's interface.
+
+    `generate` and everything around it (sampling, beams, stopping criteria, logits processors, streamers, assisted
+    decoding, `pipeline("text-generation")`) are Hugging Face's; the graphs run in the bundle's target. It is a
+    `PreTrainedModel` without parameters, since the weights are the runtime's.
+    """
+
+    main_input_name = "input_ids"
+    base_model_prefix = "model"
+
+    def __init__(self, bundle: Bundle, stepper: Stepper) -> None:
+        """Use a bundle and its loaded graphs; `from_pretrained` makes both."""
+        config = bundle.family.read_config(Checkpoint.open(bundle.path).config)
+        config.architectures = [bundle.family.class_names[bundle.spec.task.single_pass]]
+        config._attn_implementation = "eager"
+        super().__init__(config)
+        self.bundle, self.stepper = bundle, stepper
+        if (bundle.path / GENERATION).exists():
+            self.generation_config = GenerationConfig.from_pretrained(bundle.path, local_files_only=True)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs and logits are."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of logits."""
+        return torch.float32
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # none of the options of PyTorch models
+        cls, bundle: str | os.PathLike[str], *, target: str | None = None, engines: Sequence[str] = ()
+    ) -> Self:
+        """Open a bundle and load its graphs.
+
+        Args:
+            bundle: the bundle's folder.
+            target: name of a target; by default the first one that runs the bundle here.
+            engines: names of engines of the bundle, at most one for each graph.
+
+        Raises:
+            BundleError: if the bundle or an engine is damaged.
+            SpecError: if the bundle has no graphs with a cache.
+            TargetUnavailableError: if the target does not run it here.
+        """
+        opened = load_bundle(bundle)
+        return cls(opened, load_stepper(opened, target, engines))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: RuntimeCache | None = None,
+        use_cache: bool | None = None,  # noqa: ARG002 - there is always a cache
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of a chunk of tokens; the chunk is added to the cache.
+
+        Args:
+            input_ids: [batch, length] tokens of this chunk.
+            attention_mask: [batch, columns so far], 1 for real tokens; None if there is no padding. A row's tokens in a
+                chunk are contiguous, with padding before or after them.
+            past_key_values: what an earlier call returned; None for a new text.
+            use_cache: for Hugging Face's interface only.
+            logits_to_keep: how many of the chunk's last columns get logits; 0 for all.
+
+        Returns:
+            Logits [batch, columns, vocab_size] in float32, and the cache.
+
+        Raises:
+            SpecError: if the chunk does not fit the mask, the cache or the model.
+        """
+        cache = past_key_values
+        if cache is None:
+            cache = RuntimeCache(self.stepper.new_state(input_ids.shape[0]))
+        tokens = input_ids.cpu().numpy()
+        if not tokens.size:
+            raise SpecError("there are no tokens", got=f"input_ids of shape {tokens.shape}", wanted="length >= 1")
+        real = _chunk_mask(attention_mask, tokens, cache)
+        begins, counts = real.argmax(axis=1), real.sum(axis=1)
+        shifted = np.take_along_axis(tokens, (begins[:, None] + np.arange(tokens.shape[1])) % tokens.shape[1], axis=1)
+        columns = np.arange(tokens.shape[1] - (logits_to_keep or tokens.shape[1]), tokens.shape[1])
+        wanted = np.clip(columns[None] - begins[:, None], 0, np.maximum(counts - 1, 0)[:, None])
+        logits = self.stepper.step(cache.state, shifted, counts, wanted)
+        cache.real = np.concatenate([cache.real, real], axis=1)
+        return CausalLMOutputWithPast(
+            logits=cast(Any, torch.from_numpy(np.asarray(logits, np.float32))), past_key_values=cache
+        )
+
+    def _prepare_cache_for_generation(  # type: ignore[override]  # declared bool, and returns None
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,  # noqa: ARG002 - the signature of GenerationMixin
+        batch_size: int,
+        max_cache_length: int,  # noqa: ARG002
+    ) -> None:
+        """Make a cache for `generate`, with a row for every beam and returned sequence."""
+        if model_kwargs.get("past_key_values") is not None:
+            return
+        rows = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1) * batch_size
+        model_kwargs["past_key_values"] = RuntimeCache(self.stepper.new_state(rows))
+
+    def close(self) -> None:
+        """Free the graphs."""
+        self.stepper.close()
+
+
+def _chunk_mask(mask: Tensor | None, tokens: NDArray[np.int64], cache: RuntimeCache) -> NDArray[np.bool_]:
+    """[batch, length]: which of the chunk's columns are real tokens."""
+    if mask is None:
+        return np.ones(tokens.shape, np.bool_)
+    columns = cache.get_seq_length() + tokens.shape[1]
+    whole = mask.cpu().numpy() != 0
+    if whole.shape != (tokens.shape[0], columns):
+        raise SpecError(
+            "the attention mask has the wrong shape",
+            got=whole.shape,
+            wanted=f"[batch, columns so far] = {(tokens.shape[0], columns)}",
+        )
+    real: NDArray[np.bool_] = whole[:, cache.get_seq_length() :]
+    edges = np.diff(real.astype(np.int8), axis=1, prepend=0)
+    if ((edges == 1).sum(axis=1) > 1).any():
+        raise SpecError(
+            "there is padding between the tokens of a row",
+            got=f"attention_mask with holes in row {int(((edges == 1).sum(axis=1) > 1).argmax())}",
+            wanted="contiguous tokens in each row, with padding only before or after them",
+        )
+    return real

@@ -1,0 +1,82 @@
+"""Stages: the graphs of a bundle that generates text, each with some of the model's layers.
+
+A dense model has one stage, `decoder`. A model with a funnel has three: `entry` runs on tokens, `middle` on slots, and
+`exit` on tokens again. Every layer is in one of them.
+"""
+
+from dataclasses import dataclass
+
+from funnel_export.spec.choices import SlotPositions
+from funnel_export.spec.funnel import FunnelSpec, Segment, segments_of
+
+DECODER, ENTRY, MIDDLE, EXIT = "decoder", "entry", "middle", "exit"
+"""Roles of the graphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One graph of a model that generates text."""
+
+    role: str
+    layers: range
+    """May be empty: the entry then only embeds, the exit only recovers."""
+    funnel: FunnelSpec | None
+    """The model's funnel, None for a dense model."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it takes token ids; other stages take hidden states."""
+        return self.role in (DECODER, ENTRY)
+
+    @property
+    def pools(self) -> bool:
+        """Whether its layers run on slots, which it makes."""
+        return self.role == MIDDLE
+
+    @property
+    def recovers(self) -> bool:
+        """Whether it begins with the recovery."""
+        return self.role == EXIT
+
+    @property
+    def ends(self) -> bool:
+        """Whether it returns logits; other stages return hidden states."""
+        return self.role in (DECODER, EXIT)
+
+    @property
+    def stride(self) -> int:
+        """Tokens per position of its caches."""
+        return self.funnel.stride if self.pools and self.funnel is not None else 1
+
+    @property
+    def tokens_per_position(self) -> int:
+        """What RoPE positions are multiplied by and sliding windows divided by: the stride, or 1 if slots count."""
+        original = self.funnel is not None and self.funnel.slot_positions is SlotPositions.ORIGINAL
+        return self.stride if original else 1
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Its layers as a segment; none if it has no layers."""
+        return (Segment(self.role, self.layers, self.funnel if self.pools else None),) if self.layers else ()
+
+    @property
+    def pooled_name(self) -> str:
+        """Name of the hidden states after pooling."""
+        return Segment(MIDDLE, self.layers, self.funnel).pooled_name
+
+    @property
+    def recovered_name(self) -> str:
+        """Name of the hidden states after recovery."""
+        return Segment(MIDDLE, self.layers, self.funnel).recovered_name
+
+
+def stages_of(funnel: FunnelSpec | None, num_layers: int) -> dict[str, Stage]:
+    """The stages of a model by role, in the order in which they run.
+
+    Raises:
+        SpecError: if the funnel does not fit the model.
+    """
+    if funnel is None:
+        return {DECODER: Stage(DECODER, range(num_layers), None)}
+    layers = {segment.name: segment.layers for segment in segments_of(funnel, num_layers)}
+    return {role: Stage(role, layers.get(role, range(0)), funnel) for role in (ENTRY, MIDDLE, EXIT)}

@@ -1,0 +1,204 @@
+"""Texts read in steps give what one pass over the whole text gives, in eager PyTorch in float64."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from models import tiny_model
+from properties import oracle_of
+from stepping import eager_stepper, largest_error, read, steps_of, texts, whole
+from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
+
+from funnel_export import FunnelSpec
+from funnel_export.runtime import stepper as stepping
+from funnel_export.runtime.state import State
+from funnel_export.runtime.stepper import Stepper
+
+EXACT = 1e-10
+FUNNELS = [None, *(FunnelSpec(pool_layer=1, recover_layer=3, stride=stride) for stride in (1, 2, 3, 4))]
+
+
+def funnel(stride: int = 3, **options: Any) -> FunnelSpec:
+    return FunnelSpec(pool_layer=1, recover_layer=3, stride=stride, **options)
+
+
+@pytest.mark.parametrize("spec", FUNNELS, ids=lambda spec: "dense" if spec is None else f"S={spec.stride}")
+@pytest.mark.parametrize("chunk", [None, 1, 4], ids=["whole prompts", "tokens", "chunks of 4"])
+def test_a_ragged_batch_at_every_phase(spec: FunnelSpec | None, chunk: int | None) -> None:
+    """Prompts of 1 to 3S+1 tokens in one batch, each followed by 40 tokens: rows close their windows at all phases."""
+    prompts = range(1, 3 * (1 if spec is None else spec.stride) + 2)
+    rows = texts([prompt + 40 for prompt in prompts])
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([*map(len, rows)], prompts, chunk))
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
+
+
+OPTIONS = [
+    *({"recovery": recovery} for recovery in ("add", "average", "replace")),
+    *({"pooling": pooling} for pooling in ("max", "first", "last")),
+    *({"slot_positions": "compact", "stride": stride} for stride in (2, 3)),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_pooling_recovery_and_position(options: dict[str, Any]) -> None:
+    rows, spec = texts([18, 25, 21]), funnel(**options)
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([18, 25, 21], [3, 10, 6]))
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
+
+
+@pytest.mark.parametrize("place", [(0, 4), (0, 2), (2, 4)], ids=str)
+def test_a_stage_without_layers(place: tuple[int, int]) -> None:
+    """A funnel from the embedding on leaves the entry without layers, one to the last layer the exit."""
+    spec = FunnelSpec(pool_layer=place[0], recover_layer=place[1], stride=3)
+    rows = texts([14, 9])
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([14, 9], [5, 2]))
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
+
+
+@pytest.mark.parametrize("cls", [GemmaForCausalLM, Gemma3ForCausalLM, VaultGemmaForCausalLM])
+@pytest.mark.parametrize("spec", [None, funnel()], ids=["dense", "funnel"])
+def test_every_family(cls: Any, spec: FunnelSpec | None) -> None:
+    rows = texts([16, 22])
+    _, found = read(eager_stepper(cls, spec), rows, steps_of([16, 22], [4, 9]))
+    assert largest_error(found, whole(cls, spec, rows)) < EXACT
+
+
+def test_the_oracle_agrees() -> None:
+    """The oracle shares no code with the package."""
+    spec, rows = funnel(), texts([17, 12])
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([17, 12], [5, 2]))
+    oracle = oracle_of(tiny_model(Gemma2ForCausalLM), spec)
+    assert largest_error(found, [oracle(row).numpy() for row in rows]) < EXACT
+
+
+def test_the_middle_runs_only_if_a_window_closes() -> None:
+    stepper, rows = eager_stepper(Gemma2ForCausalLM, funnel(4)), texts([14])
+    ran, run = [], stepper.sessions["middle"].run
+    stepper.sessions["middle"].run = lambda inputs: ran.append(inputs["slots"].tolist()) or run(inputs)  # type: ignore[method-assign]
+    read(stepper, rows, [[6], *[[1]] * 8])
+    assert ran == [[[0, 1]], [[2]], [[3]]], "windows end at tokens 0, 4, 8 and 12"
+
+
+def test_a_row_may_wait() -> None:
+    """A row with no tokens in a chunk keeps its place."""
+    rows, spec = texts([9, 11]), funnel()
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, [[4, 0], [0, 5], [1, 0], [0, 6], [4, 0]])
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
+
+
+@pytest.mark.parametrize("spec", [None, *map(funnel, (2, 3, 4))], ids=["dense", "S=2", "S=3", "S=4"])
+def test_after_a_crop_all_is_as_if_the_rest_had_not_been_read(spec: FunnelSpec | None) -> None:
+    stepper, rows = eager_stepper(Gemma2ForCausalLM, spec), texts([20, 20])
+    wanted = whole(Gemma2ForCausalLM, spec, rows)
+    for kept in range(12):
+        state, _ = read(stepper, texts([20, 20], seed=1), [[20, 20]])
+        state.crop(np.array([0, 0]))
+        for row, count in enumerate((kept, 12 - kept)):
+            counts = [0, 0]
+            counts[row] = count
+            if count:
+                stepper.step(state, np.array([each[:count] for each in rows]), np.array(counts))
+        junk = texts([7, 7], seed=2)
+        stepper.step(state, np.array(junk))
+        state.crop(np.array([kept, 12 - kept]))
+        tokens = np.array([rows[0][kept : kept + 5], rows[1][12 - kept : 17 - kept]])
+        columns = np.tile(np.arange(5), (2, 1))
+        found = stepper.step(state, tokens, columns=columns)
+        assert largest_error([*found], [wanted[0][kept : kept + 5], wanted[1][12 - kept : 17 - kept]]) < EXACT
+
+
+def test_a_second_turn_equals_the_whole_text_at_once() -> None:
+    rows, spec = texts([30]), funnel()
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, [[11], *[[1]] * 5, [9], *[[1]] * 5])
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
+
+
+# Steps that are wrong on purpose. Each must be seen, or the tests above prove nothing.
+
+
+def _reads_one_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = np.clip
+    monkeypatch.setattr(stepping.np, "clip", lambda a, low, high: clip(clip(a, low, high) - 1, 0, None))
+
+
+def _stale_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    first: dict[int, Any] = {}
+    last = State.last_change
+    monkeypatch.setattr(State, "last_change", lambda self: first.setdefault(id(self), last(self)))
+
+
+def _padded_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is written as if every row had the longest row's tokens."""
+    commit = State.commit
+
+    def wrong(self: State, lengths: Any, fresh: Any) -> None:
+        own, self.lengths = self.lengths, np.full_like(self.lengths, self.lengths.max())
+        commit(self, self.lengths + (lengths - own), fresh)
+        self.lengths = lengths.copy()
+
+    monkeypatch.setattr(State, "commit", wrong)
+
+
+def _forgets_the_open_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = State.last_hidden
+    monkeypatch.setattr(State, "last_hidden", lambda self, count: last(self, count) * 0)
+
+
+def _window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from funnel_export.funnel import stages
+
+    bias = stages.attention_bias
+    wider: Callable[..., Any] = lambda *args, sliding_window, **more: bias(  # noqa: E731
+        *args, sliding_window=None if sliding_window is None else sliding_window + 1, **more
+    )
+    monkeypatch.setattr(stages, "attention_bias", wider)
+
+
+@pytest.mark.parametrize(
+    "fault", [_reads_one_early, _stale_change, _padded_index, _forgets_the_open_window, _window_off_by_one]
+)
+def test_a_wrong_step_is_seen(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, spec = texts([20, 26, 23]), funnel()
+    fault(monkeypatch)
+    _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([20, 26, 23], [4, 10, 7]))
+    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) > 1e-3
+
+
+def test_bytes_of_a_token() -> None:
+    """Layers before and after the funnel hold a key and a value for each token, those within it for each slot."""
+    dense, short = (eager_stepper(Gemma2ForCausalLM, spec) for spec in (None, funnel(4)))
+    held = [bytes_at(stepper, 512) - bytes_at(stepper, 256) for stepper in (dense, short)]
+    layer, hidden = 2 * 2 * 8 * 8, 40 * 8
+    assert held[0] == 256 * 4 * layer
+    assert held[1] == 256 * (2 * layer + hidden) + 64 * (2 * layer + hidden)
+
+
+def bytes_at(stepper: Stepper, tokens: int) -> int:
+    state = stepper.new_state(1, limit=tokens)
+    state.reserve(np.array([tokens]))
+    return state.nbytes
+
+
+def test_rows_chosen_repeated_and_joined() -> None:
+    stepper, rows = eager_stepper(Gemma2ForCausalLM, funnel()), texts([16, 13, 18])
+    wanted = whole(Gemma2ForCausalLM, funnel(), rows)
+    state, _ = read(stepper, [row[:-4] for row in rows], [[len(row) - 4 for row in rows]])
+    alone, _ = read(stepper, [rows[1][:-4]], [[9]])
+    state.select([2, 0, 0])
+    state.join(alone)
+    order = [2, 0, 0, 1]
+    for at in range(4):
+        found = stepper.step(state, np.array([[rows[index][at - 4]] for index in order]))
+        assert largest_error([*found[:, 0]], [wanted[index][at - 4] for index in order]) < EXACT
+
+
+def test_steps_do_not_depend_on_each_other() -> None:
+    """Two texts that take turns with one stepper."""
+    stepper, rows = eager_stepper(Gemma2ForCausalLM, funnel()), texts([15, 15])
+    wanted = whole(Gemma2ForCausalLM, funnel(), rows)
+    states = [stepper.new_state(1), stepper.new_state(1)]
+    for at, (state, row, logits) in itertools.product(range(15), zip(states, rows, wanted, strict=True)):
+        found = stepper.step(state, np.array([[row[at]]]))
+        assert largest_error([found[0, 0]], [logits[at]]) < EXACT
