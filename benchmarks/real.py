@@ -3,9 +3,9 @@
     make real
 
 It measures the loss of eager Hugging Face and of the exported graph in ONNX Runtime on the same tokens, 100 greedy
-tokens of both, parity in float32 and bfloat16, and the largest absolute value of the hidden states after each layer
-(float16 ends at 65,504). The first run downloads 245 MB. It needs npm and 8 GB of memory. The last line of stdout is
-the result.
+tokens of both, parity in float32 and bfloat16, and the largest absolute values after each layer, for the text and for
+the tokens of `check` (float16 ends at 65,504). The first run downloads 245 MB. It needs npm and 8 GB of memory. The
+last line of stdout is the result.
 """
 
 import argparse
@@ -63,18 +63,18 @@ def write(session: Any, ids: list[int]) -> list[int]:
 
 
 def largest_values(bundle: Any, row: NDArray[np.int64]) -> dict[str, float]:
-    """The largest absolute value at each boundary of the model, in float32."""
+    """The largest absolute value at each place of the model for a text, in float32."""
     import torch
 
     from funnel_export.bundle.ports import PortKind
-    from funnel_export.spec.funnel import boundary_names
+    from funnel_export.verify.probe import RangeProbe
     from funnel_export.verify.reference import Eager
 
-    names = boundary_names(bundle.segments)
-    model = Eager(bundle, torch.float32)
-    states = model.run({PortKind.TOKENS: row[None], PortKind.MASK: np.ones_like(row[None])}, names)
+    probe = RangeProbe()
+    model = Eager(bundle, torch.float32, probe)
+    model.run({PortKind.TOKENS: row[None], PortKind.MASK: np.ones_like(row[None])})
     model.close()
-    return {name: float(np.abs(states[name]).max()) for name in names}
+    return {found.name: found.largest for found in probe.ranges()}
 
 
 def main() -> None:
@@ -115,6 +115,7 @@ def main() -> None:
                 result["parity"][f"{kind} {dtype}"] = {
                     "passed": report.passed,
                     "floor_rms": report.floor.rms_rel,
+                    "largest_values": {found.name: found.largest for found in report.ranges},
                     "rms_of_limit": {
                         target.name: max(case.metrics.rms_rel for case in target.cases) / report.limit_rms_rel
                         for target in report.targets

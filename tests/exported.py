@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import save_tiny_checkpoint
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -78,18 +79,31 @@ _ENTRIES: dict[Path, set[Path]] = {}
 
 @functools.cache
 def _exported(recipe: Recipe) -> Bundle:
-    out = Path(tempfile.mkdtemp(prefix="bundle-", dir=FOLDER))
-    bundle = export(
-        recipe.checkpoint(),
-        out,
+    bundle = _export(recipe, recipe.checkpoint())
+    _ENTRIES[bundle.path] = set(bundle.path.iterdir())
+    return bundle
+
+
+def _export(recipe: Recipe, checkpoint: Path) -> Bundle:
+    return export(
+        checkpoint,
+        Path(tempfile.mkdtemp(prefix="bundle-", dir=FOLDER)),
         funnel=recipe.funnel,
         task=recipe.task,
         dtype=recipe.dtype,
         opset=recipe.opset,
         logits=recipe.logits,
     )
-    _ENTRIES[out] = set(out.iterdir())
-    return bundle
+
+
+def with_weights(recipe: Recipe, change: Callable[[dict[str, Tensor]], None]) -> Bundle:
+    """A new bundle of a recipe, from a copy of its checkpoint whose weights are changed."""
+    copy = Path(tempfile.mkdtemp(prefix="changed-", dir=FOLDER)) / "checkpoint"
+    checkpoint = shutil.copytree(recipe.checkpoint(), copy)
+    weights = load_file(checkpoint / "model.safetensors")
+    change(weights)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    return _export(recipe, checkpoint)
 
 
 def added_to_shared_bundles() -> list[Path]:

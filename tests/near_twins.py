@@ -4,20 +4,16 @@ Each break has a size, and one at which it changes nothing or little: what passe
 """
 
 import functools
-import shutil
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from breaks import node, set_constants
-from exported import FOLDER, Recipe
+from exported import Recipe, with_weights
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 
-from funnel_export import Bundle, export
+from funnel_export import Bundle
 
 Change = Callable[[ir.Model], None]
 QUIET = 0.003
@@ -36,7 +32,7 @@ def quiet_bundle() -> Bundle:
         for norm in ("post_attention_layernorm", "post_feedforward_layernorm"):
             weights[f"model.layers.2.{norm}.weight"] = torch.full([40], QUIET - 1)  # Gemma's norms add 1
 
-    return _with_weights(quieten)
+    return with_weights(Recipe(), quieten)
 
 
 @functools.cache
@@ -48,16 +44,7 @@ def copied_bundle() -> Bundle:
         embedding[31:] = embedding[1:31]
         embedding[0] = -embedding[1:31].mean(0)
 
-    return _with_weights(copy)
-
-
-def _with_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Bundle:
-    folder = Path(tempfile.mkdtemp(prefix="changed-", dir=FOLDER))
-    checkpoint = shutil.copytree(Recipe().checkpoint(), folder / "checkpoint")
-    weights = load_file(checkpoint / "model.safetensors")
-    change(weights)
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    return export(checkpoint, folder / "bundle", funnel="1:3:2")
+    return with_weights(Recipe(), copy)
 
 
 def softcap(factor: float) -> Change:

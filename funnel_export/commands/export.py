@@ -96,7 +96,10 @@ def export(
     if spec.funnel is not None:
         spec.funnel.validate(source.architecture.num_hidden_layers)
     if spec.dtype is Dtype.FLOAT16:
-        message = f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice"
+        message = (
+            f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice, "
+            "and funnel-export check shows whether this model overflows"
+        )
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
     source.companions()  # fail before tracing if files cannot be copied

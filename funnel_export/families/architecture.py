@@ -56,6 +56,8 @@ class Architecture(BaseModel, ABC):
     use_bidirectional_attention: Bool | None = None
     tie_word_embeddings: Bool = True
     pad_token_id: TokenId | None = 0
+    bos_token_id: TokenId | None = 2
+    """The token that a tokenizer puts before a text; only the parity check uses it."""
     layer_types: list[LayerType] = []
     """The attention of each layer; what a config leaves out, the family fills in."""
     architectures: list[str] | None = None

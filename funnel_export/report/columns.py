@@ -14,6 +14,7 @@ from funnel_export.latency.latency_report import LatencyReport, Place, Row, Runn
 from funnel_export.report import numbers
 from funnel_export.verify.metrics import Metrics
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.ranges import FLOAT16_MAX, Range, magnitude, share_of_float16
 
 T = TypeVar("T")
 NONE = "–"
@@ -282,3 +283,17 @@ def boundary_columns(report: ParityReport) -> tuple[Column[AtBoundary], ...]:
         ),
         Column("limit", lambda found: numbers.error(found.place.limit)),
     )
+
+
+def _value(value: float) -> Cell:
+    return Cell(magnitude(value), "" if value <= FLOAT16_MAX else "bad")
+
+
+RANGES: tuple[Column[Range], ...] = (
+    Column("place", lambda found: found.name, number=False),
+    Column("largest value", lambda found: _value(found.largest)),
+    Column("largest inside", lambda found: NONE if found.inside is None else _value(found.largest_inside)),
+    Column("inside", lambda found: found.inside or NONE, number=False),
+    Column(f"of float16's {magnitude(FLOAT16_MAX)}", lambda found: share_of_float16(found.peak)),
+)
+"""The largest values at one place of the model."""

@@ -15,6 +15,7 @@ from funnel_export.report.pictures import draw_all
 from funnel_export.spec.choices import PYTORCH
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.verify.parity_report import ParityReport, TargetResult
+from funnel_export.verify.ranges import Range, describe_ranges, first_overflow
 
 GOOD, BAD, NONE = "good", "bad", "none"
 
@@ -49,6 +50,9 @@ class ParitySection:
     targets: Table[TargetResult]
     cases: Table[columns.OnTarget]
     boundaries: Table[columns.AtBoundary]
+    ranges: Table[Range]
+    largest: str
+    """The largest value of the model, and whether float16 overflows; empty if it was not measured."""
     notes: list[str]
     """Lengths, batches and boundaries that are missing, and why."""
 
@@ -100,6 +104,8 @@ def _parity_section(report: ParityReport) -> ParitySection:
         targets=page_table(columns.target_columns(report), report.targets),
         cases=page_table(columns.case_columns(report), columns.cases(report)),
         boundaries=page_table(columns.boundary_columns(report), columns.boundaries(report)),
+        ranges=page_table(columns.RANGES, report.ranges),
+        largest=describe_ranges(report.ranges),
         notes=_notes(report),
     )
 
@@ -139,6 +145,8 @@ def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:
     if not report.passed:
         return Verdict(question, "FAILED", BAD, details or ["no target was compared"])
     details = [f"{good} of {count} targets compute what eager PyTorch computes", *_left_out(report)]
+    if first_overflow(report.ranges) is not None:
+        details.append(describe_ranges(report.ranges))
     outdated = _outdated(bundle, report, "check")
     if outdated:
         return Verdict(question, "OUTDATED", BAD, outdated + details)

@@ -5,7 +5,7 @@ from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.canvas import Picture
 from funnel_export.report.funnel_panel import draw_funnel
 from funnel_export.report.latency_panels import draw_latency, draw_ratio
-from funnel_export.report.parity_panels import draw_boundaries
+from funnel_export.report.parity_panels import draw_boundaries, draw_ranges
 from funnel_export.verify.parity_report import ParityReport
 
 
@@ -14,7 +14,6 @@ def draw_all(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport
     pictures = [draw_funnel(bundle.segments)]
     if latency is not None and latency.rows:
         pictures += [draw_latency(latency), draw_ratio(latency)]
-    boundaries = None if parity is None else draw_boundaries(parity)
-    if boundaries is not None:
-        pictures.append(boundaries)
+    found = () if parity is None else (draw_boundaries(parity), draw_ranges(parity))
+    pictures += [picture for picture in found if picture is not None]
     return {picture.name: picture for picture in pictures}

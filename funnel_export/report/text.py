@@ -16,6 +16,7 @@ from funnel_export.report.drawing import draw_text
 from funnel_export.targets.options import describe_options
 from funnel_export.targets.registry import get_target
 from funnel_export.verify.parity_report import ParityReport
+from funnel_export.verify.ranges import describe_ranges
 
 
 def describe_bundle(bundle: Bundle, audits: Mapping[str, Sequence[str]]) -> str:
@@ -102,6 +103,8 @@ def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
     if report.limit_kl is not None and report.limit_top1 is not None:
         limit += f"; KL {report.limit_kl:.1e}, top-1 at least {report.limit_top1:.1%}"
     lines = [table, "", limit]
+    if report.ranges:
+        lines.append(describe_ranges(report.ranges))
     if report.lengths_left_out:
         lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
     for target in report.targets:

@@ -18,6 +18,11 @@ def layer_name(index: int) -> str:
     return f"layers.{index}"
 
 
+def is_layer_name(name: str) -> bool:
+    """Whether this is the name of a decoder layer's output."""
+    return name.startswith("layers.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunnelSpec:
     """A funnel: which layers run on the short sequence, how tokens are pooled, and how they are recovered.

@@ -20,6 +20,8 @@ class Case:
 
     lengths: tuple[int, ...]
     padding: str = "right"
+    bos: bool = False
+    """Whether rows begin with the model's BOS token, as texts do."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,6 +53,9 @@ class Case:
         generator = np.random.default_rng([seed, *self.lengths])
         ids = generator.integers(0, architecture.vocab_size - 1, size=self.real.shape)
         ids = ids + (ids >= padding)  # every token but the padding
+        bos = architecture.bos_token_id
+        if self.bos and bos is not None and 0 <= bos < architecture.vocab_size and bos != padding:
+            ids[np.arange(len(ids)), self.real.argmax(axis=1)] = bos
         mask = self.real.astype(np.int64)
         return {PortKind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), PortKind.MASK: mask}
 
@@ -89,6 +94,8 @@ def plan_cases(
 ) -> CasePlan:
     """Cases where exports tend to fail: lengths around the stride and the sliding window, ragged rows, both paddings.
 
+    Ragged rows begin with BOS, whose hidden states are often far larger than those of other tokens.
+
     Args:
         spec: the funnel, None for a dense model.
         windows: sliding windows of the model's layers, in tokens.
@@ -106,7 +113,7 @@ def plan_cases(
     longest = kept[-1]
     ragged = tuple(sorted({1, min(stride + 1, longest), max(1, longest - stride), longest}))
     cases = [Case((length,)) for length in kept]
-    cases += [Case((longest,) * 2), Case(ragged, "left"), Case(ragged[::-1], "right")]
+    cases += [Case((longest,) * 2), Case(ragged, "left", bos=True), Case(ragged[::-1], "right", bos=True)]
     return CasePlan(tuple(cases), tuple(sorted(wanted - set(kept))))
 
 

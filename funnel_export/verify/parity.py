@@ -37,6 +37,8 @@ from funnel_export.verify.candidates import Candidate
 from funnel_export.verify.cases import CasePlan, compared_positions
 from funnel_export.verify.metrics import Metrics, divergences, measure
 from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.probe import RangeProbe
+from funnel_export.verify.ranges import FLOAT16_MAX, Range, first_overflow, magnitude
 from funnel_export.verify.readers import load_reader
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
 
@@ -62,6 +64,8 @@ class _Expected:
     """Index of the case whose boundaries are reported for a target that passes."""
     insides: dict[int, Inside]
     """Boundaries by index of the case."""
+    ranges: list[Range]
+    """The largest values of the reference over all cases."""
 
 
 def check_parity(
@@ -94,6 +98,7 @@ def check_parity(
         limit_rms_rel=factor * expected.floor.rms_rel,
         limit_kl=limit_kl(expected.divergences, dtype, factor),
         limit_top1=_limit_top1(expected, factor),
+        ranges=expected.ranges,
         lengths_left_out=list(plan.left_out),
         targets=[],
     )
@@ -163,7 +168,8 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     if shown is not None:
         runs.append((inputs[shown], names))
     progress(f"eager {REFERENCE_DTYPES[dtype]}".replace("torch.", ""))
-    reference = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype]), runs)
+    probe = RangeProbe()
+    reference = run_eager(Eager(bundle, REFERENCE_DTYPES[dtype], probe), runs)
     progress(f"eager {dtype}")
     eager = run_eager(Eager(bundle, getattr(torch, dtype)), runs)
     insides = {}
@@ -176,7 +182,7 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     kl = None
     if logits:
         kl = np.concatenate([divergences(e[output], r[output]) for e, r in zip(eager, reference, strict=True)])
-    return _Expected(inputs, outputs, _worst(floors), kl, top1, shown, insides)
+    return _Expected(inputs, outputs, _worst(floors), kl, top1, shown, insides, probe.ranges())
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:
@@ -266,6 +272,10 @@ def _without_limits(report: ParityReport, expected: _Expected) -> str:
         )
     floors = [item for inside in expected.insides.values() for item in inside.floors.items()]
     place = next((f" from {name} on" for name, floor in floors if not np.isfinite(floor)), "")
+    first = first_overflow(expected.ranges) if report.dtype is Dtype.FLOAT16 else None
+    if first is not None:
+        value, most = magnitude(first.peak), magnitude(FLOAT16_MAX)
+        place = f" from {first.name} on, where {report.reference} has {value} and float16 at most {most}"
     other = "; export in bfloat16" if report.dtype is Dtype.FLOAT16 else ""
     return f"eager PyTorch itself is not finite in {report.dtype}{place}, so no limit can be derived from it{other}"
 

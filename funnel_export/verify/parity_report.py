@@ -12,6 +12,7 @@ from funnel_export.bundle.record import SCHEMA, Digest, Role, SchemaVersion
 from funnel_export.bundle.weights import WeightRecords
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
+from funnel_export.verify.ranges import Range
 
 
 class _Report(BaseModel):
@@ -109,6 +110,8 @@ class ParityReport(_Report):
     """Limit of the KL divergence at each position, in nats; for logits only."""
     limit_top1: float | None = None
     """The least share of all positions that must have the reference's highest logit; for logits only."""
+    ranges: list[Range] = []
+    """The largest values of the reference, in the order of computation; empty in reports of earlier versions."""
     lengths_left_out: list[int]
     targets: list[TargetResult]
 

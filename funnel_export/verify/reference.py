@@ -22,6 +22,7 @@ from funnel_export.funnel.model import Part, Shape, call_part
 from funnel_export.spec.choices import Dtype, Logits
 from funnel_export.verify.cases import kept_positions
 from funnel_export.verify.float64 import Float64
+from funnel_export.verify.probe import RangeProbe
 
 REFERENCE_DTYPES = {
     Dtype.FLOAT32: torch.float64,
@@ -69,17 +70,19 @@ def output_options(bundle: Bundle, length: int) -> dict[str, Any]:
 class Eager:
     """Hugging Face's model with the bundle's own weights and funnel.
 
-    For a dense bundle the model is not patched.
+    For a dense bundle the model is not patched. A probe records the largest values of every run.
     """
 
-    def __init__(self, bundle: Bundle, dtype: torch.dtype) -> None:
+    def __init__(self, bundle: Bundle, dtype: torch.dtype, probe: RangeProbe | None = None) -> None:
         self.spec = bundle.spec.funnel
         self.dense = self.spec is None
         self.output = bundle.output.name  # the same name as Hugging Face's
         self.model = load_model(bundle, dtype)
-        self._dtype = dtype
+        self._dtype, self._probe = dtype, probe
         self._bundle = bundle
         self._seen: dict[str, Tensor | None] = {}
+        if probe is not None:
+            probe.watch(self.model)
         if not self.dense:
             patch_forward(self.model, self.spec, self._run)
 
@@ -87,6 +90,8 @@ class Eager:
         results = call_part(name, part, *tensors, shapes=shapes)
         if name in self._seen:
             self._seen[name] = results[0]
+        if self._probe is not None:
+            self._probe.see(name, results[0])
         return results
 
     def run(self, inputs: Mapping[PortKind, NDArray[Any]], boundaries: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
@@ -118,8 +123,8 @@ class Eager:
 
     def _forward(self, row: Tensor) -> Any:
         try:
-            with torch.no_grad(), computing_in(self._dtype):
-                options = output_options(self._bundle, row.shape[1])
+            options = output_options(self._bundle, row.shape[1])
+            with torch.no_grad(), computing_in(self._dtype), self._probe or contextlib.nullcontext():
                 return self.model(input_ids=row, use_cache=False, **options)
         except Exception as err:
             raise BundleError(

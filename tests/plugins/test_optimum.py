@@ -164,7 +164,10 @@ def test_a_mistake_of_ours_exits_with_70() -> None:
 def test_warnings_are_one_line(both: Both, tmp_path: Path) -> None:
     done, _ = both(Recipe().checkpoint(), tmp_path / "out", "--funnel", "none", "--dtype", "float16")
     assert done.returncode == 0
-    assert done.stderr == "warning: Gemma2 is known to overflow in float16; bfloat16 is the safe choice\n"
+    assert done.stderr == (
+        "warning: Gemma2 is known to overflow in float16; bfloat16 is the safe choice, "
+        "and funnel-export check shows whether this model overflows\n"
+    )
 
 
 def test_registering_is_light() -> None:

@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_renders(page: Path, tmp_path: Path) -> None:
     document = browse(page, tmp_path, "--dump-dom")
     assert "</main>" in document
-    assert document.count("<svg") == 1 + 3 + 3 + 2
+    assert document.count("<svg") == 1 + 3 + 3 + 2 + 1
     assert document.count("<tr>") == page.read_text().count("<tr>")
     assert "openvino" in document
 

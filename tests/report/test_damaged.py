@@ -22,6 +22,14 @@ def test_a_report_of_another_bundle_is_refused(bundle: Bundle, name: str) -> Non
         write_reports(bundle)
 
 
+def nonsense_range(largest: object) -> Callable[[Bundle], str]:
+    def make(bundle: Bundle) -> str:
+        report = make_parity(bundle).model_dump(mode="json")
+        return json.dumps(report | {"ranges": [{"name": "layers.0", "largest": largest}]})
+
+    return make
+
+
 def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str]:
     def make(bundle: Bundle) -> str:
         report = make_latency(bundle).model_dump(mode="json")
@@ -35,6 +43,8 @@ def nonsense(change: Callable[[dict[str, Any]], None]) -> Callable[[Bundle], str
     ("name", "content"),
     [
         ("parity.json", lambda bundle: "{}"),
+        ("parity.json", nonsense_range(-1.0)),
+        ("parity.json", nonsense_range("NaN")),
         ("latency.json", lambda bundle: "not JSON"),
         ("latency.json", nonsense(lambda report: report["rows"][0]["dense"].update(median_ms=-1.0))),
         ("latency.json", nonsense(lambda report: report["rows"][0]["ratio"].update(low=0.0))),

@@ -21,8 +21,9 @@ from funnel_export.cli import app
 from funnel_export.latency.latency_report import Place, RunnerResult
 from funnel_export.report import numbers
 from funnel_export.report.pages import write_reports
+from funnel_export.verify.ranges import Range, describe_ranges, magnitude
 
-FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png"]
+FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png", "ranges.png"]
 
 
 class Page(HTMLParser):
@@ -82,6 +83,9 @@ def test_every_number_is_shown(bundle: Bundle) -> None:
                 assert place.name in page
                 assert numbers.error(place.rms_rel) in page
         assert numbers.error(parity.limit_max_rel) in page
+        assert describe_ranges(parity.ranges) in page
+        for found in parity.ranges:
+            assert all(text in page for text in (found.name, magnitude(found.largest), found.inside or ""))
         assert "FAILED" not in page
 
 
@@ -183,6 +187,31 @@ def test_a_failed_parity_is_shown(bundle: Bundle, tmp_path: Path) -> None:
         assert "not finite" in page
 
 
+def test_an_overflow_in_float16_is_shown(bundle: Bundle) -> None:
+    """It is information, and the bundle passes; reports of earlier versions do not have it."""
+    largest = {"embed_tokens": 3.5, "layers.0": 1234.5, "layers.1": 65600.0, "layers.2": 1e12}
+    found = [Range(name=name, largest=value) for name, value in largest.items()]
+    found[1] = found[1].model_copy(update={"inside": "mlp.down_proj", "largest_inside": 777777.0})
+    put(bundle, make_parity(bundle, ranges=found))
+    for page in pages(bundle):
+        text = "largest value: 1.0e+12 at layers.2; float16 (at most 65,504) overflows from layers.0 on"
+        assert page.count(text) == 2, "in the verdict and in the parity section"
+        assert all(value in page for value in ("1,234", "777,777", "mlp.down_proj", "1187.3 %", "15,266,243 ×"))
+        assert "FAILED" not in page
+    assert (bundle.path / "reports" / "ranges.png").exists()
+    put(bundle, make_parity(bundle))
+    for page in pages(bundle):
+        assert "largest value" not in page.lower()
+    assert not (bundle.path / "reports" / "ranges.png").exists()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1e308, float("inf")])
+def test_largest_values_of_any_size_are_drawn(bundle: Bundle, value: float) -> None:
+    found = [Range(name=f"layers.{layer}", largest=value, inside="mlp", largest_inside=value) for layer in range(2)]
+    put(bundle, make_parity(bundle, ranges=found))
+    assert bundle.path / "reports" / "ranges.png" in write_reports(bundle)
+
+
 def test_a_failed_gate_is_shown(bundle: Bundle) -> None:
     rows = [make_row("openvino", 1, 16, 5.0, ratio=0.99)]
     latency = make_latency(bundle, rows=rows, min_speedup=1.3, parity=make_parity(bundle, passed=False))
@@ -204,7 +233,8 @@ def test_hostile_names_are_escaped(bundle: Bundle) -> None:
     put(bundle, make_latency(bundle, rows=rows, conditions={HOSTILE: HOSTILE}, runners=[missing]))
     parity = check(bundle, targets=["onnxruntime"], max_length=3)
     target = parity.targets[0].model_copy(update={"engine": HOSTILE, "error": HOSTILE, "passed": False})
-    put(bundle, parity.model_copy(update={"targets": [target], "passed": False}))
+    ranges = [Range(name=f"layers.{HOSTILE}", largest=1, inside=HOSTILE, largest_inside=2)]
+    put(bundle, parity.model_copy(update={"targets": [target], "passed": False, "ranges": ranges}))
     manifest = bundle.manifest.model_copy(update={"source": HOSTILE, "versions": {HOSTILE: HOSTILE}})
     write_reports(replace(bundle, manifest=manifest))
     html, markdown = ((bundle.path / "reports" / name).read_text() for name in ("report.html", "report.md"))

@@ -1,5 +1,7 @@
 """The cases of a check: their shapes, and reproducible tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,27 @@ def test_tokens_are_reproducible_from_the_seed() -> None:
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()
     assert one.max() <= 60
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_rows_begin_with_bos(padding: str) -> None:
+    case = Case((1, 3, 5), padding, bos=True)
+    with_bos, without = (each.tokens(TINY, seed=0)[PortKind.TOKENS] for each in (case, replace(case, bos=False)))
+    for one, other, real in zip(with_bos, without, case.real, strict=True):
+        assert one[real][0] == TINY.bos_token_id
+        np.testing.assert_array_equal(one[real][1:], other[real][1:])
+        np.testing.assert_array_equal(one[~real], 0)
+
+
+@pytest.mark.parametrize("bos", [None, -1, 0, 61])
+def test_a_token_that_is_no_bos_is_not_used(bos: int | None) -> None:
+    """None, a token outside the vocabulary, or the padding."""
+    architecture = TINY.model_copy(update={"bos_token_id": bos})
+    one, other = (Case((1, 3), bos=each).tokens(architecture, seed=0)[PortKind.TOKENS] for each in (True, False))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_only_ragged_rows_begin_with_bos() -> None:
+    """Rows without BOS are needed too: it is the same token in every row, and it hides errors of other tokens."""
+    for case in plan_cases(FunnelSpec.parse("1:3:2"), {16}).cases:
+        assert case.bos is (len(set(case.lengths)) > 1)

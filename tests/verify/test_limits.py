@@ -94,7 +94,7 @@ def test_four_times_the_floors_positions_and_four_more_may_change() -> None:
     outputs = [np.zeros((60, 3)), np.zeros((40, 3))]
 
     def limit(top1: float | None) -> float | None:
-        return _limit_top1(_Expected([], outputs, floor, None, top1, None, {}), 4.0)
+        return _limit_top1(_Expected([], outputs, floor, None, top1, None, {}, []), 4.0)
 
     assert limit(0.99) == pytest.approx(1 - 4 * 0.01 - 4 / 100)
     assert limit(0.5) == 0
