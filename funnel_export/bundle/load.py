@@ -27,7 +27,7 @@ from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import Segment, segments_of
-from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes
+from funnel_export.system.files import LARGEST_COMPANION, LARGEST_GRAPH, LARGEST_JSON, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class Bundle:
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it.
 
-    This checks the manifest, the digest of every graph, the size, header and samples of every weight file (the digest
-    of a derived one), and that the graphs refer to no other files.
+    This checks the manifest, the digest of every graph and of the files of sentence-transformers, the size, header and
+    samples of every weight file (the digest of a derived one), and that the graphs refer to no other files.
 
     Raises:
         BundleError: if there is no bundle, or it does not match its manifest.
@@ -129,6 +129,8 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     manifest = read_manifest(folder, Manifest, "bundle", "funnel-export export")
     _read_verified(folder, CONFIG, manifest.config_sha256, LARGEST_JSON)
+    for module in manifest.modules:
+        _read_verified(folder, module.file, module.sha256, LARGEST_COMPANION)
     for weight in manifest.weights:
         _verify_weight(folder, weight)
     for graph in manifest.graphs.values():

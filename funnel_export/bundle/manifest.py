@@ -1,5 +1,6 @@
 """A bundle's `manifest.json`, and a reader for JSON files with a schema version."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +10,8 @@ from pydantic_core import from_json
 from funnel_export.bundle.ports import Port
 from funnel_export.bundle.record import SCHEMA, Digest, FileSize, Funnel, Record, Role, SchemaVersion
 from funnel_export.bundle.weights import WeightName, WeightRecords
+from funnel_export.checkpoint.checkpoint import CONFIG, SINGLE
+from funnel_export.checkpoint.modules import FOLDER, MODULES, OPTIONS
 from funnel_export.errors import BundleError, describe_invalid
 from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
@@ -21,6 +24,10 @@ MODEL = "model"
 MOST_GRAPHS, MOST_PORTS = 16, 4096
 
 GraphName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.onnx$", max_length=255)]
+_BESIDE = "|".join(map(re.escape, (MODULES, *OPTIONS)))
+_WITHIN = "|".join(map(re.escape, (CONFIG, SINGLE)))
+ModuleFileName = Annotated[str, Field(pattern=rf"^({_BESIDE}|{FOLDER}/({_WITHIN}))$", max_length=255)]
+"""Path of a file of sentence-transformers, see `funnel_export.checkpoint.modules`."""
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
@@ -31,6 +38,14 @@ class GraphRecord(Record):
     sha256: Digest
     inputs: Annotated[list[Port], Field(min_length=1, max_length=MOST_PORTS)]
     outputs: Annotated[list[Port], Field(min_length=1, max_length=MOST_PORTS)]
+
+
+class ModuleFile(Record):
+    """A file of the modules of sentence-transformers, copied from the checkpoint."""
+
+    file: ModuleFileName
+    """Its path in the bundle, for example `1_Pooling/config.json`."""
+    sha256: Digest
 
 
 class Manifest(Record):
@@ -48,6 +63,8 @@ class Manifest(Record):
     weights: Annotated[WeightRecords, Field(min_length=1)]
     config_sha256: Digest
     """Digest of `config.json`, which defines the model."""
+    modules: list[ModuleFile] = Field(default_factory=list)
+    """Files of sentence-transformers; only for feature extraction."""
     source: str
     """The checkpoint that was exported, as the user named it."""
     versions: dict[str, str]
@@ -130,6 +147,11 @@ class _NamedWeights(BaseModel):
     size: FileSize
 
 
+class _NamedModule(BaseModel):
+    file: ModuleFileName
+    sha256: Digest
+
+
 class NamedFiles(BaseModel):
     """The part of a bundle's manifest that all versions of the schema share: the files that a new bundle may replace.
 
@@ -143,11 +165,12 @@ class NamedFiles(BaseModel):
     graphs: Annotated[dict[Role, _NamedGraph] | list[_NamedGraph], Field(min_length=1)]
     weights: Annotated[list[_NamedWeights], Field(min_length=1)]
     versions: dict[str, str]
+    modules: list[_NamedModule] = Field(default_factory=list)
 
     @property
     def names(self) -> set[str]:
-        """Names of graphs and weight files."""
-        return self.graph_digests.keys() | self.weight_names
+        """Paths of graphs, weight files and files of sentence-transformers."""
+        return self.graph_digests.keys() | self.weight_names | self.module_digests.keys()
 
     @property
     def graph_digests(self) -> dict[str, str]:
@@ -160,6 +183,11 @@ class NamedFiles(BaseModel):
         """Names of weight files."""
         return {each.file for each in self.weights}
 
+    @property
+    def module_digests(self) -> dict[str, str]:
+        """Digests of the files of sentence-transformers by path."""
+        return {each.file: each.sha256 for each in self.modules}
+
     @classmethod
     def read(cls, path: Path) -> "NamedFiles | None":
         """Read the manifest at a path; None if it is not a bundle's manifest."""
@@ -170,12 +198,13 @@ class NamedFiles(BaseModel):
 
 
 def inside(folder: Path, file: str) -> Path:
-    """The path of a bundle's file; raises `BundleError` if it is a symbolic link."""
+    """The path of a bundle's file; raises `BundleError` if it or its folder in the bundle is a symbolic link."""
     path = folder / file
-    if path.is_symlink():
+    link = next((each for each in (path, path.parent) if each != folder and each.is_symlink()), None)
+    if link is not None:
         raise BundleError(
             "a file of the bundle is a symbolic link",
-            got=path,
+            got=link,
             wanted="a regular file",
             hint="export with --weights copy",
         )

@@ -29,11 +29,14 @@ def foreign_entry(folder: Path, report_files: Collection[str]) -> Path | None:
     if named is None:
         return folder
     files = named.names | {MANIFEST, CONFIG, INDEX, *COMPANIONS}
+    folders = {file.partition("/")[0] for file in named.module_digests if "/" in file}
     for entry in sorted(entry for entry in folder.iterdir() if not is_hidden(entry)):
         if entry.name == ENGINES:
             foreign = _first_foreign(entry, is_engine)
         elif entry.name == REPORTS:
             foreign = _first_foreign(entry, lambda file: file.name in report_files and file.is_file())
+        elif entry.name in folders:
+            foreign = _first_foreign(entry, lambda file: f"{file.parent.name}/{file.name}" in files and file.is_file())
         else:
             foreign = None if entry.name in files and entry.is_file() else entry
         if foreign is not None:
@@ -50,8 +53,8 @@ def reports_of(folder: Path) -> list[str]:
 def changed_files(earlier: Path, bundle: Bundle) -> list[str]:
     """Files of an earlier bundle that the user may have changed, and that differ in the new bundle.
 
-    These are graphs, weights and `config.json` that do not match the earlier manifest, and tokenizer files, whose
-    digests are in no manifest.
+    These are graphs, weights, modules and `config.json` that do not match the earlier manifest, and tokenizer files,
+    whose digests are in no manifest.
 
     Args:
         earlier: folder of the earlier bundle, of any version; nothing counts as changed if it has no manifest.
@@ -63,7 +66,12 @@ def changed_files(earlier: Path, bundle: Bundle) -> list[str]:
     named = NamedFiles.read(earlier / MANIFEST)
     if named is None:
         return []
-    exported = {CONFIG: named.config_sha256, **named.graph_digests, **dict.fromkeys(COMPANIONS)}
+    exported = {
+        CONFIG: named.config_sha256,
+        **named.graph_digests,
+        **named.module_digests,
+        **dict.fromkeys(COMPANIONS),
+    }
     try:
         digests = {file: sha256_of(earlier / file) for file in exported if (earlier / file).exists()}
         changed = {file: digest for file, digest in digests.items() if digest != exported[file]}

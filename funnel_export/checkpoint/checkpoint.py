@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Self
 
 from pydantic_core import from_json
 
+from funnel_export.checkpoint.copied import read_copied
 from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
 from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
@@ -20,7 +20,7 @@ from funnel_export.families.base import Family
 from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
-from funnel_export.system.files import LARGEST_COMPANION, LARGEST_JSON, permission_hint, read_bytes
+from funnel_export.system.files import LARGEST_JSON, permission_hint, read_bytes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
@@ -122,33 +122,10 @@ class Checkpoint:
 
         In the tokenizer's settings, names that only transformers 5 reads are replaced.
 
-        Links may point within the checkpoint, or from a snapshot in the Hub's cache to its model's blobs. Others are
-        refused: a checkpoint from a stranger could use them to copy any file of this machine into a bundle.
-
         Raises:
             CheckpointError: if files are links out of the checkpoint (lists all of them), or a file cannot be read.
         """
-        folder = self.path.resolve()
-        blobs = [parent / "blobs" for parent in folder.parents if parent.name.startswith("models--")]
-        files = {name: (self.path / name).resolve() for name in COMPANIONS if (self.path / name).exists()}
-        outside = {n: f for n, f in files.items() if not any(f.is_relative_to(place) for place in (folder, *blobs))}
-        if outside:
-            copy = shlex.quote(f"{folder}-copy")
-            raise CheckpointError(
-                "files of the checkpoint are links out of it, which are not copied into a bundle",
-                got="\n".join(f"{name} -> {file}" for name, file in outside.items()),
-                wanted="files, or links within the checkpoint",
-                hint=f"if you trust these links: cp -rL {shlex.quote(str(folder))} {copy}, and export {copy}",
-            )
-        try:
-            content = {name: read_bytes(file, LARGEST_COMPANION) for name, file in files.items()}
-        except OSError as err:
-            raise CheckpointError(
-                "a file of the checkpoint cannot be read",
-                got=err,
-                wanted="readable files",
-                hint=permission_hint(err),
-            ) from err
+        content = read_copied(self.path, [name for name in COMPANIONS if (self.path / name).exists()])
         return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
 
     def find(self, parameter: str) -> StoredTensor:

@@ -4,13 +4,14 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from funnel_export.checkpoint.recognise import MERGE
 from funnel_export.errors import CheckpointError
-from funnel_export.system.files import open_regular
+from funnel_export.system.files import LARGEST_JSON, open_regular, read_bytes
 
 SHOWN = 8
 """Largest number of files of each kind that a message lists."""
@@ -110,15 +111,22 @@ def check_adapter(folder: Path, names: Collection[str]) -> None:
 
 
 def no_config(folder: Path, names: Sequence[str]) -> CheckpointError:
-    """The error for a folder without `config.json`, with the folder's content and subfolders that have one."""
+    """The error for a folder without `config.json`, with the folder's content and subfolders that have a model's."""
     kinds = _formats(names)
-    places = sorted({*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")})
+    places = sorted(filter(_is_model, {*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")}))
     return CheckpointError(
         "there is no config.json in this folder",
         got=_by_kind(kinds) or listed(names) or "an empty folder",
         wanted=folder / "config.json",
         hint=" or ".join(str(place.parent) for place in places[:3]) or _remedy(kinds, folder),
     )
+
+
+def _is_model(config: Path) -> bool:
+    """Whether this may be a model's config; those of other parts, such as a pooling, have no `model_type`."""
+    with suppress(OSError):
+        return b'"model_type"' in read_bytes(config, LARGEST_JSON)
+    return False
 
 
 def no_weights(folder: Path, names: Sequence[str], index: str, wanted: str) -> CheckpointError:

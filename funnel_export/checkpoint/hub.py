@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from funnel_export.checkpoint.checkpoint import COMPANIONS, CONFIG, INDEX
+from funnel_export.checkpoint.modules import MODULES, OPTIONS
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.system.files import permission_hint
 
-FILES = (CONFIG, INDEX, "*.safetensors", *COMPANIONS)
-"""Files that are downloaded; none of them can run code."""
+FILES = (CONFIG, INDEX, "*.safetensors", *COMPANIONS, MODULES, *OPTIONS, f"[0-9]*_*/{CONFIG}")
+"""Files that are downloaded; none of them can run code. A `*` stands for slashes too."""
 WANTED = "a folder with config.json, or the id of a model on the Hub"
 
 

@@ -15,6 +15,7 @@ from funnel_export.bundle.manifest import ENGINES, MANIFEST
 from funnel_export.bundle.replace import changed_files, foreign_entry, reports_of, take_engines
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
+from funnel_export.checkpoint.modules import read_modules
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import REPORT_FILES
@@ -50,7 +51,8 @@ def export(
         funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel in the
             checkpoint's config.
         task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads it
-            from `architectures` in the checkpoint's config.
+            from `architectures` in the checkpoint's config. Feature extraction also copies the modules of
+            sentence-transformers.
         dtype: dtype in which the graph computes: `float32`, `float16`, `bfloat16`; `auto` is the dtype in which the
             checkpoint stores its embedding.
         logits: for text generation, the tokens that get logits: `all`, or `last` for each row's last token only,
@@ -103,6 +105,7 @@ def export(
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
     source.companions()  # fail before tracing if files cannot be copied
+    read_modules(source.path, spec.task)
     name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be invalid UTF-8
     with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
         bundle = _build_and_write(source, folder, spec, name, placing, progress)

@@ -1,4 +1,4 @@
-"""Writes a bundle: graphs, weights, tokenizer files, manifest."""
+"""Writes a bundle: graphs, weights, files of the tokenizer and of sentence-transformers, manifest."""
 
 import json
 from collections.abc import Mapping
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest
+from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest, ModuleFile
 from funnel_export.bundle.ports import Port, PortKind
 from funnel_export.bundle.weights import StoredFile, WeightRecord, files_of
 from funnel_export.checkpoint.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint
+from funnel_export.checkpoint.modules import read_modules
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.errors import BundleError, ExportError
 from funnel_export.exporter.build import BuiltGraph
@@ -34,8 +35,8 @@ def write_bundle(
     """Write a bundle into a folder, which may already contain derived weights.
 
     Weight files are hard-linked, or copied if `placing` says so or the folder is on another file system. `config.json`
-    is the checkpoint's with the funnel added. Tokenizer files are copied; only
-    names in their settings change that transformers 4 cannot read.
+    is the checkpoint's with the funnel added. Tokenizer files are copied; only names in their settings change that
+    transformers 4 cannot read. Files of sentence-transformers are copied unchanged.
 
     Args:
         folder: where to write.
@@ -59,16 +60,23 @@ def write_bundle(
         _write_config(folder, checkpoint, spec.funnel)
         if [file.file for file in files] != [SINGLE]:
             _write_index(folder, files)
-        for name, content in checkpoint.companions().items():
+        modules = read_modules(checkpoint.path, spec.task)
+        for name, content in (checkpoint.companions() | modules).items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
-        manifest = _manifest(folder, graphs, weights, spec, source)
+        manifest = _manifest(folder, graphs, weights, list(modules), spec, source)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as err:
         raise BundleError("the bundle could not be written", got=err, wanted="disk space and write permission") from err
 
 
 def _manifest(
-    folder: Path, graphs: Mapping[str, BuiltGraph], weights: list[WeightRecord], spec: ExportSpec, source: str
+    folder: Path,
+    graphs: Mapping[str, BuiltGraph],
+    weights: list[WeightRecord],
+    modules: list[str],
+    spec: ExportSpec,
+    source: str,
 ) -> Manifest:
     return Manifest(
         task=spec.task,
@@ -79,6 +87,7 @@ def _manifest(
         graphs={role: _record(folder, role, built) for role, built in graphs.items()},
         weights=weights,
         config_sha256=sha256_of(folder / CONFIG),
+        modules=[ModuleFile(file=name, sha256=sha256_of(folder / name)) for name in modules],
         source=source,
         versions={tool: version(tool) for tool in TOOLS},
     )

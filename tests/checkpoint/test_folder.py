@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint.spoiled import WEIGHTS, copied
+from embedder import save_modules
 from exported import Recipe
 
 from funnel_export import export
@@ -297,14 +298,11 @@ def readable() -> Iterator[Path]:
     """A checkpoint that every user can read."""
     with tempfile.TemporaryDirectory(prefix="funnel-export-") as name:
         Path(name).chmod(0o755)
-        checkpoint = copied(Path(name))
-        checkpoint.chmod(0o755)
-        for path in checkpoint.iterdir():
-            path.chmod(0o644)
+        checkpoint = save_modules(copied(Path(name)), width=40)
+        for path in (checkpoint, *checkpoint.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         Checkpoint.open(checkpoint)  # runs its imports before root is dropped
         yield checkpoint
-        checkpoint.parent.chmod(0o755)
-        checkpoint.chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +311,9 @@ def readable() -> Iterator[Path]:
         ("config.json", r"config\.json cannot be read"),
         (WEIGHTS, "a weight file cannot be read"),
         ("tokenizer.json", "a file of the checkpoint cannot be read"),
+        ("modules.json", "a file of the checkpoint cannot be read"),
+        ("2_Dense", "a file of the checkpoint cannot be read"),
+        ("2_Dense/model.safetensors", "a file of the checkpoint cannot be read"),
         ("", "the checkpoint's folder cannot be read"),
         ("..", "the path of the checkpoint cannot be accessed"),
     ],
@@ -322,7 +323,8 @@ def test_no_permission(place: str, message: str, readable: Path) -> None:
     with tempfile.TemporaryDirectory() as writable:
         Path(writable).chmod(0o777)
         with another_user(), pytest.raises(CheckpointError, match=message) as caught:
-            export(readable, Path(writable) / "out", funnel="1:3:2")
+            export(readable, Path(writable) / "out", funnel="1:3:2", task="feature-extraction")
+    (readable / place).chmod(0o755)
     assert "Permission denied" in caught.value.details["got"]
     assert caught.value.details["hint"].startswith("check its permissions: ls -ld ")
     assert "download" not in str(caught.value)

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from embedder import FILES as MODULES
+from embedder import save_modules
 from exported import Recipe
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 
-from funnel_export.checkpoint.hub import find_checkpoint
+from funnel_export.checkpoint.hub import FILES, find_checkpoint
+from funnel_export.checkpoint.modules import read_modules
 from funnel_export.errors import CheckpointError, SpecError
+from funnel_export.spec.choices import Task
 
 ID, COMMIT, TAGGED = "somebody/tiny-gemma2", "0" * 39 + "1", "0" * 39 + "2"
 
@@ -107,6 +112,24 @@ def test_a_mistyped_path(
         find_checkpoint(name)
     assert caught.value.details["got"] == f"{name}: the folder {missing} does not exist"
     assert caught.value.details.get("hint") == (close and close.replace("ROOT", str(tmp_path)))
+
+
+def test_the_modules_are_downloaded_and_no_code() -> None:
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", *MODULES}
+    others = ("2_Dense/pytorch_model.bin", "2_Dense/dense.py", "model.py", "onnx/config.json", "onnx/model.onnx")
+    assert set(filter_repo_objects([*wanted, *others], allow_patterns=list(FILES))) == wanted
+
+
+def test_the_modules_of_a_snapshot_are_read(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    saved = save_modules(tmp_path / "saved", width=40)
+    snapshot = find_checkpoint(ID).folder
+    for number, name in enumerate(MODULES):
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        blob = shutil.copyfile(saved / name, snapshot.parents[1] / "blobs" / str(number))
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    found = read_modules(snapshot, Task.FEATURE_EXTRACTION)
+    assert found == {name: (saved / name).read_bytes() for name in MODULES}
 
 
 def test_an_id_is_found_although_a_folder_has_its_owners_name(

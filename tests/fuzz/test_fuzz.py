@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from embedder import FILES, save_modules
 from exported import Recipe
 from fuzz.mutations import NASTY, as_json, mangled, mutated, replaced
 from fuzz.watch import EXAMPLES, EXPORT_SECONDS, LONG, Tally
@@ -21,10 +22,12 @@ from hypothesis import strategies as st
 
 from funnel_export import export, load_bundle
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.modules import read_modules
 from funnel_export.errors import FunnelExportError
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.families.rope import Rope
+from funnel_export.spec.choices import Task
 from funnel_export.spec.export import ExportSpec
 
 CHECKED = Gemma2Architecture.checked_keys()
@@ -140,6 +143,27 @@ def test_manifest(place: Place) -> None:
 
     fuzz(json_cases(valid), try_one, EXAMPLES)
     assert min(tally.accepted, tally.refused) > EXAMPLES // 50
+
+
+def test_modules(place: Place) -> None:
+    """A list of which one module is changed, or mangled text."""
+    tally = Tally("modules.json")
+    file = save_modules(place.checkpoint, width=40) / "modules.json"
+    valid = json.loads(file.read_text())
+
+    def with_one(number: int, module: bytes) -> bytes:
+        return b"[%s]" % b", ".join(module if each is valid[number] else as_json(each) for each in valid)
+
+    def try_one(content: bytes) -> None:
+        file.write_bytes(content)
+        with tally.case(place.root):
+            assert read_modules(place.checkpoint, Task.FEATURE_EXTRACTION).keys() <= set(FILES)
+
+    changed = st.integers(0, len(valid) - 1).flatmap(
+        lambda number: mutated(valid[number], ("path", "type")).map(lambda module: with_one(number, module))
+    )
+    fuzz(st.one_of(changed, changed, mangled(file.read_bytes())), try_one, EXAMPLES)
+    assert min(tally.accepted, tally.refused) > EXAMPLES // 20
 
 
 def test_header(place: Place) -> None:

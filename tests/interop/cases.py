@@ -9,12 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 TASKS = ("feature-extraction", "text-generation", "text-classification", "token-classification")
+KINDS = ("funnel", "dense")
 SIDES = ("left", "right")
+EMBEDDER = "gemma3-feature-extraction"
+"""A Gemma 3 that sees both sides, with modules of sentence-transformers; the folder of this name is its checkpoint."""
+HALF = f"{EMBEDDER}-half"
+"""The same in float16, without a reference."""
+GEMMA3 = (EMBEDDER, "gemma3-text-generation", "gemma3-text-classification")
+"""Hugging Face has no Gemma 3 for token classification."""
 LINKED = "text-generation-linked"
 """`text-generation-funnel` with hard-linked weights, as `export` writes them by default."""
 UNNAMED = "feature-extraction-unnamed"
 """A funnel whose checkpoint has a tokenizer without a class of its own, as transformers 5 writes it."""
-NAMES = (*(f"{task}-{kind}" for task in TASKS for kind in ("funnel", "dense")), LINKED, UNNAMED)
+NAMES = (*(f"{model}-{kind}" for model in (*TASKS, *GEMMA3) for kind in KINDS), LINKED, UNNAMED)
+
+
+def names_of(task: str) -> list[str]:
+    """The bundles of a task, of every family, with a funnel and dense."""
+    return [
+        f"{prefix}{task}-{kind}" for prefix in ("", "gemma3-") for kind in KINDS if f"{prefix}{task}-{kind}" in NAMES
+    ]
+
 
 RELATIVE = 2e-5
 """Largest error in float32, over the largest output."""

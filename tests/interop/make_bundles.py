@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import UNNAMED
+from cases import EMBEDDER, HALF, UNNAMED
+from embedder import embed, save_modules
 from exported import Recipe
 from models import save_tiny_checkpoint
 from numpy.typing import NDArray
@@ -34,26 +35,51 @@ TEXTS = (
     "Names refer to objects.",
 )
 LABELS = {0: "ACTION", 1: "OBJECT", 2: "OTHER"}
-FUNNELS = {"funnel": FunnelSpec.parse("1:3:2"), "dense": None}
+FUNNEL = FunnelSpec.parse("1:3:2")
+AHEAD = FunnelSpec.parse("2:6:2", lookahead=True)
+GEMMA3_FUNNELS = {
+    Task.FEATURE_EXTRACTION: AHEAD,
+    Task.TEXT_GENERATION: FunnelSpec.parse("2:6:2"),
+    Task.TEXT_CLASSIFICATION: AHEAD,
+}
 NEW_TOKENS = 8
 SPECIAL = ["<tool>", "<image>"]
 
 
-def make_checkpoint(folder: Path, task: Task, tokenizer: Any) -> Path:
+def make_checkpoint(folder: Path, task: Task, tokenizer: Any, family: str = "gemma2", **overrides: Any) -> Path:
     """A tiny checkpoint with named labels and a tokenizer."""
     # A tied head mostly repeats the last token, whatever the layers compute.
     save_tiny_checkpoint(
         folder,
-        Recipe(task=task).cls,
+        Recipe(task=task, family=family).cls,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
         id2label=LABELS,
         label2id={name: number for number, name in LABELS.items()},
+        **overrides,
     )
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def name_rope_as_version_4(config: Path) -> None:
+    """Give a Gemma 3's RoPE the names of transformers 4, which ignores those of version 5; both read them."""
+    values = json.loads(config.read_text())
+    rope = values.pop("rope_parameters")
+    full, sliding = rope["full_attention"], rope["sliding_attention"]
+    values |= {"rope_theta": full.pop("rope_theta"), "rope_scaling": full}
+    values["rope_local_base_freq"] = sliding["rope_theta"]
+    config.write_text(json.dumps(values))
+
+
+def make_gemma3(folder: Path, task: Task, tokenizer: Any) -> Path:
+    """A tiny Gemma 3; for feature extraction one that sees both sides, with the modules of sentence-transformers."""
+    embeds = task is Task.FEATURE_EXTRACTION
+    make_checkpoint(folder, task, tokenizer, "gemma3_text", use_bidirectional_attention=embeds)
+    name_rope_as_version_4(folder / "config.json")
+    return save_modules(folder, json.loads((folder / "config.json").read_text())["hidden_size"]) if embeds else folder
 
 
 def unnamed(tokenizer: Any) -> Any:
@@ -75,9 +101,8 @@ def strange_texts() -> list[str]:
 
 def generate(bundle: Bundle, row: NDArray[np.int64]) -> list[int]:
     """What PyTorch writes after a row, greedily and with its cache."""
-    model = Recipe(task=bundle.spec.task).cls.from_pretrained(
-        bundle.path, dtype=torch.float64, attn_implementation="eager"
-    )
+    cls = bundle.family.model_class(bundle.spec.task)
+    model = cls.from_pretrained(bundle.path, dtype=torch.float64, attn_implementation="eager")
     if bundle.spec.funnel is not None:
         apply_funnel(model.eval(), bundle.spec.funnel)
     written = model.generate(torch.from_numpy(row[None]), min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
@@ -108,6 +133,26 @@ def reference(bundle: Bundle) -> dict[str, Any]:
     return found
 
 
+def export_both(checkpoint: Path, out: Path, task: Task, funnel: FunnelSpec) -> None:
+    """Write bundles with a funnel and without, named after `out`, and what each must compute.
+
+    Weights are copied, since onnx.checker refuses hard links.
+    """
+    for kind, spec in (("funnel", funnel), ("dense", None)):
+        write(
+            export(checkpoint, out.with_name(f"{out.name}-{kind}"), funnel=spec, task=task, weights="copy"), checkpoint
+        )
+
+
+def write(bundle: Bundle, checkpoint: Path) -> None:
+    """Write what a bundle must compute beside it; of an embedder, the embeddings too."""
+    found = reference(bundle)
+    if (checkpoint / "modules.json").exists():
+        lengths = found["attention_mask-left"].sum(axis=1)
+        found["embeddings"] = embed(checkpoint, np.split(found["expected"], np.cumsum(lengths)[:-1]))
+    np.savez(bundle.path.with_suffix(".npz"), **found)
+
+
 def main(out: Path) -> None:
     """Write all bundles and their references; an earlier run's are replaced."""
     shutil.rmtree(out, ignore_errors=True)
@@ -116,17 +161,19 @@ def main(out: Path) -> None:
     for task in Task:
         with TemporaryDirectory(dir=out) as folder:
             checkpoint = make_checkpoint(Path(folder), task, tokenizer)
-            for kind, funnel in FUNNELS.items():
-                # Copied: onnx.checker refuses the hard links.
-                bundle = export(checkpoint, out / f"{task}-{kind}", funnel=funnel, task=task, weights="copy")
-                np.savez(out / f"{task}-{kind}.npz", **reference(bundle))
+            export_both(checkpoint, out / task, task, FUNNEL)
             if task is Task.TEXT_GENERATION:
-                linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNELS["funnel"], weights="link")
+                linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNEL, weights="link")
                 os.link(linked.path / "model.safetensors", out / "linked.safetensors")  # as the checkpoint's would be
+    for task, funnel in GEMMA3_FUNNELS.items():
+        with TemporaryDirectory(dir=out) as folder:
+            export_both(make_gemma3(Path(folder), task, tokenizer), out / f"gemma3-{task}", task, funnel)
+            if task is Task.FEATURE_EXTRACTION:
+                shutil.copytree(folder, out / EMBEDDER)
+                export(folder, out / HALF, funnel=None, dtype="float16", weights="copy")
     with TemporaryDirectory(dir=out) as folder:
         checkpoint = make_checkpoint(Path(folder), Task.FEATURE_EXTRACTION, unnamed(tokenizer))
-        bundle = export(checkpoint, out / UNNAMED, funnel=FUNNELS["funnel"], weights="copy")
-        np.savez(out / f"{UNNAMED}.npz", **reference(bundle))
+        write(export(checkpoint, out / UNNAMED, funnel=FUNNEL, weights="copy"), checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""Libraries of embeddings load a bundle through Optimum: each text's vector is the mean of eager PyTorch's states."""
+"""Libraries of embeddings load a bundle through Optimum, and embed texts as its modules do after eager PyTorch.
+
+Without modules, they take the mean of the hidden states.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import UNNAMED, Case, assert_close
+from cases import EMBEDDER, KINDS, UNNAMED, Case, assert_close
 from langchain_huggingface import HuggingFaceEmbeddings
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 ONNX = {"backend": "onnx", "model_kwargs": {"file_name": "model.onnx", "provider": "CPUExecutionProvider"}}
+NAMES = [UNNAMED, *(f"{model}-{kind}" for model in ("feature-extraction", EMBEDDER) for kind in KINDS)]
 
 
 def sentence_transformers(folder: str, texts: list[str]) -> NDArray[Any]:
@@ -30,9 +34,8 @@ def llama_index(folder: str, texts: list[str]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("client", [sentence_transformers, langchain, llama_index], ids=lambda client: client.__name__)
-@pytest.mark.parametrize("name", ["feature-extraction-funnel", "feature-extraction-dense", UNNAMED])
+@pytest.mark.parametrize("name", NAMES)
 def test_embeddings(client: Any, name: str, bundles: Path) -> None:
     case = Case.read(bundles, name)
-    assert_close(
-        client(str(case.folder), case.texts), np.stack([row.mean(axis=0) for row in case.rows()]), "eager PyTorch"
-    )
+    embeddings = case.reference.get("embeddings", np.stack([row.mean(axis=0) for row in case.rows()]))
+    assert_close(client(str(case.folder), case.texts), embeddings, "eager PyTorch")

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, assert_close
+from cases import Case, assert_close, names_of
 from numpy.typing import NDArray
 from optimum.pipelines import pipeline as optimum_pipeline
 from runtimes import load_optimum
 from transformers import AutoTokenizer, pipeline
 
 LABELS = ("ACTION", "OBJECT", "OTHER")
-KINDS = pytest.mark.parametrize("kind", ["funnel", "dense"])
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:
@@ -36,31 +35,31 @@ def check_classes(case: Case, results: list[Any]) -> None:
         assert_close(np.array([entry["score"] for entry in result]), -np.sort(-scores), "eager PyTorch")
 
 
-@KINDS
-def test_features(bundles: Path, kind: str) -> None:
-    case = Case.read(bundles, f"feature-extraction-{kind}")
+@pytest.mark.parametrize("name", names_of("feature-extraction"))
+def test_features(bundles: Path, name: str) -> None:
+    case = Case.read(bundles, name)
     rows = np.concatenate([np.array(row) for row in run(case)])
     case.check("left", rows)
 
 
-@KINDS
-def test_classes(bundles: Path, kind: str) -> None:
-    case = Case.read(bundles, f"text-classification-{kind}")
+@pytest.mark.parametrize("name", names_of("text-classification"))
+def test_classes(bundles: Path, name: str) -> None:
+    case = Case.read(bundles, name)
     check_classes(case, run(case, top_k=None))
 
 
-@KINDS
-def test_tags(bundles: Path, kind: str) -> None:
-    case = Case.read(bundles, f"token-classification-{kind}")
+@pytest.mark.parametrize("name", names_of("token-classification"))
+def test_tags(bundles: Path, name: str) -> None:
+    case = Case.read(bundles, name)
     for result, logits in zip(run(case, ignore_labels=[]), case.rows(), strict=True):
         scores = softmax(logits[1:])  # the pipeline leaves out the begin-of-sequence token
         assert [entry["entity"] for entry in result] == [LABELS[n] for n in scores.argmax(axis=-1)]
         assert_close(np.array([entry["score"] for entry in result]), scores.max(axis=-1), "eager PyTorch")
 
 
-@KINDS
-def test_text(bundles: Path, kind: str) -> None:
-    case = Case.read(bundles, f"text-generation-{kind}")
+@pytest.mark.parametrize("name", names_of("text-generation"))
+def test_text(bundles: Path, name: str) -> None:
+    case = Case.read(bundles, name)
     wanted = case.reference["written"]
     count = wanted.shape[1]
     # Without a cache here, with one in PyTorch: a token too many or too few in a window would show.

@@ -6,9 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import SIDES, UNNAMED, Case, assert_close
+import transformers
+from cases import KINDS, NAMES, SIDES, UNNAMED, Case, assert_close
 from runtimes import RUNTIMES
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    Gemma3TextConfig,
+)
+
+AUTO_CLASSES = {
+    "feature-extraction": AutoModel,
+    "text-generation": AutoModelForCausalLM,
+    "text-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+}
+"""Those that Optimum's classes stand for."""
 
 
 def test_nothing_of_ours_is_here() -> None:
@@ -50,8 +66,16 @@ def test_transformers_4_does_not_know_what_5_writes(
         AutoTokenizer.from_pretrained(folder)
 
 
-def test_as_a_checkpoint_it_is_the_dense_model(bundles: Path) -> None:
-    dense, folder = Case.read(bundles, "text-generation-dense"), bundles / "text-generation-funnel"
+@pytest.mark.parametrize("task", AUTO_CLASSES)
+def test_every_task_of_gemma3_has_a_bundle(task: str) -> None:
+    if Gemma3TextConfig not in AUTO_CLASSES[task]._model_mapping:
+        pytest.skip(f"transformers {transformers.__version__} has no class of gemma3_text for {task}")
+    assert {f"gemma3-{task}-{kind}" for kind in KINDS} <= set(NAMES)
+
+
+@pytest.mark.parametrize("model", ["text-generation", "gemma3-text-generation"])
+def test_as_a_checkpoint_it_is_the_dense_model(model: str, bundles: Path) -> None:
+    dense, folder = Case.read(bundles, f"{model}-dense"), bundles / f"{model}-funnel"
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from exported import Recipe
+import torch
+from exported import RELATIVE, Recipe
+from models import Side, main_output, make_batch, random_rows
 from serving import add_engine
 from triton_server import Server, back_ends, serving
 
-from funnel_export import load_bundle
+from funnel_export import FunnelSpec, apply_funnel, load_bundle
 from funnel_export.commands.package import package
-from funnel_export.spec.choices import Backend, Kind
+from funnel_export.spec.choices import Backend, Kind, Task
 from funnel_export.spec.triton import TritonOptions
 
 pytestmark = pytest.mark.triton
@@ -23,6 +25,9 @@ OPTIONS = {
     "single": TritonOptions(max_batch_size=0),
     "batching": TritonOptions(preferred_batch_size=(2, 4), max_queue_delay_us=100, instances=2, kind=Kind.CPU),
 }
+CLASSIFIER = Recipe(
+    family="gemma3_text", task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)
+)
 BROKEN = {
     "field": ("max_batch_size:", "max_batch_sizes:", 'no field named "max_batch_sizes"'),
     "dtype": ("TYPE_INT64", "TYPE_INVALID", "must specify 'data_type'"),
@@ -51,6 +56,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, options in OPTIONS.items():
         package(Recipe().bundle(), folder, name=name, options=options)
+    package(CLASSIFIER.bundle(), folder, name="classifier")
     bundle = load_bundle(shutil.copytree(Recipe().bundle().path, tmp_path_factory.mktemp("bundle") / "bundle"))
     add_engine(bundle, "a:batch=1:1:4,sequence=16:64:128")
     package(bundle, folder, name="plan", options=TritonOptions(backend=Backend.TENSORRT))
@@ -92,6 +98,19 @@ def test_a_package_is_served(name: str, server: Server, repository: Path) -> Non
     session = onnxruntime.InferenceSession(repository / name / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     (wanted,) = session.run(None, inputs)
     np.testing.assert_allclose(infer(server, name, inputs), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_classifier_of_gemma3_answers_as_pytorch(side: Side, server: Server) -> None:
+    assert server.states()["classifier"] == "READY", server.log.read_text()
+    model = CLASSIFIER.model()
+    apply_funnel(model, CLASSIFIER.funnel)
+    batch = make_batch(random_rows([7, 3, 12]), side)
+    with torch.no_grad():
+        wanted = main_output(model(batch.input_ids, attention_mask=batch.attention_mask)).numpy()
+    inputs = {"input_ids": batch.input_ids.numpy(), "attention_mask": batch.attention_mask.numpy()}
+    limit = RELATIVE * np.abs(wanted).max()
+    np.testing.assert_allclose(infer(server, "classifier", inputs), wanted, rtol=0, atol=limit)
 
 
 def test_larger_batches_than_configured_are_refused(server: Server) -> None:
