@@ -52,7 +52,7 @@ class Contract:
 
 
 def _contracts(family: Family) -> Iterator[Contract]:
-    """All tasks, strides and dtypes of Gemma2; of the others, which differ from it in their layers, a few."""
+    """Tasks, strides and dtypes of Gemma2; of the others, which differ from it in their layers, a few."""
     half, quarter = FunnelSpec.parse("1:3:2"), FunnelSpec.parse("1:3:4")
     ahead = FunnelSpec.parse("1:3:2", lookahead=True)
     contract = partial(Contract, family)
@@ -66,6 +66,9 @@ def _contracts(family: Family) -> Iterator[Contract]:
             yield contract(Task.TEXT_GENERATION, funnel, dtype, dtype)
         yield contract(Task.TOKEN_CLASSIFICATION, ahead, dtype, dtype)
     yield contract(Task.TEXT_GENERATION, half, Dtype.FLOAT32, Dtype.BFLOAT16)
+    for funnel in (None, half):
+        yield contract(Task.TEXT_GENERATION_WITH_PAST, funnel, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield contract(Task.TEXT_GENERATION_WITH_PAST, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
     yield contract(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
@@ -80,7 +83,11 @@ def contract_of(case: Contract) -> str:
         folder = Path(name)
         _make_checkpoint(folder / "checkpoint", case)
         bundle = export(folder / "checkpoint", folder / "bundle", funnel=case.funnel, task=case.task, dtype=case.dtype)
-        return f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}\n{describe_graphs(bundle)[MODEL]}"
+        title = f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}"
+        texts = describe_graphs(bundle)
+        if not case.task.has_past:
+            return f"{title}\n{texts[MODEL]}"
+        return "\n".join([title, *(f"\ngraph {role}\n{text}" for role, text in texts.items())])
 
 
 def _describe(funnel: FunnelSpec | None) -> str:

@@ -39,7 +39,7 @@ def describe_contract(model: ir.Model) -> str:
     2. The model: its own nodes in order, and one line per block (a layer, the pooling or the recovery). If a block
        takes a mask, a comment gives the mask's sliding window.
     3. Each distinct block: `$n` are its operands, `%n` its values, names that begin with `.` are weights of the layer,
-       and `f32(...)` is a weight with a cast.
+       and `f32(...)` is a weight with a cast. `result`, `key` and `value` are what it gives to others.
 
     Nodes of a block whose values are used outside it, such as shared shapes, are listed with the model.
     """
@@ -64,6 +64,8 @@ class Scope:
     operands: list[ir.Value] = field(default_factory=list)
     """Values from outside the block, by first use."""
     numbers: dict[ir.Value, int] = field(default_factory=dict)
+    results: dict[ir.Value, str] = field(default_factory=dict)
+    """What the block gives to others, by its name inside: `result`, and of a layer with a cache `key` and `value`."""
 
     @property
     def boundary(self) -> str:
@@ -84,10 +86,11 @@ class Scope:
 
     def result(self, value: ir.Value) -> str:
         """Name of a value that a node of this scope computes."""
+        name = str(value.name)
+        if self.name and (name == self.boundary or value.is_graph_output()):
+            return self.results.setdefault(value, name.rpartition(".")[2] if name.startswith("present.") else "result")
         if value.is_graph_output():
-            return str(value.name)
-        if self.name and value.name == self.boundary:
-            return "result"
+            return name
         return f"%{self.numbers.setdefault(value, len(self.numbers))}"
 
     def operand(self, value: ir.Value | None) -> str:
@@ -103,6 +106,8 @@ class Scope:
             return f"{_type(value)}({self.operand(weight)})"
         if value in self.numbers:
             return f"%{self.numbers[value]}"
+        if value in self.results:
+            return self.results[value]
         if not self.name:
             return str(value.name)
         if value not in self.operands:
@@ -113,7 +118,7 @@ class Scope:
 def _scopes(model: ir.Model) -> dict[ir.Node, Scope]:
     """The block of each node, by the prefix of its name.
 
-    Nodes whose values are used outside the block belong to the model, except for the block's result.
+    Nodes whose values are used outside the block belong to the model, except for the block's results.
     """
     blocks: dict[str, Scope] = {}
     scopes: dict[ir.Node, Scope] = {}
@@ -122,10 +127,8 @@ def _scopes(model: ir.Model) -> dict[ir.Node, Scope]:
         if match is None:
             continue
         block = blocks.setdefault(match.group(1), Scope(match.group(1)))
-        inner = [value for value in node.outputs if value.name != block.boundary]
-        if not any(
-            value.is_graph_output() or any(scopes.get(u.node) is not block for u in value.uses()) for value in inner
-        ):
+        inner = [value for value in node.outputs if value.name != block.boundary and not value.is_graph_output()]
+        if not any(scopes.get(use.node) is not block for value in inner for use in value.uses()):
             scopes[node] = block
     for node in model.graph:
         if node in scopes:
@@ -144,7 +147,9 @@ def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Sco
             yield own.line(node)
         elif node is block.nodes[-1]:
             operands = ", ".join(own.operand(operand) for operand in block.operands)
-            yield f"  {block.boundary} = {labels[block]}({operands}){_mask_note(block.operands)}"
+            given = sorted(block.results, key=lambda value: block.results[value] != "result")
+            results = ", ".join(str(value.name) for value in given)
+            yield f"  {results} = {labels[block]}({operands}){_mask_note(block.operands)}"
 
 
 def _mask_note(operands: Iterable[ir.Value]) -> str:

@@ -35,7 +35,7 @@ class SplitLayerPart(LayerPart):
     """A decoder layer with earlier keys and values: returns hidden states, new keys and new values."""
 
     def __call__(  # type: ignore[override]
-        self, x: Tensor, bias: Tensor, past_bias: Tensor, cos: Tensor, sin: Tensor, key: Tensor, value: Tensor
+        self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, past_bias: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, ...]:
         past = Past(key, value, past_bias)
         out: Tensor = self.layer(x, attention_mask=bias, position_embeddings=(cos, sin), past=past)
@@ -119,7 +119,7 @@ class StageModule(nn.Module):
                 ]
             past = [given[f"past_key_values.{index}.{name}"] for name in ("key", "value")]
             shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
-            part, operands = SplitLayerPart(self.base.layers[index]), (x, *biases[kind], *angles[kind], *past)
+            part, operands = SplitLayerPart(self.base.layers[index]), (x, *past, *biases[kind], *angles[kind])
             x, *new = self.run(layer_name(index), part, *operands, shapes=[tuple(x.shape), shape, shape])
             present += new
         return x, present
