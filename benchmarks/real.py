@@ -2,15 +2,18 @@
 
     make real
 
-It measures the loss of eager Hugging Face and of the exported graph in ONNX Runtime on the same tokens, 100 greedy
-tokens of both, parity in float32 and bfloat16, and the largest absolute values after each layer, for the text and for
-the tokens of `check` (float16 ends at 65,504). The first run downloads 245 MB. It needs npm and 8 GB of memory. The
-last line of stdout is the result.
+It measures the loss of eager Hugging Face and of the exported graph in ONNX Runtime on the same tokens; 100 greedy
+tokens of Hugging Face's `generate` and of the graphs with a cache in ONNX Runtime and OpenVINO; parity in float32 and
+bfloat16, single pass and with a cache, of the graphs and of engines; the largest absolute values after each layer, for
+the text and for the tokens of `check` (float16 ends at 65,504); and latencies. The first run downloads 245 MB. It needs
+npm and 10 GB of memory. The last line of stdout is the result.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,15 @@ FUNNEL = "6:8:2"
 TOKENS, ROW = 2000, 250
 """Tokens that the loss is measured on, in rows of so many."""
 WRITTEN = 100
-LONGEST = 16
+LONGEST = 32
 """Tokens of the longest row that `check` compares: 262,144 logits of each are kept."""
+TIMED = 256
+"""Tokens of the batch that is timed."""
+KINDS = (
+    ("dense", "none", "text-generation"),
+    (FUNNEL, FUNNEL, "text-generation"),
+    (f"{FUNNEL}, with a cache", FUNNEL, "text-generation-with-past"),
+)
 PROMPT = "The quick brown fox"
 
 
@@ -52,14 +62,28 @@ def compare_losses(model: Any, session: Any, rows: list[NDArray[np.int64]]) -> d
     return {"eager": one.mean(), "onnxruntime": other.mean(), "largest_difference": float(np.abs(one - other).max())}
 
 
-def write(session: Any, ids: list[int]) -> list[int]:
-    """Greedy tokens after a prompt, each from a pass over the whole text."""
-    start = len(ids)
-    while len(ids) < start + WRITTEN:
-        row = np.array([ids], np.int64)
-        logits = session.run({"input_ids": row, "attention_mask": np.ones_like(row)})["logits"]
-        ids = [*ids, int(logits[0, -1].argmax())]
-    return ids[start:]
+def write(model: Any, prompt: list[int]) -> tuple[list[int], float]:
+    """Greedy tokens after a prompt, and the seconds that they took."""
+    import torch
+
+    start = time.perf_counter()
+    text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=WRITTEN, eos_token_id=None)
+    return text[0, len(prompt) :].tolist(), time.perf_counter() - start
+
+
+def compare_texts(reference: Any, folder: Path, prompt: list[int]) -> dict[str, Any]:
+    """Greedy tokens of Hugging Face and of the dense graphs with a cache: how many are equal, and tokens a second."""
+    from funnel_export import FunnelModelForCausalLM
+
+    wanted, seconds = write(reference, prompt)
+    result: dict[str, Any] = {"eager": {"tokens_per_s": WRITTEN / seconds}}
+    for target in ("onnxruntime", "openvino"):
+        model = FunnelModelForCausalLM.from_pretrained(folder, target=target)
+        found, seconds = write(model, prompt)
+        model.close()
+        equal = sum(one == other for one, other in zip(wanted, found, strict=True))
+        result[target] = {"tokens_per_s": WRITTEN / seconds, "equal": equal}
+    return result
 
 
 def largest_values(bundle: Any, row: NDArray[np.int64]) -> dict[str, float]:
@@ -82,7 +106,7 @@ def main() -> None:
     import torch
     from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-    from funnel_export import export
+    from funnel_export import bench, compile_bundle, export
     from funnel_export.commands.check import compare
     from funnel_export.targets.registry import get_target
 
@@ -94,34 +118,50 @@ def main() -> None:
     ids = np.array(tokenizer(brown_text()).input_ids[: TOKENS + 1], np.int64)
     rows = [np.concatenate([[tokenizer.bos_token_id], row]) for row in np.split(ids[1:], TOKENS // ROW)]
     prompt = tokenizer(PROMPT).input_ids
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"tokens": TOKENS, "written": WRITTEN, "funnel": FUNNEL, "longest": LONGEST}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = export(checkpoint, folder / "dense", funnel="none", dtype="float32")
-        last = export(checkpoint, folder / "last", funnel="none", dtype="float32", logits="last")
+        past = export(checkpoint, folder / "past", funnel="none", dtype="float32", task="text-generation-with-past")
         model = Gemma3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
         result["loss"] = compare_losses(model, get_target("onnxruntime").load(bundle.model), rows)
-        text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=WRITTEN, eos_token_id=None)
-        eager, graph = text[0, len(prompt) :].tolist(), write(get_target("onnxruntime").load(last.model), prompt)
-        result["greedy"] = {"tokens": WRITTEN, "equal": sum(x == y for x, y in zip(eager, graph, strict=True))}
+        result["greedy"] = compare_texts(model, past.path, prompt)
         del model
-        values = largest_values(bundle, rows[0])
-        result["largest_values"] = values
+        result["largest_values"] = largest_values(bundle, rows[0])
+        print(json.dumps(result), flush=True)
         result["parity"] = {}
-        for kind, funnel in (("dense", "none"), (FUNNEL, FUNNEL)):
+        for kind, funnel, task in KINDS:
             for dtype in ("float32", "bfloat16"):
-                made = export(checkpoint, folder / f"{kind}-{dtype}".replace(":", "-"), funnel=funnel, dtype=dtype)
+                place = folder / f"{kind}-{dtype}".replace(":", "-").replace(", ", "-").replace(" ", "-")
+                made = export(checkpoint, place, funnel=funnel, dtype=dtype, task=task)
+                for role in made.graphs:
+                    compile_bundle(made, "openvino", graph=role)
                 report = compare(made, max_length=LONGEST)
-                result["parity"][f"{kind} {dtype}"] = {
+                result["parity"][f"{kind}, {dtype}"] = {
                     "passed": report.passed,
-                    "floor_rms": report.floor.rms_rel,
+                    "floor": report.floor.model_dump(),
                     "largest_values": {found.name: found.largest for found in report.ranges},
-                    "rms_of_limit": {
-                        target.name: max(case.metrics.rms_rel for case in target.cases) / report.limit_rms_rel
+                    "of_limit": {
+                        target.name: {
+                            "max": max(case.metrics.max_rel for case in target.cases) / report.limit_max_rel,
+                            "rms": max(case.metrics.rms_rel for case in target.cases) / report.limit_rms_rel,
+                        }
                         for target in report.targets
                         if target.cases
                     },
+                    "errors": [target.error for target in report.targets if target.error],
                 }
+                print(json.dumps(result["parity"]), flush=True)
+                if (kind, dtype) != (FUNNEL, "float32"):
+                    shutil.rmtree(place)
+        timed = bench(
+            folder / f"{FUNNEL}-float32".replace(":", "-"),
+            pytorch=("eager",),
+            lengths=(TIMED,),
+            max_length=LONGEST,
+            min_speedup=None,
+        )
+        result["latency"] = [row.model_dump(mode="json") for row in timed.rows]
     packages = ("torch", "transformers", "onnxruntime", "openvino", "gguf", "funnel-export")
     result["conditions"] = conditions(packages)
     out.write_text(json.dumps(result, indent=1) + "\n")

@@ -17,6 +17,18 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from funnel_export.bundle.signature import (
+    CARRIED,
+    CHANGE,
+    HIDDEN,
+    INPUT_IDS,
+    LOGIT_COLUMNS,
+    OPEN,
+    PAST_LENGTH,
+    READS,
+    SLOTS,
+    past_name,
+)
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.funnel.gather import take_columns
@@ -79,31 +91,37 @@ class StageModule(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the stage on its inputs, in their order."""
         given = dict(zip(self.inputs, tensors, strict=True))
-        stage, spec = self.stage, self.stage.funnel
-        if stage.embeds:
-            x = self.base.embed_tokens(given["input_ids"])
-        elif stage.pools:
-            assert spec is not None
-            before, slots = given["past_length"][:, None], given["slots"]
-            columns = torch.cat([given["open"], given["hidden"]], dim=1) if spec.stride > 1 else given["hidden"]
-            window = columns, slots, -(before - (spec.stride - 1)), before + given["hidden"].shape[1]
-            part = partial(pool, spec=spec)
-            pooled = run_part(self.run, stage.pooled_name, part, *window, length=slots.shape[1])
-            x, present = self._layers(pooled, slots, given)
-            return torch.cat([given["carried"], change_of(pooled, x, spec)], dim=1), *present
-        else:
-            assert spec is not None
-            x, part = given["hidden"], partial(apply_change, spec=spec)
-            operands = x, given["changes"], given["reads"]
-            x = run_part(self.run, stage.recovered_name, part, *operands, length=x.shape[1])
+        if self.stage.pools:
+            return self._on_slots(given)
+        x = self.base.embed_tokens(given[INPUT_IDS]) if self.stage.embeds else self._recovered(given)
         columns = torch.arange(x.shape[1], device=x.device)[None]
-        x, present = self._layers(x, given["past_length"][:, None] + columns, given) if stage.layers else (x, [])
-        return self._logits(take_columns(x, given["logit_columns"])) if stage.ends else x, *present
+        present: list[Tensor] = []
+        if self.stage.layers:
+            x, present = self._layers(x, given[PAST_LENGTH][:, None] + columns, given)
+        return self._logits(take_columns(x, given[LOGIT_COLUMNS])) if self.stage.ends else x, *present
+
+    def _on_slots(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Pool the windows that the chunk closes, and run the layers on their slots."""
+        spec, before, slots = self.stage.funnel, given[PAST_LENGTH][:, None], given[SLOTS]
+        assert spec is not None
+        columns = torch.cat([given[OPEN], given[HIDDEN]], dim=1) if spec.stride > 1 else given[HIDDEN]
+        operands = columns, slots, -(before - (spec.stride - 1)), before + given[HIDDEN].shape[1]
+        part = partial(pool, spec=spec)
+        pooled = run_part(self.run, self.stage.pooled_name, part, *operands, length=slots.shape[1])
+        x, present = self._layers(pooled, slots, given)
+        return torch.cat([given[CARRIED], change_of(pooled, x, spec)], dim=1), *present
+
+    def _recovered(self, given: Mapping[str, Tensor]) -> Tensor:
+        """The tokens' hidden states after the recovery."""
+        assert self.stage.funnel is not None
+        part = partial(apply_change, spec=self.stage.funnel)
+        operands = given[HIDDEN], given[CHANGE], given[READS]
+        return run_part(self.run, self.stage.recovered_name, part, *operands, length=given[HIDDEN].shape[1])
 
     def _layers(self, x: Tensor, queries: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the layers on positions `queries`, [batch, length]; returns hidden states, and new keys and values."""
         family, config = self.family, self.base.config
-        earlier = torch.arange(given[f"past_key_values.{self.stage.layers[0]}.key"].shape[2], device=x.device)[None]
+        earlier = torch.arange(given[past_name(self.stage.layers[0], "key")].shape[2], device=x.device)[None]
         earlier = torch.where(earlier < queries[:, :1], earlier, ABSENT)
         stride = self.stage.tokens_per_position
         angles = family.angles(self.base, x, queries * stride if stride > 1 else queries)
@@ -117,7 +135,7 @@ class StageModule(nn.Module):
                 biases[kind] = [
                     attention_bias(queries, keys, sliding_window=window, dtype=x.dtype) for keys in (queries, earlier)
                 ]
-            past = [given[f"past_key_values.{index}.{name}"] for name in ("key", "value")]
+            past = [given[past_name(index, which)] for which in ("key", "value")]
             shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
             part, operands = SplitLayerPart(self.base.layers[index]), (x, *past, *biases[kind], *angles[kind])
             x, *new = self.run(layer_name(index), part, *operands, shapes=[tuple(x.shape), shape, shape])

@@ -19,6 +19,8 @@ from funnel_export.bundle.signature import (
     PAST_LENGTH,
     READS,
     SLOTS,
+    past_name,
+    present_name,
 )
 from funnel_export.errors import SpecError
 from funnel_export.runtime.state import Held, State, slots_of
@@ -44,7 +46,11 @@ class Stepper:
         self.limit = bundle.architecture.max_position_embeddings
         self._graphs = bundle.graphs
         self.layout = _layout(self._graphs, self.stride)
-        self._none = {name: held.zeros(1, 1) for name, held in self.layout.items()}
+        self._cache_of = {
+            present_name(layer, which): past_name(layer, which)
+            for layer in range(bundle.architecture.num_hidden_layers)
+            for which in ("key", "value")
+        }
 
     def new_state(self, rows: int, limit: int | None = None) -> State:
         """A state of rows without tokens, of at most `limit` tokens each."""
@@ -121,8 +127,7 @@ class Stepper:
 
     def _present(self, results: Arrays) -> Arrays:
         """The new keys and values of a graph, by the names of the caches."""
-        renamed = {name: name.replace("present.", "past_key_values.", 1) for name in results}
-        return {renamed[name]: value for name, value in results.items() if renamed[name] != name}
+        return {self._cache_of[name]: value for name, value in results.items() if name in self._cache_of}
 
     def _validated(
         self, state: State, tokens: NDArray[np.int64], counts: NDArray[np.int64] | None
