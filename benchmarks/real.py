@@ -6,12 +6,11 @@ It measures the loss of eager Hugging Face and of the exported graph in ONNX Run
 tokens of Hugging Face's `generate` and of the graphs with a cache in ONNX Runtime and OpenVINO; parity in float32 and
 bfloat16, single pass and with a cache, of the graphs and of engines; the largest absolute values after each layer, for
 the text and for the tokens of `check` (float16 ends at 65,504); and latencies. The first run downloads 245 MB. It needs
-npm and 10 GB of memory. The last line of stdout is the result.
+npm and 10 GB of memory. A run that was interrupted goes on where it was. The last line of stdout is the result.
 """
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -22,11 +21,13 @@ from measure import conditions
 from numpy.typing import NDArray
 from real_weights import brown_text, real_checkpoint
 
+from funnel_export.verify.parity_report import ParityReport
+
 FUNNEL = "6:8:2"
 TOKENS, ROW = 2000, 250
 """Tokens that the loss is measured on, in rows of so many."""
 WRITTEN = 100
-LONGEST = 32
+LENGTH = 64
 """Tokens of the longest row that `check` compares: 262,144 logits of each are kept."""
 TIMED = 256
 """Tokens of the batch that is timed."""
@@ -118,54 +119,63 @@ def main() -> None:
     ids = np.array(tokenizer(brown_text()).input_ids[: TOKENS + 1], np.int64)
     rows = [np.concatenate([[tokenizer.bos_token_id], row]) for row in np.split(ids[1:], TOKENS // ROW)]
     prompt = tokenizer(PROMPT).input_ids
-    result: dict[str, Any] = {"tokens": TOKENS, "written": WRITTEN, "funnel": FUNNEL, "longest": LONGEST}
+    result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    result |= {"tokens": TOKENS, "written": WRITTEN, "funnel": FUNNEL, "length": LENGTH}
+    result.setdefault("parity", {})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = export(checkpoint, folder / "dense", funnel="none", dtype="float32")
-        past = export(checkpoint, folder / "past", funnel="none", dtype="float32", task="text-generation-with-past")
-        model = Gemma3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
-        result["loss"] = compare_losses(model, get_target("onnxruntime").load(bundle.model), rows)
-        result["greedy"] = compare_texts(model, past.path, prompt)
-        del model
-        result["largest_values"] = largest_values(bundle, rows[0])
-        print(json.dumps(result), flush=True)
-        result["parity"] = {}
+        if "largest_values" not in result:
+            bundle = export(checkpoint, folder / "dense", funnel="none", dtype="float32")
+            past = export(checkpoint, folder / "past", funnel="none", dtype="float32", task="text-generation-with-past")
+            options = {"dtype": torch.float32, "attn_implementation": "eager"}
+            model = Gemma3ForCausalLM.from_pretrained(checkpoint, **options).eval()
+            result["loss"] = compare_losses(model, get_target("onnxruntime").load(bundle.model), rows)
+            result["greedy"] = compare_texts(model, past.path, prompt)
+            del model
+            result["largest_values"] = largest_values(bundle, rows[0])
+            save(result, out)
         for kind, funnel, task in KINDS:
             for dtype in ("float32", "bfloat16"):
-                place = folder / f"{kind}-{dtype}".replace(":", "-").replace(", ", "-").replace(" ", "-")
-                made = export(checkpoint, place, funnel=funnel, dtype=dtype, task=task)
-                for role in made.graphs:
-                    compile_bundle(made, "openvino", graph=role)
-                report = compare(made, max_length=LONGEST)
-                result["parity"][f"{kind}, {dtype}"] = {
-                    "passed": report.passed,
-                    "floor": report.floor.model_dump(),
-                    "largest_values": {found.name: found.largest for found in report.ranges},
-                    "of_limit": {
-                        target.name: {
-                            "max": max(case.metrics.max_rel for case in target.cases) / report.limit_max_rel,
-                            "rms": max(case.metrics.rms_rel for case in target.cases) / report.limit_rms_rel,
-                        }
-                        for target in report.targets
-                        if target.cases
-                    },
-                    "errors": [target.error for target in report.targets if target.error],
-                }
-                print(json.dumps(result["parity"]), flush=True)
-                if (kind, dtype) != (FUNNEL, "float32"):
-                    shutil.rmtree(place)
-        timed = bench(
-            folder / f"{FUNNEL}-float32".replace(":", "-"),
-            pytorch=("eager",),
-            lengths=(TIMED,),
-            max_length=LONGEST,
-            min_speedup=None,
-        )
-        result["latency"] = [row.model_dump(mode="json") for row in timed.rows]
-    packages = ("torch", "transformers", "onnxruntime", "openvino", "gguf", "funnel-export")
+                if f"{kind}, {dtype}" not in result["parity"]:
+                    place = folder / "parity"
+                    made = export(checkpoint, place, funnel=funnel, dtype=dtype, task=task, overwrite=True)
+                    for role in made.graphs:
+                        compile_bundle(made, "openvino", graph=role)
+                    result["parity"][f"{kind}, {dtype}"] = summary(compare(made, lengths=[LENGTH], max_length=LENGTH))
+                    save(result, out)
+        if "latency" not in result:
+            made = export(checkpoint, folder / "timed", funnel=FUNNEL, dtype="float32")
+            timed = bench(made, pytorch=("eager",), lengths=(TIMED,), max_length=LENGTH)
+            result["latency"] = [row.model_dump(mode="json") for row in timed.rows]
+    packages = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")
     result["conditions"] = conditions(packages)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    save(result, out)
     print(json.dumps(result))
+
+
+def summary(report: ParityReport) -> dict[str, Any]:
+    """What a check found: the floor, the largest values, and errors as shares of their limits."""
+    limits = {"max": ("max_rel", report.limit_max_rel), "rms": ("rms_rel", report.limit_rms_rel)}
+    return {
+        "passed": {target.name: target.passed for target in report.targets},
+        "floor": report.floor.model_dump(),
+        "largest_values": {found.name: found.largest for found in report.ranges},
+        "of_limit": {
+            target.name: {
+                name: max(getattr(case.metrics, field) for case in target.cases) / limit
+                for name, (field, limit) in limits.items()
+            }
+            for target in report.targets
+            if target.cases
+        },
+        "errors": [target.error for target in report.targets if target.error],
+    }
+
+
+def save(result: dict[str, Any], out: Path) -> None:
+    """Write what there is: a later run goes on from there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
