@@ -27,7 +27,7 @@ FUNNEL = "6:8:2"
 TOKENS, ROW = 2000, 250
 """Tokens that the loss is measured on, in rows of so many."""
 WRITTEN = 100
-LENGTH = 64
+LENGTH = 16
 """Tokens of the longest row that `check` compares: 262,144 logits of each are kept."""
 TIMED = 256
 """Tokens of the batch that is timed."""

@@ -1,4 +1,4 @@
-"""Checkpoints of Gemma2's published shapes whose weights are holes in the file: tens of GB that take no disk."""
+"""Checkpoints of published shapes whose weights are holes in the file: tens of GB that take no disk."""
 
 import json
 from math import prod
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from funnel_export.families.registry import get_family
+from funnel_export.spec.choices import Task
 
 SHAPES: dict[str, dict[str, Any]] = {
     "2B": {},  # what Gemma2Config gives without arguments
@@ -29,16 +31,38 @@ SHAPES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 144,
     },
 }
+"""Of Gemma2."""
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Gemma 1, 7B": ("gemma", {}),  # what GemmaConfig gives without arguments
+    "Gemma 3, 27B": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 62,
+            "hidden_size": 5376,
+            "intermediate_size": 21504,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 16,
+            "head_dim": 128,
+            "query_pre_attn_scalar": 168,
+            "sliding_window": 1024,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ),
+}
+"""Of other families, with their `model_type`."""
 SHARD_BYTES = 5_000_000_000
 """The most that one file holds, as on the Hub."""
 
 
 def make_sparse_checkpoint(folder: Path, shape: str = "2B") -> int:
-    """Write a bfloat16 checkpoint of one of `SHAPES` in shards; returns how many bytes of weights it seems to have."""
+    """Write a bfloat16 checkpoint of one of the shapes in shards; returns the bytes that its weights seem to have."""
     folder.mkdir(parents=True)
-    config = Gemma2Config(architectures=["Gemma2ForCausalLM"], dtype="bfloat16", **SHAPES[shape])
+    model_type, values = OTHERS[shape] if shape in OTHERS else ("gemma2", SHAPES[shape])
+    family = get_family(model_type)
+    model_class: Any = family.model_class(Task.TEXT_GENERATION)
+    config = family.make_config(architectures=[model_class.__name__], dtype="bfloat16", **values)
     with torch.device("meta"):
-        shapes = {name: list(p.shape) for name, p in Gemma2ForCausalLM(config).named_parameters()}
+        shapes = {name: list(p.shape) for name, p in model_class(config).named_parameters()}
     shards = _shards(shapes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):

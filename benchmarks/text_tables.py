@@ -1,4 +1,4 @@
-"""Tables of the benchmarks that write text: decoding, and a model with trained weights."""
+"""Tables of decoding, of a model with trained weights, and of exports of large shapes."""
 
 import json
 from pathlib import Path
@@ -82,6 +82,21 @@ def real() -> str:
         f"({listed(result['conditions'])})",
     ]
     return "\n\n".join(lines)
+
+
+def shapes() -> str:
+    """Exports of large shapes of other families and with a cache."""
+    result: dict[str, Any] = json.loads((RESULTS / "shapes.json").read_text())
+    rows = []
+    for found in result["results"]:
+        what = (found["shape"] if "Gemma" in found["shape"] else f"Gemma2, {found['shape']}", found["funnel"])
+        figures = ("failed", "", "")
+        if "peak_gb" in found:
+            wall, cpu = found["call_seconds"], found["cpu_seconds"]
+            figures = (f"{cpu:.1f} s", f"{wall:.1f} s", f"{found['peak_gb']:.2f} GB")
+        rows.append((*what, found["task"], f"{found.get('weights_gb', 0):.1f} GB", *figures))
+    headers = ("", "funnel", "task", "weights", "CPU time", "wall time", "peak memory")
+    return f"{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}\n\n({listed(result['conditions'])})"
 
 
 TARGETS = ("onnxruntime", "openvino", "openvino-cpu")
