@@ -25,13 +25,16 @@ if TYPE_CHECKING:
         TargetUnavailableError,
     )
     from funnel_export.funnel import FunnelCache, apply_funnel, remove_funnel
+    from funnel_export.runtime.batch import Batch
     from funnel_export.runtime.model import FunnelModelForCausalLM
+    from funnel_export.runtime.request import Request, Sampling
     from funnel_export.spec.funnel import FunnelSpec
     from funnel_export.spec.profile import Profile
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "Batch": "runtime.batch",
     "Bundle": "bundle.load",
     "BundleError": "errors",
     "CheckpointError": "errors",
@@ -43,6 +46,8 @@ _HOMES = {
     "FunnelSpec": "spec.funnel",
     "Generated": "commands.generate",
     "Profile": "spec.profile",
+    "Request": "runtime.request",
+    "Sampling": "runtime.request",
     "SpecError": "errors",
     "TargetRefusedError": "errors",
     "TargetUnavailableError": "errors",
@@ -59,6 +64,7 @@ _HOMES = {
 """Where each public name lives."""
 
 __all__ = [
+    "Batch",
     "Bundle",
     "BundleError",
     "CheckpointError",
@@ -70,6 +76,8 @@ __all__ = [
     "FunnelSpec",
     "Generated",
     "Profile",
+    "Request",
+    "Sampling",
     "SpecError",
     "TargetRefusedError",
     "TargetUnavailableError",

@@ -16,6 +16,7 @@ from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.families.registry import family_of
 from funnel_export.funnel import apply_funnel
 from funnel_export.funnel.stages import StageModule
+from funnel_export.runtime.invariants import faults_of_step
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.spec.choices import Dtype, Task
@@ -112,6 +113,7 @@ def read_chunk(
         tokens[index, :count] = row[begin : begin + count]
     columns = np.tile(np.arange(length), (len(rows), 1))
     found = stepper.step(state, tokens, np.array(counts), columns)
+    assert faults_of_step(begins, counts, state, found) == []
     for each, row_logits, count in zip(found, logits, counts, strict=True):
         row_logits.append(each[:count])
 

@@ -5,6 +5,7 @@ middle stage need of earlier tokens is kept too: the hidden states at the pool p
 row can go back to any length.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,14 +37,36 @@ class Held:
 
     def zeros(self, rows: int, length: int) -> NDArray[Any]:
         """An array for so many rows and entries."""
+        return np.zeros(self.shape_of(rows, length), self.dtype)
+
+    def shape_of(self, rows: int, length: int) -> tuple[int, ...]:
+        """The shape of an array for so many rows and entries."""
         shape = [rows, *self.shape]
         shape[self.axis] = length
-        return np.zeros(shape, self.dtype)
+        return tuple(shape)
 
 
 def slots_of(lengths: NDArray[np.int64], stride: int) -> NDArray[np.int64]:
     """How many slots rows of these lengths have: one for each closed window."""
     return -(-lengths // stride)
+
+
+def entries_of(capacity: int, stride: int) -> int:
+    """How many entries of so many tokens an array of this capacity has; at least one, for the graphs' sake."""
+    return max(1, -(-capacity // stride))
+
+
+def capacity_of(tokens: int, limit: int) -> int:
+    """The capacity of arrays for rows of so many tokens."""
+    return min(limit, -(-tokens // BLOCK) * BLOCK)
+
+
+def bytes_of(layout: Mapping[str, Held], rows: int, capacity: int) -> int:
+    """Bytes of a state of so many rows and this capacity, without allocating it."""
+    return sum(
+        math.prod(held.shape_of(rows, entries_of(capacity, held.stride))) * np.dtype(held.dtype).itemsize
+        for held in layout.values()
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +91,7 @@ class State:
     def empty(cls, layout: Mapping[str, Held], rows: int, limit: int) -> "State":
         """A state of rows without tokens."""
         state = cls(layout, limit, np.zeros(rows, np.int64))
-        state.arrays = {name: held.zeros(rows, 1) for name, held in layout.items()}
+        state.arrays = {name: held.zeros(rows, entries_of(0, held.stride)) for name, held in layout.items()}
         return state
 
     @property
@@ -97,13 +120,13 @@ class State:
             )
         if needed <= self.capacity:
             return
-        capacity = min(self.limit, -(-needed // BLOCK) * BLOCK)
+        capacity = capacity_of(needed, self.limit)
         self.arrays = {name: self._grown(name, capacity) for name in self.layout}
         self.capacity = capacity
 
     def _grown(self, name: str, capacity: int) -> NDArray[Any]:
         held, old = self.layout[name], self.arrays[name]
-        new = held.zeros(self.rows, -(-capacity // held.stride))
+        new = held.zeros(self.rows, entries_of(capacity, held.stride))
         kept = min(old.shape[held.axis], new.shape[held.axis])
         place = (slice(None),) * held.axis + (slice(kept),)
         new[place] = old[place]
@@ -158,10 +181,19 @@ class State:
         self.lengths = lengths.astype(np.int64)
 
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
-        """Keep these rows, in this order; a row may be there several times, as in beam search."""
+        """Keep these rows, in this order; a row may be there several times, as in beam search.
+
+        The capacity becomes what these rows need.
+        """
         chosen = np.asarray(rows, np.int64)
-        self.arrays = {name: array[chosen] for name, array in self.arrays.items()}
-        self.lengths = self.lengths[chosen]
+        lengths = self.lengths[chosen]
+        capacity = min(self.capacity, capacity_of(int(lengths.max(initial=0)), self.limit))
+        arrays = {}
+        for name, array in self.arrays.items():
+            held = self.layout[name]
+            place = (slice(None),) * (held.axis - 1) + (slice(entries_of(capacity, held.stride)),)
+            arrays[name] = array[(chosen, *place)]
+        self.arrays, self.lengths, self.capacity = arrays, lengths, capacity
 
     def join(self, other: "State") -> None:
         """Append the rows of another state of the same layout."""

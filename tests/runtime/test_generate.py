@@ -15,7 +15,17 @@ from tokenizers_of_words import save_tokenizer
 from transformers import GenerationConfig, pipeline
 from transformers.generation import StoppingCriteria
 
-from funnel_export import BundleError, FunnelModelForCausalLM, FunnelSpec, SpecError, apply_funnel, generate
+from funnel_export import (
+    Batch,
+    BundleError,
+    FunnelModelForCausalLM,
+    FunnelSpec,
+    Request,
+    Sampling,
+    SpecError,
+    apply_funnel,
+    generate,
+)
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.spec.choices import Task
 
@@ -66,6 +76,35 @@ def generated(model: Any, rows: list[list[int]], **options: Any) -> list[list[in
 def test_as_hugging_face_generates(recipe: Recipe, target: str, options: dict[str, Any]) -> None:
     rows = texts([5, 11, 1])
     assert generated(ours(recipe, target), rows, **options) == generated(theirs(recipe), rows, **options)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=1.0, seed=4),
+        Sampling(temperature=1.7, seed=5),
+        Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=6),
+    ],
+    ids=["greedy", "plain", "temperature", "top-k and top-p"],
+)
+def test_a_batch_that_texts_join_chooses_the_same_tokens(sampling: Sampling) -> None:
+    rows, options = texts([5, 11, 1]), COMMON | {"do_sample": False}
+    if not sampling.greedy:
+        names = ("temperature", "top_k", "top_p")
+        options = COMMON | {"do_sample": True} | {name: getattr(sampling, name) for name in names}
+    batch, found = Batch(stepper=ours(FUNNEL, "onnxruntime").stepper, max_rows=3), dict[int, list[Any]]()
+    for row in rows:
+        batch.insert(Request(prompt=tuple(row), max_new_tokens=24, sampling=sampling))
+        for token in batch.next():
+            found.setdefault(token.key, []).append(token.token)
+    while batch.keys:
+        for token in batch.next():
+            found[token.key].append(token.token)
+    for key, row in enumerate(rows):
+        torch.manual_seed(sampling.seed or 0)
+        wanted = theirs(FUNNEL).generate(torch.tensor([row]), **options)[0]
+        assert found[key] == wanted[len(row) :].tolist()
 
 
 def test_prompts_in_chunks_and_prompt_lookup() -> None:
