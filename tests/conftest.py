@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,16 @@ def exact() -> Iterator[None]:
 def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("traces"):
         trace_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _frozen() -> Iterator[None]:
+    """Leave what libraries hold out of later collections, as above, after a test that imported some."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) != before:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
