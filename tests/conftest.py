@@ -18,6 +18,7 @@ install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
 from exported import added_to_shared_bundles  # noqa: E402 - after the hook
 from models import true_float64  # noqa: E402
+from references import compute_anew, share_references  # noqa: E402
 from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
@@ -35,6 +36,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 trials.REST = 0.0
 
 share_traces()
+share_references()
 
 # What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
 gc.collect()
@@ -52,6 +54,12 @@ def exact() -> Iterator[None]:
 def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("traces"):
         trace_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _references(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("references"):
+        compute_anew(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
