@@ -14,13 +14,13 @@ demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)
