@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,7 @@ install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
 from exported import added_to_shared_bundles  # noqa: E402 - after the hook
 from models import true_float64  # noqa: E402
+from references import compute_anew, share_references  # noqa: E402
 from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
@@ -34,10 +36,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 trials.REST = 0.0
 
 share_traces()
+share_references()
 
 # What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
 gc.collect()
 gc.freeze()
+
+
+FIRST = ("test_readme.py", "fuzz", "verify", "test_bench.py", "test_graphs.py", "test_pages.py", "gates", "families")
+"""Names of files and folders that take longest: another worker runs the short ones meanwhile, not after them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; the order within each file stays."""
+    items.sort(key=lambda item: not any(name in item.path.parts for name in FIRST))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +63,22 @@ def exact() -> Iterator[None]:
 def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("traces"):
         trace_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _references(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("references"):
+        compute_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _frozen() -> Iterator[None]:
+    """Leave what libraries hold out of later collections, as above, after a test that imported some."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) != before:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

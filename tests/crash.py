@@ -20,6 +20,7 @@ from typing import Any
 
 from killing import FORK, digest, forked
 from models import save_tiny_checkpoint
+from tracing import share_traces
 
 import funnel_export
 from funnel_export.bundle import load as bundle
@@ -33,6 +34,7 @@ FILES = {str(module.__file__) for module in (atomic, bundle, claims, filling, lo
 def prepare(folder: Path) -> dict[str, Callable[[], None]]:
     """Two exports to one place that differ in their opset, with their graphs traced; and what each of them makes."""
     checkpoint = save_tiny_checkpoint(folder / "checkpoint")
+    share_traces()
     trace, graphs = build.build_graphs, {}
 
     def traced(*args: Any) -> Any:
@@ -62,8 +64,9 @@ def kill_at_lines(points: int) -> dict[str, Any]:
         assert digest(out / "bundle") == new
         result: dict[str, Any] = {"lines": lines, "killed": 0, "old": 0, "new": 0, "lost": 0, "left": 0, "uncleaned": 0}
         half = points // 2
+        step = max(3, 32 // half)  # back to before the names change, however few the points are
         along = [lines * point // half for point in range(half)]
-        for last in (*along, *(lines - 1 - 3 * point for point in range(points - half))):
+        for last in (*along, *(lines - 1 - step * point for point in range(points - half))):
             jobs["old"]()
             assert digest(out / "bundle") == old
             code, _ = forked(jobs["new"], FILES, last)

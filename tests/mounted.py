@@ -13,6 +13,7 @@ from typing import Any
 from crash import FILES, prepare
 from killing import forked
 from mounting import mount
+from soak import SOAK
 
 from funnel_export import compile_bundle, export, load_bundle, package
 from funnel_export.commands.demo import run_demo
@@ -20,7 +21,7 @@ from funnel_export.errors import FunnelExportError
 from funnel_export.progress import no_progress
 from funnel_export.system.filling import is_interrupted, recover
 
-POINTS, STEP = 14, 10
+POINTS, STEP = (14, 10) if SOAK else (7, 20)
 MANIFEST = "manifest.json"
 
 

@@ -1,4 +1,4 @@
-"""Thousands of almost right files: each is accepted or refused with a FunnelExportError, and nothing is written.
+"""Many almost right files: each is accepted or refused with a FunnelExportError, and nothing is written.
 
 Run longer with `make fuzz`, which also takes a share of the accepted configs through a whole export. That it can fail
 is shown by the last test, which takes the check of the config away.

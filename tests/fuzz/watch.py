@@ -14,7 +14,7 @@ from typing import Any
 
 from funnel_export.errors import FunnelExportError
 
-EXAMPLES = int(os.environ.get("FUNNEL_EXPORT_FUZZ", "1000"))
+EXAMPLES = int(os.environ.get("FUNNEL_EXPORT_FUZZ", "500"))
 """Cases of each kind; `make fuzz` asks for more."""
 LONG = "FUNNEL_EXPORT_FUZZ" in os.environ
 SECONDS = 30

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from soak import SOAK
 
-POINTS, ROUNDS = (50, 20) if SOAK else (16, 6)
+POINTS, ROUNDS = (50, 20) if SOAK else (8, 2)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from funnel_export.verify import boundaries, parity
 from funnel_export.verify.boundaries import LONGEST, choose_case
 from funnel_export.verify.cases import Case
 
+pytestmark = pytest.mark.references
+
 NAMES = ["layers.0", "funnel.pooled", "layers.1", "layers.2", "funnel.recovered", "layers.3"]
 
 

@@ -92,6 +92,7 @@ def test_reports_what_was_left_out() -> None:
     assert {case.case.split("x")[1].split()[0] for case in report.targets[0].cases} == {"1", "2", "3"}
 
 
+@pytest.mark.references
 def test_the_same_seed_gives_the_same_errors() -> None:
     one, two, other = (compare(Recipe().bundle(), targets=["onnxruntime"], seed=seed).floor for seed in (1, 1, 2))
     assert one == two != other

@@ -30,6 +30,8 @@ from funnel_export.verify.ranges import (
 )
 from funnel_export.verify.reference import Eager
 
+pytestmark = pytest.mark.references
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*known to overflow in float16")
 
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "vaultgemma")

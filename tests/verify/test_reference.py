@@ -24,6 +24,8 @@ from funnel_export.verify import reference
 from funnel_export.verify.cases import Case
 from funnel_export.verify.reference import Eager
 
+pytestmark = pytest.mark.references
+
 
 def logits(recipe: Recipe) -> NDArray[Any]:
     """Logits of a float64 reference for a text longer than the sliding window."""
