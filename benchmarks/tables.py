@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import repeat
-import text_tables
+import shapes_table
 from choosing import choosing
 from peers_table import render
 from tabulate import tabulate
@@ -320,9 +320,7 @@ TABLES = {
         "compile_large": compile_large,
         "gpu_parity": gpu_parity,
         "gpu_latency": gpu_latency,
-        "shapes": text_tables.shapes,
-        "decode": text_tables.decode,
-        "real": text_tables.real,
+        "shapes": shapes_table.shapes,
     },
 }
 
