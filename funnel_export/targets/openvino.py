@@ -1,6 +1,7 @@
 """The target `openvino`: OpenVINO on the CPU; bfloat16 graphs run in float32 if the processor lacks bfloat16."""
 
 import io
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +153,24 @@ def _settings(core: Any, graph: Graph, settings: Mapping[str, Any]) -> dict[str,
     """The given properties; the inference precision is the graph's unless it is among them."""
     _validate_properties(core, settings)
     bfloat16 = graph.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
-    return {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
+    chosen = {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
+    _check_threads(chosen)
+    return chosen
+
+
+def _check_threads(settings: Mapping[str, str]) -> None:
+    """Refuse bfloat16 on one thread: OpenVINO 2026.4 ends the whole process with SIGFPE when it compiles such a graph.
+
+    Seen on a processor with AMX, with `INFERENCE_NUM_THREADS=1` and in a process that may use one core.
+    """
+    asked = settings.get("INFERENCE_NUM_THREADS", "0")
+    if settings[PRECISION] == "bf16" and (asked == "1" or (asked == "0" and len(os.sched_getaffinity(0)) == 1)):
+        raise SpecError(
+            "OpenVINO crashes on bfloat16 graphs with one thread",
+            got="INFERENCE_NUM_THREADS=1" if asked == "1" else "a process that may use one core",
+            wanted="two threads, or float32",
+            hint=f"--option {PRECISION}=f32, or another number of threads",
+        )
 
 
 def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
