@@ -10,6 +10,7 @@ import torch
 from breaks import another_softcap, broken
 from exported import Recipe
 from models import tiny_config
+from soak import LONG
 
 from funnel_export import FunnelSpec, bench, export
 from funnel_export.bundle.ports import feed
@@ -82,6 +83,7 @@ def test_operations_of_the_head_are_those_of_one_token() -> None:
     assert every.layers == last.layers
 
 
+@LONG
 def test_bench_times_pytorch_with_the_last_logits_too(tmp_path: Path) -> None:
     recipe = Recipe(logits="last")
     bundle = export(recipe.checkpoint(), tmp_path / "bundle", funnel=recipe.funnel, logits="last")

@@ -9,6 +9,7 @@ import torch
 from exported import forward_of_bundle
 from models import TINY, VOCAB, random_rows
 from safetensors.torch import load_file, save_file
+from soak import LONG
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -83,7 +84,9 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
     assert json.loads((bundle.path / "config.json").read_text())["model_type"] == "gemma3"
 
 
-@pytest.mark.parametrize("cls", [Gemma3ForConditionalGeneration, Gemma3ForSequenceClassification])
+@pytest.mark.parametrize(
+    "cls", [pytest.param(Gemma3ForConditionalGeneration, marks=LONG), Gemma3ForSequenceClassification]
+)
 def test_with_a_funnel(cls: type[PreTrainedModel], tmp_path: Path) -> None:
     save(tmp_path / "checkpoint", cls)
     bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel=FunnelSpec.parse("2:6:2"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from families.plain import PLAIN, Plain, PlainArchitecture
 from models import main_output, make_batch, random_rows, tiny_config
+from soak import LONG
 from torch import nn
 
 from funnel_export import CheckpointError, FunnelSpec, apply_funnel, export, remove_funnel
@@ -47,8 +48,16 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-@pytest.mark.parametrize("funnel", ["1:3:2", None])
-@pytest.mark.parametrize("checkpoint", [Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION], indirect=True)
+@pytest.mark.parametrize(
+    ("checkpoint", "funnel"),
+    [
+        (Task.TEXT_GENERATION, "1:3:2"),
+        (Task.FEATURE_EXTRACTION, None),
+        pytest.param(Task.TEXT_GENERATION, None, marks=LONG),
+        pytest.param(Task.FEATURE_EXTRACTION, "1:3:2", marks=LONG),
+    ],
+    indirect=["checkpoint"],
+)
 def test_it_is_exported_and_agrees(checkpoint: Path, funnel: str | None, tmp_path: Path) -> None:
     bundle = export(checkpoint, tmp_path / "bundle", funnel=funnel)
     assert bundle.family is PLAIN

@@ -22,6 +22,7 @@ from near_twins import (
     softcap,
     zigzag,
 )
+from soak import LONG
 
 from funnel_export import Bundle
 from funnel_export.commands.check import compare
@@ -67,7 +68,9 @@ def excesses(report: ParityReport) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LONG if index % 2 else ()) for index, name in enumerate(TWINS)]
+)
 def test_small_errors_are_refused(name: str, tmp_path: Path) -> None:
     twin = TWINS[name]
     bundle = twin.bundle()
