@@ -31,6 +31,8 @@ def contracts() -> Iterator[tuple[str, GraphRecord]]:
     """Task and ends of the graphs that CI compares with fresh exports, in every dtype."""
     for path in sorted((Path(__file__).parents[2] / "graphs" / "contracts").glob("*.txt")):
         text = path.read_text()
+        if "-with-past-" in path.name:  # `package` takes graphs of whole texts only
+            continue
         for dtype in Dtype:  # shapes do not depend on it
             ends: dict[str, list[Port]] = {"input": [], "output": []}
             for end, name, sizes in re.findall(r"^(input|output) (\w+) \w+\[(.*)\]$", text, re.MULTILINE):
@@ -59,7 +61,7 @@ def test_a_config_says_what_the_graph_is(backend: Backend) -> None:
         assert place == ("KIND_GPU" if only_gpu else "KIND_AUTO")
         assert parse_config(write_config(found)) == found
         seen.add(task)
-    assert seen == set(Task)
+    assert seen == {task for task in Task if not task.has_past}
 
 
 GRAPH = GraphRecord(

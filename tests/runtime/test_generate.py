@@ -10,6 +10,7 @@ import pytest
 import torch
 from exported import Recipe
 from models import PAD
+from soak import LONG
 from stepping import texts
 from tokenizers_of_words import save_tokenizer
 from transformers import GenerationConfig, pipeline
@@ -60,7 +61,7 @@ def generated(model: Any, rows: list[list[int]], **options: Any) -> list[list[in
     return result
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=LONG)])
 @pytest.mark.parametrize("recipe", [DENSE, FUNNEL], ids=["dense", "funnel"])
 @pytest.mark.parametrize(
     "options",
@@ -105,6 +106,11 @@ def test_a_batch_that_texts_join_chooses_the_same_tokens(sampling: Sampling) -> 
         torch.manual_seed(sampling.seed or 0)
         wanted = theirs(FUNNEL).generate(torch.tensor([row]), **options)[0]
         assert found[key] == wanted[len(row) :].tolist()
+
+
+def test_openvino_generates_the_same() -> None:
+    rows = texts([5, 11, 1])
+    assert generated(ours(FUNNEL, "openvino"), rows, **GREEDY) == generated(theirs(FUNNEL), rows, **GREEDY)
 
 
 def test_prompts_in_chunks_and_prompt_lookup() -> None:

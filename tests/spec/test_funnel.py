@@ -155,7 +155,7 @@ def test_fits_models_with_enough_layers(spec: FunnelSpec, num_layers: int) -> No
 @pytest.mark.parametrize("lookahead", [False, True])
 def test_lookahead_is_refused_for_generation_only(task: Task, lookahead: bool) -> None:
     spec = FunnelSpec(**MINIMAL, lookahead=lookahead)
-    if lookahead and task is Task.TEXT_GENERATION:
+    if lookahead and task in (Task.TEXT_GENERATION, Task.TEXT_GENERATION_WITH_PAST):
         with pytest.raises(SpecError, match="lookahead"):
             spec.validate_task(task)
     else:

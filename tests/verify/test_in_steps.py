@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from breaks import set_constants
 from exported import Recipe
+from soak import LONG
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, BundleError, FunnelSpec, SpecError, check, compile_bundle, load_bundle
@@ -38,7 +39,9 @@ def changed(folder: Path, role: str, change: Callable[[ir.Model], None]) -> Bund
     return load_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("recipe", [DENSE, FUNNEL, NARROW], ids=["dense", "funnel", "bfloat16"])
+@pytest.mark.parametrize(
+    "recipe", [DENSE, FUNNEL, pytest.param(NARROW, marks=LONG)], ids=["dense", "funnel", "bfloat16"]
+)
 def test_correct_exports_pass(recipe: Recipe) -> None:
     report = compare(recipe.bundle(), max_length=40)
     assert report.passed, report.model_dump_json(indent=1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported import Recipe, with_weights
+from soak import LONG
 from torch import Tensor
 
 from funnel_export import Bundle
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.references
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*known to overflow in float16")
 
-FAMILIES = ("gemma", "gemma2", "gemma3_text", "vaultgemma")
+FAMILIES = ("gemma2", "gemma3_text", *(pytest.param(name, marks=LONG) for name in ("gemma", "vaultgemma")))
 DENSE = Recipe(funnel=None)
 UNTIED = (("tie_word_embeddings", False),)
 
