@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import decode_table
 import repeat
 import shapes_table
 from choosing import choosing
@@ -321,6 +322,7 @@ TABLES = {
         "gpu_parity": gpu_parity,
         "gpu_latency": gpu_latency,
         "shapes": shapes_table.shapes,
+        "decode": decode_table.decode,
     },
 }
 
