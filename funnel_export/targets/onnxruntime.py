@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from funnel_export.bundle.engine import BuiltFor, Engine
 from funnel_export.bundle.load import Graph
+from funnel_export.bundle.manifest import MODEL
 from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
@@ -25,6 +26,7 @@ OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"
 """Files of an engine."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+SPINNING = "session.intra_op.allow_spinning"
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
@@ -109,6 +111,9 @@ class OnnxRuntimeTarget:
         chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)
         path = graph.path if engine is None or outputs else engine.file
         options = _session_options(chosen)
+        if graph.role != MODEL and (engine is None or SPINNING not in engine.manifest.options):
+            # The next graph's session has threads of its own: spinning ones of this session would take their cores.
+            options.add_session_config_entry(SPINNING, "0")
         model: str | bytes = str(path)
         if outputs or graph.dtype is Dtype.BFLOAT16:
             options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
