@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from models import random_rows, tiny_model
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.families.registry import family_of
 from funnel_export.funnel import apply_funnel
 from funnel_export.funnel.stages import StageModule
+from funnel_export.runtime import stepper as stepper_module
 from funnel_export.runtime.invariants import faults_of_step
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
@@ -137,3 +139,22 @@ def largest_error(found: Sequence[Logits], wanted: Sequence[Logits]) -> float:
 def texts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     """Random rows of these lengths."""
     return random_rows(list(lengths), seed)
+
+
+# Steps that are wrong on purpose.
+
+
+def reads_one_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = np.clip
+    monkeypatch.setattr(stepper_module.np, "clip", lambda a, low, high: clip(clip(a, low, high) - 1, 0, None))
+
+
+def stale_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    first: dict[int, Any] = {}
+    last = State.last_change
+    monkeypatch.setattr(State, "last_change", lambda self: first.setdefault(id(self), last(self)))
+
+
+def forgets_the_open_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = State.last_hidden
+    monkeypatch.setattr(State, "last_hidden", lambda self, count: last(self, count) * 0)

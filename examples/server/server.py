@@ -207,8 +207,7 @@ class Server:
         self.tokenizer, self.batch, self.name = tokenizer, batch, name
         self.limit = model.stepper.limit
         self.defaults = model.generation_config
-        ends = self.defaults.eos_token_id
-        self.stop_tokens = frozenset(ends if isinstance(ends, list) else {ends} - {None})
+        self.stop_tokens = model.end_tokens
         self.created = int(time.time())
         self.scheduler = Scheduler(batch, queue)
 

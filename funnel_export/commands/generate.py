@@ -116,7 +116,7 @@ def generate(
                 streamer=streamer,
                 max_new_tokens=min(max_new_tokens, room),
                 return_dict_in_generate=True,
-                **_quiet(model, given),
+                **_without_warnings(model, given),
             )
     finally:
         model.close()
@@ -126,7 +126,7 @@ def generate(
         text=tokenizer.decode(new, skip_special_tokens=True),
         tokens=new,
         prompt_tokens=ids.shape[1],
-        finish_reason="stop" if new and new[-1] in _ends(model) else "length",
+        finish_reason="stop" if new and new[-1] in model.end_tokens else "length",
         seconds_to_first_token=times[0],
         prompt_tokens_per_second=ids.shape[1] / times[0],
         tokens_per_second=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
@@ -162,16 +162,11 @@ def _encode(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
     return ids.long()
 
 
-def _ends(model: "FunnelModelForCausalLM") -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends} - {None}
-
-
-def _quiet(model: "FunnelModelForCausalLM", given: dict[str, Any]) -> dict[str, Any]:
+def _without_warnings(model: "FunnelModelForCausalLM", given: dict[str, Any]) -> dict[str, Any]:
     """Options for Hugging Face's `generate`, without those about which it would warn."""
     if given.get("do_sample") is False:
         given = given | {"temperature": None, "top_k": None, "top_p": None}
     if model.generation_config.pad_token_id is None:
-        ends = sorted(_ends(model))
+        ends = sorted(model.end_tokens)
         given = given | {"pad_token_id": ends[0] if ends else 0}
     return given

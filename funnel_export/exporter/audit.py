@@ -26,7 +26,7 @@ from funnel_export.spec.funnel import (
     node_prefix,
     segments_of,
 )
-from funnel_export.spec.stages import Stage, stages_of
+from funnel_export.spec.stages import stages_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
@@ -59,7 +59,7 @@ def find_faults(
         return [f"no graph of {spec.task} is called {role}"]
     stage = stages_of(spec.funnel, architecture.num_hidden_layers)[role] if spec.task.has_past else None
     segments = stage.segments if stage else segments_of(spec.funnel, architecture.num_hidden_layers)
-    steps = _steps(stage) if stage else [name for name in boundary_names(segments) if node_prefix(name) != name]
+    steps = stage.steps if stage else [name for name in boundary_names(segments) if node_prefix(name) != name]
     ends = stage is None or stage.ends
     return [
         *_ops(model, spec),
@@ -71,11 +71,6 @@ def find_faults(
         *_weights(model, files),
         *_types(model),
     ]
-
-
-def _steps(stage: Stage) -> list[str]:
-    """The boundaries of pooling and recovery in a stage's graph."""
-    return [stage.pooled_name] * stage.pools + [stage.recovered_name] * stage.recovers
 
 
 def audit(graphs: Mapping[str, BuiltGraph], family: Family, architecture: Architecture, spec: ExportSpec) -> None:

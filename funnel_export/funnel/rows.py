@@ -34,7 +34,7 @@ class Rows:
             SpecError: if a row has padding between its tokens (not checked while tracing).
         """
         if has_values(real):
-            _check_padding(real)
+            check_padding(real)
         count = real.long().cumsum(-1)
         keys = token_numbers(real, count)
         if past == 0:
@@ -50,7 +50,8 @@ def has_values(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
-def _check_padding(real: Bool[Tensor, "batch column"]) -> None:
+def check_padding(real: Bool[Tensor, "batch column"]) -> None:
+    """Raise `SpecError` if a row's real tokens are not contiguous; `real` is true for them."""
     starts = (real[:, 1:] & ~real[:, :-1]).sum(-1) + real[:, 0].long()
     if bool((starts > 1).any()):
         raise SpecError(

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import GENERATION, Checkpoint
 from funnel_export.errors import SpecError
+from funnel_export.funnel.rows import check_padding
 from funnel_export.runtime.load import load_stepper
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
@@ -99,6 +100,12 @@ class FunnelModelForCausalLM(PreTrainedModel, GenerationMixin):
         self.bundle, self.stepper = bundle, stepper
         if (bundle.path / GENERATION).exists():
             self.generation_config = GenerationConfig.from_pretrained(bundle.path, local_files_only=True)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens after which a text ends, as `generation_config.json` says."""
+        ends = self.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else {ends} - {None})
 
     @property
     def device(self) -> torch.device:
@@ -203,11 +210,5 @@ def _chunk_mask(mask: Tensor | None, tokens: NDArray[np.int64], cache: RuntimeCa
             wanted=f"[batch, columns so far] = {(tokens.shape[0], columns)}",
         )
     real: NDArray[np.bool_] = whole[:, cache.get_seq_length() :]
-    edges = np.diff(real.astype(np.int8), axis=1, prepend=0)
-    if ((edges == 1).sum(axis=1) > 1).any():
-        raise SpecError(
-            "there is padding between the tokens of a row",
-            got=f"attention_mask with holes in row {int(((edges == 1).sum(axis=1) > 1).argmax())}",
-            wanted="contiguous tokens in each row, with padding only before or after them",
-        )
+    check_padding(torch.from_numpy(real))
     return real

@@ -69,6 +69,11 @@ class Stage:
         """Name of the hidden states after recovery."""
         return Segment(MIDDLE, self.layers, self.funnel).recovered_name
 
+    @property
+    def steps(self) -> list[str]:
+        """Names of the hidden states after pooling or recovery in its graph."""
+        return [self.pooled_name] * self.pools + [self.recovered_name] * self.recovers
+
 
 def stages_of(funnel: FunnelSpec | None, num_layers: int) -> dict[str, Stage]:
     """The stages of a model by role, in the order in which they run.

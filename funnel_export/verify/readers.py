@@ -163,10 +163,5 @@ def _rows(inputs: Inputs) -> list[NDArray[Any]]:
 
 def _named_in(stage: Stage) -> Sequence[str]:
     """The boundaries that have a name in a stage's graph; the entry's last layer is its output."""
-    layers = [layer_name(index) for index in stage.layers]
-    names = [
-        *([stage.pooled_name] if stage.pools else []),
-        *([stage.recovered_name] if stage.recovers else []),
-        *layers,
-    ]
+    names = [*stage.steps, *(layer_name(index) for index in stage.layers)]
     return names[:-1] if stage.role == ENTRY else names

@@ -8,11 +8,20 @@ import numpy as np
 import pytest
 from models import tiny_model
 from properties import oracle_of
-from stepping import eager_stepper, largest_error, read, steps_of, texts, whole
+from stepping import (
+    eager_stepper,
+    forgets_the_open_window,
+    largest_error,
+    read,
+    reads_one_early,
+    stale_change,
+    steps_of,
+    texts,
+    whole,
+)
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 
 from funnel_export import FunnelSpec
-from funnel_export.runtime import stepper as stepping
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
 
@@ -118,17 +127,6 @@ def test_a_second_turn_equals_the_whole_text_at_once() -> None:
 # Steps that are wrong on purpose. Each must be seen, or the tests above prove nothing.
 
 
-def _reads_one_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = np.clip
-    monkeypatch.setattr(stepping.np, "clip", lambda a, low, high: clip(clip(a, low, high) - 1, 0, None))
-
-
-def _stale_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    first: dict[int, Any] = {}
-    last = State.last_change
-    monkeypatch.setattr(State, "last_change", lambda self: first.setdefault(id(self), last(self)))
-
-
 def _padded_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache is written as if every row had the longest row's tokens."""
     commit = State.commit
@@ -139,11 +137,6 @@ def _padded_index(monkeypatch: pytest.MonkeyPatch) -> None:
         self.lengths = lengths.copy()
 
     monkeypatch.setattr(State, "commit", wrong)
-
-
-def _forgets_the_open_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    last = State.last_hidden
-    monkeypatch.setattr(State, "last_hidden", lambda self, count: last(self, count) * 0)
 
 
 def _window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +150,7 @@ def _window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [_reads_one_early, _stale_change, _padded_index, _forgets_the_open_window, _window_off_by_one]
+    "fault", [reads_one_early, stale_change, _padded_index, forgets_the_open_window, _window_off_by_one]
 )
 def test_a_wrong_step_is_seen(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     rows, spec = texts([20, 26, 23]), funnel()

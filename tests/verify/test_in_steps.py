@@ -5,17 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 from breaks import set_constants
 from exported import Recipe
 from soak import LONG
+from stepping import forgets_the_open_window, reads_one_early, stale_change
 from tamper import agree_with_graph
 
 from funnel_export import Bundle, BundleError, FunnelSpec, SpecError, check, compile_bundle, load_bundle
 from funnel_export.commands.check import compare
-from funnel_export.runtime import stepper as stepping
 from funnel_export.runtime.state import State
 from funnel_export.spec.choices import Task
 from funnel_export.verify.cases import Case, kept_positions
@@ -60,22 +59,6 @@ def test_a_long_text_is_read_too() -> None:
     assert report.targets[0].longest == 512, "as long as the model's positions allow"
 
 
-def _reads_one_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = np.clip
-    monkeypatch.setattr(stepping.np, "clip", lambda a, low, high: clip(clip(a, low, high) - 1, 0, None))
-
-
-def _stale_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    first: dict[int, Any] = {}
-    last = State.last_change
-    monkeypatch.setattr(State, "last_change", lambda self: first.setdefault(id(self), last(self)))
-
-
-def _forgets_the_open_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    last = State.last_hidden
-    monkeypatch.setattr(State, "last_hidden", lambda self, count: last(self, count) * 0)
-
-
 def _loses_old_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a text that is longer than the first block of the cache shows it."""
     grown = State._grown
@@ -89,7 +72,7 @@ def _loses_old_entries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "longest"),
-    [(_reads_one_early, 20), (_stale_change, 20), (_forgets_the_open_window, 20), (_loses_old_entries, None)],
+    [(reads_one_early, 20), (stale_change, 20), (forgets_the_open_window, 20), (_loses_old_entries, None)],
 )
 def test_faults_between_the_graphs_are_refused(
     fault: Callable[[pytest.MonkeyPatch], None], longest: int | None, monkeypatch: pytest.MonkeyPatch
