@@ -262,11 +262,11 @@ def test_errors_of_other_kinds(served: Served) -> None:
 def test_more_requests_than_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all rows taken, one request waits, and the next is told to come again."""
     alone = text_of(served, prompt="w5")
-    monkeypatch.setattr(served.scheduler, "queue", 1)
     with ThreadPoolExecutor(1) as pool:
         streams = [served.client.completions.create(**LONG | {"max_tokens": 500}, stream=True) for _ in range(3)]
         for stream in streams:
             next(stream)
+        monkeypatch.setattr(served.scheduler, "queue", 1)  # now: until they have their rows, these three wait too
         waits = pool.submit(text_of, served, prompt="w5")
         wait(lambda: len(served.scheduler.waiting) == 1)
         for stream in (False, True):
