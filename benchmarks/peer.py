@@ -27,14 +27,15 @@ class Genai:
         self._genai = onnxruntime_genai
         self._model = onnxruntime_genai.Model(folder)
 
-    def run(self, ids: list[list[int]]) -> list[float]:
-        """See `Model.run`."""
-        return last(self.prepare(ids)())
+    def run(self, ids: list[list[int]], steps: int) -> list[float]:
+        """See `TimedModel.run`."""
+        return last(self.prepare(ids, steps)())
 
-    def prepare(self, ids: list[list[int]]) -> Callable[[], Any]:
+    def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], Any]:
         """A prefill. A Generator takes a prompt once, so each call makes one, with its cache; none samples."""
         import numpy as np
 
+        assert not steps
         tokens = np.array(ids, dtype=np.int32)
         batch, length = tokens.shape
 
@@ -58,14 +59,15 @@ class Optimum:
 
         self._model = ORTModelForCausalLM.from_pretrained(folder, use_cache=False)
 
-    def run(self, ids: list[list[int]]) -> list[float]:
-        """See `Model.run`."""
-        return last(self.prepare(ids)().numpy())
+    def run(self, ids: list[list[int]], steps: int) -> list[float]:
+        """See `TimedModel.run`."""
+        return last(self.prepare(ids, steps)().numpy())
 
-    def prepare(self, ids: list[list[int]]) -> Callable[[], Any]:
-        """See `Model.prepare`."""
+    def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], Any]:
+        """See `TimedModel.prepare`."""
         import torch
 
+        assert not steps
         tokens = torch.tensor(ids)
         mask = torch.ones_like(tokens)
 

@@ -45,13 +45,11 @@ from funnel_export.families.gemma2 import GEMMA2
 from funnel_export.latency.latency_report import Model, summarize
 from funnel_export.latency.operations import predicted_ratio
 from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.shape import Shape
 from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.verify.cases import Case
-
-Shape = tuple[int, int]
-"""Rows of a batch, tokens of a row."""
 
 FUNNELS = {"S=2": "3:9:2", "S=4": "3:10:4"}
 """S=2 over half of the 12 layers, S=4 over 7 of them."""
@@ -181,10 +179,9 @@ def measure_shape(
     peers: Sequence[Peer], architecture: Architecture, shape: Shape, rounds: int, together: bool
 ) -> dict[str, Any]:
     """One shape: what each runner showed."""
-    batch, length = shape
-    ids = Case((length,) * batch).tokens(architecture, seed=0)[PortKind.TOKENS].tolist()
+    ids = Case((shape.length,) * shape.batch).tokens(architecture, seed=0)[PortKind.TOKENS].tolist()
     runners = [peer.runner for peer in peers if peer.runner is not None]
-    say(f"batch {batch}, length {length}")
+    say(str(shape))
     watch, load = Watch(), os.getloadavg()[0]
     records = (
         run_trials(runners, {shape: ids}, rounds=rounds, progress=watch)
@@ -194,8 +191,8 @@ def measure_shape(
     by_name = {record.runner.runtime: record for record in records}
     rows = with_agreement([row(peer, by_name.get(peer.name), shape) for peer in peers])
     return {
-        "batch": batch,
-        "length": length,
+        "batch": shape.batch,
+        "length": shape.length,
         "rounds": rounds,
         "together": together,
         "load_before": round(load, 1),
@@ -213,7 +210,7 @@ def predicted(architecture: Architecture, length: int) -> dict[str, float]:
 
 def by_tokens(shape: Shape) -> tuple[int, Shape]:
     """The order of shapes: by the tokens of a batch."""
-    return shape[0] * shape[1], shape
+    return shape.batch * shape.length, shape
 
 
 def kept_shapes(out: Path, result: Mapping[str, Any]) -> dict[Shape, dict[str, Any]]:
@@ -229,14 +226,14 @@ def kept_shapes(out: Path, result: Mapping[str, Any]) -> dict[Shape, dict[str, A
             f"cannot resume {out}, got: other {', '.join(differ)} than now, wanted: the same; try without --resume"
         )
         raise ValueError(message)
-    return {(shape["batch"], shape["length"]): shape for shape in earlier["shapes"]}
+    return {Shape(shape["batch"], shape["length"]): shape for shape in earlier["shapes"]}
 
 
 def parse_rounds(text: str) -> tuple[Shape | None, int]:
     """`5` for every shape, `4x1536=5` for one."""
     shape, _, rounds = text.rpartition("=")
     batch, _, length = shape.partition("x")
-    return ((int(batch), int(length)) if shape else None), int(rounds)
+    return (Shape(int(batch), int(length)) if shape else None), int(rounds)
 
 
 def main() -> None:
@@ -260,7 +257,7 @@ def main() -> None:
         parser.error("--resume needs --out with a result file")
     os.environ |= QUIET
     asked = dict(options.rounds)
-    shapes = sorted(((b, n) for b in options.batch for n in options.length), key=by_tokens)
+    shapes = sorted((Shape(b, n) for b in options.batch for n in options.length), key=by_tokens)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, checkpoint = Path(name), Path(name) / "checkpoint"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # first runs compile, whatever ran before
@@ -283,10 +280,11 @@ def main() -> None:
         found = kept_shapes(options.out, result) if options.resume else {}
         for shape in (shape for shape in shapes if shape not in found):
             rounds = asked.get(shape) or asked.get(None) or default_rounds(shape)
-            together = shape[0] * shape[1] <= options.together
+            together = shape.batch * shape.length <= options.together
             found[shape] = measure_shape(peers, architecture, shape, rounds, together)
             result["shapes"] = [
-                found[s] | judge(found[s]["rows"], predicted(architecture, s[1])) for s in sorted(found, key=by_tokens)
+                found[s] | judge(found[s]["rows"], predicted(architecture, s.length))
+                for s in sorted(found, key=by_tokens)
             ]
             record(result, options.out)
 

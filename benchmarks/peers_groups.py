@@ -10,11 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from funnel_export.latency.shape import Shape
 from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.progress import Progress
-
-Shape = tuple[int, int]
-"""Rows of a batch, tokens of a row."""
 
 GROUPS = {"eager": 0, "torch.compile": 0, "onnxruntime": 1, "openvino": 2, "genai": 3, "optimum": 3}
 """The group of each runtime."""
@@ -24,7 +22,7 @@ VISITS = 2
 
 def default_rounds(shape: Shape) -> int:
     """Fewer where calls are long, of 4x1536 up to 35 seconds on two cores; below 6 there is no 95 % interval."""
-    tokens = shape[0] * shape[1]
+    tokens = shape.batch * shape.length
     return next((rounds for limit, rounds in ((128, 31), (512, 21), (2048, 8)) if tokens <= limit), 6)
 
 

@@ -116,7 +116,10 @@ def bench(
     reports: Reports = None,
     json_: Json = False,
 ) -> None:
-    """Time the funnel and the dense model. The exit code is 1 if the outputs are wrong or the funnel is too slow."""
+    """Time the funnel and the dense model. The exit code is 1 if the outputs are wrong or the funnel is too slow.
+
+    Of a bundle that generates text, prompts and the steps after them are timed, in PyTorch without torch.compile.
+    """
     from funnel_export.commands.bench import bench as run_bench
     from funnel_export.report.text import describe_latency
 
@@ -126,7 +129,7 @@ def bench(
             targets=target or None,
             engines=engine or None,
             dense=dense,
-            pytorch=PYTORCH if pytorch is None else [each for each in pytorch if each != NONE],
+            pytorch=None if pytorch is None else [each for each in pytorch if each != NONE],
             lengths=length or LENGTHS,
             batches=batch or BATCHES,
             rounds=rounds,

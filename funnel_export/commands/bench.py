@@ -5,20 +5,20 @@ import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from funnel_export.bundle.engine import changed_engines
-from funnel_export.bundle.load import Bundle, check_made_from, load_bundle
-from funnel_export.bundle.ports import PortKind
+from funnel_export.bundle.load import Bundle, Graph, check_made_from, load_bundle
+from funnel_export.bundle.ports import PortKind, dynamic_axes
 from funnel_export.commands.baseline import baseline, open_baseline
 from funnel_export.commands.check import compare
-from funnel_export.commands.compile import compile_bundle
+from funnel_export.commands.compile import compile_bundle, default_engine_name
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import LATENCY
 from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE, Device, parse_choice
 from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
-from funnel_export.spec.profile import SEQUENCE
+from funnel_export.spec.profile import SEQUENCE, Profile, Range
 from funnel_export.system.machine import processor
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import validate_timeout
@@ -26,6 +26,7 @@ from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
     from funnel_export.latency.latency_report import LatencyReport
+    from funnel_export.latency.shape import Shape
     from funnel_export.latency.trials import Runner
     from funnel_export.verify.candidates import Candidate
     from funnel_export.verify.parity_report import ParityReport
@@ -37,7 +38,7 @@ def bench(
     targets: Sequence[str] | None = None,
     engines: Sequence[str] | None = None,
     dense: Bundle | str | os.PathLike[str] | None = None,
-    pytorch: Sequence[str] = PYTORCH,
+    pytorch: Sequence[str] | None = None,
     lengths: Sequence[int] = LENGTHS,
     batches: Sequence[int] = BATCHES,
     rounds: int = ROUNDS,
@@ -57,14 +58,18 @@ def bench(
     the dense counterpart is compiled with the same options and profiles. No parity, no number: what does not agree with
     eager PyTorch gets none.
 
+    A bundle that generates text is timed twice on every shape: the prompt, which is the time to the first token, and
+    the steps after it, in milliseconds for each token.
+
     Args:
         bundle: a bundle with a funnel, or its folder.
         targets: names of targets; by default all that can run the bundle on this machine, with the engines that fit.
         engines: names of engines of the bundle; only these are timed, plus the graph in each of `targets`.
         dense: a dense bundle, or its folder, to use as the baseline instead of exporting one. It must have the same
             weights, config, task, dtype, opset and logits. It is not written to.
-        pytorch: ways to run PyTorch, of `eager` and `torch.compile`.
-        lengths: tokens per row, at most `max_position_embeddings`.
+        pytorch: ways to run PyTorch, of `eager` and `torch.compile`; by default both, or `eager` alone for a bundle
+            that generates text: torch.compile does not take its growing caches.
+        lengths: tokens per row, at most `max_position_embeddings` with the steps after them.
         batches: rows per batch.
         rounds: counted calls of each runner, at least 6, since fewer have no 95 % interval.
         min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
@@ -89,7 +94,7 @@ def bench(
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     validate_funnelled(opened)
     shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
-    _validate_pytorch(pytorch)
+    runtimes = _pytorch(opened, pytorch)
     asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
     given = None if dense is None else open_baseline(opened, dense)
@@ -105,9 +110,9 @@ def bench(
 
     folder = reports_folder(opened, reports)
     if parity is None:
-        longest = _longest(lengths, found) if max_length is None else max_length
+        longest = _longest(shapes, found) if max_length is None else max_length
         # With eager PyTorch, each timed shape is compared with it anyway.
-        unseen = [] if EAGER in pytorch else [min(max(lengths), longest)]
+        unseen = [] if EAGER in runtimes else [min(max(shape.tokens for shape in shapes), longest)]
         parity = compare(
             opened,
             targets=targets,
@@ -123,9 +128,9 @@ def bench(
     with baseline(opened, given, progress) as twin:
         unbuilt = _build_baselines(twin, sound, progress)
         built = [candidate for candidate in sound if candidate.name not in unbuilt]
-        runners = list(_in_pytorch(opened, twin, dict.fromkeys(pytorch), chosen))
+        runners = list(_in_pytorch(opened, twin, runtimes, chosen))
         runners += _in_targets(opened, twin, built, shapes)
-        tokens = {shape: Case((shape[1],) * shape[0]).tokens(opened.architecture, seed) for shape in shapes}
+        tokens = {shape: Case((shape.tokens,) * shape.batch).tokens(opened.architecture, seed) for shape in shapes}
         ids = {shape: tokens[shape][PortKind.TOKENS].tolist() for shape in shapes}
         records = run_trials(runners, ids, rounds=rounds, timeout=timeout, progress=progress)
     report = evaluate(opened, parity, records, shapes, _conditions(found), min_speedup, unbuilt=unbuilt)
@@ -140,19 +145,25 @@ def shapes_to_time(
     batches: Sequence[int],
     rounds: int,
     min_speedup: float | None,
-) -> list[tuple[int, int]]:
-    """The shapes (batch, length) to time, smallest first; the arguments are those of `bench`.
+) -> "list[Shape]":
+    """The shapes to time, smallest first; the arguments are those of `bench`.
 
     Raises:
         SpecError: for invalid numbers.
     """
+    from funnel_export.latency.shape import Shape, steps_of
+
     for name, values in (("length", lengths), ("batch", batches)):
         if not values or min(values) < 1:
             raise SpecError(f"{name} of a benchmark must be at least 1", got=list(values), wanted=f"{name} >= 1")
-    longest = bundle.architecture.max_position_embeddings
+    funnel = bundle.spec.funnel
+    steps = steps_of(1 if funnel is None else funnel.stride) if bundle.spec.task.has_past else 0
+    longest = bundle.architecture.max_position_embeddings - steps
     if max(lengths) > longest:
         raise SpecError(
-            "length exceeds max_position_embeddings", got=f"length {max(lengths)}", wanted=f"at most {longest} tokens"
+            "length exceeds max_position_embeddings",
+            got=f"length {max(lengths)}",
+            wanted=f"at most {longest} tokens" + f", and {steps} steps after them" * bool(steps),
         )
     if min_speedup is not None and not 0 < min_speedup < float("inf"):
         raise SpecError("the minimum speedup must be positive and finite", got=min_speedup, hint="--min-speedup 1.2")
@@ -163,11 +174,13 @@ def shapes_to_time(
             wanted=f"at least {LEAST_ROUNDS}",
             hint=f"--rounds {ROUNDS}",
         )
-    return sorted({(batch, length) for batch in batches for length in lengths}, key=lambda s: (s[0] * s[1], s))
+    kinds = dict.fromkeys((0, steps))
+    shapes = {Shape(batch, length, each) for batch in batches for length in lengths for each in kinds}
+    return sorted(shapes, key=lambda shape: (shape.batch * shape.length, shape))
 
 
 def validate_funnelled(bundle: Bundle) -> None:
-    """Raise `SpecError` for a bundle without a funnel, or `BundleError` without a graph for whole texts."""
+    """Raise `SpecError` for a bundle without a funnel."""
     if bundle.spec.funnel is None:
         raise SpecError(
             "the bundle has no funnel",
@@ -175,19 +188,30 @@ def validate_funnelled(bundle: Bundle) -> None:
             wanted="a bundle with a funnel",
             hint="pass the bundle with the funnel; bench exports the dense model itself",
         )
-    _ = bundle.model  # fails for a bundle without a graph for whole texts
 
 
-def _validate_pytorch(pytorch: Sequence[str]) -> None:
-    unknown = set(pytorch) - set(PYTORCH)
+def _pytorch(bundle: Bundle, asked: Sequence[str] | None) -> list[str]:
+    """The ways to run PyTorch. Raises `SpecError` for unknown ones, and for those that do not take the bundle."""
+    wanted = (EAGER,) if bundle.spec.task.has_past else PYTORCH
+    if asked is None:
+        return list(wanted)
+    unknown = [each for each in asked if each not in PYTORCH]
     if unknown:
         raise SpecError("unknown way to run PyTorch", got=", ".join(unknown), wanted=" | ".join(PYTORCH))
+    if not set(asked) <= set(wanted):
+        raise SpecError(
+            "torch.compile is not timed with a cache: it would compile the model again in every step",
+            got=f"{TORCH_COMPILE} for a bundle of the task {bundle.spec.task}",
+            wanted=" | ".join(wanted),
+            hint=f"--pytorch {EAGER}",
+        )
+    return list(dict.fromkeys(asked))
 
 
-def _longest(lengths: Sequence[int], found: Sequence["Candidate"]) -> int:
+def _longest(shapes: "Sequence[Shape]", found: Sequence["Candidate"]) -> int:
     """The longest rows of the parity check: the longest timed ones, or the shortest of an engine if longer."""
     least = [min(profile.axes[SEQUENCE].min for profile in each.profiles) for each in found if each.profiles]
-    return max([*lengths, *least])
+    return max([shape.tokens for shape in shapes] + least)
 
 
 def _of_what_is_timed(parity: "ParityReport", bundle: Bundle, found: Sequence["Candidate"]) -> "ParityReport":
@@ -236,36 +260,67 @@ def _chosen_device(device: Device, found: Sequence["Candidate"]) -> str:
 
 
 def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:
-    """Compile the dense counterpart of every engine; return the reasons of failures by engine name."""
+    """Compile the dense counterpart of every candidate with engines; return the reasons of failures by name."""
     failed = {}
-    for engine in (candidate.engine for candidate in found if candidate.engine is not None):
+    (graph,) = dense.graphs.values()
+    for candidate in found:
+        if not candidate.engines:
+            continue
+        name = candidate.name
         try:
             compile_bundle(
                 dense,
-                engine.manifest.target,
-                profiles=engine.manifest.profiles,
-                options=engine.manifest.options,
-                name=engine.name,
-                progress=lambda step, *_, name=engine.name: progress(f"{name} of the dense baseline: {step}"),
+                candidate.target.name,
+                profiles=_dense_profiles(graph, candidate),
+                options=_options(candidate),
+                name=default_engine_name(graph, name),
+                progress=lambda step, *_, name=name: progress(f"{name} of the dense baseline: {step}"),
             )
         except FunnelExportError as err:  # the others are still timed
-            failed[engine.name] = str(err)
+            failed[name] = str(err)
     return failed
 
 
+def _options(candidate: "Candidate") -> dict[str, Any]:
+    """The options that the candidate's engines were compiled with. Raises `SpecError` if they differ."""
+    first, *others = (engine.manifest for engine in candidate.engines.values())
+    for other in others:
+        if other.options != first.options:
+            raise SpecError(
+                "the engines were compiled with different options, so there is no dense counterpart",
+                got=f"{first.graph}: {first.options}, {other.graph}: {other.options}",
+                wanted="engines of the same options",
+            )
+    return dict(first.options)
+
+
+def _dense_profiles(graph: Graph, candidate: "Candidate") -> list[Profile]:
+    """The profiles of the candidate's engines, with the axes that the dense model's graph has."""
+    axes = dynamic_axes(graph.inputs)
+    named: dict[str, dict[str, Range]] = {}
+    for profile in candidate.profiles:
+        named.setdefault(profile.name, {}).update(profile.axes)
+    return [
+        Profile(name=name, axes={axis: ranges[axis] for axis in axes if axis in ranges})
+        for name, ranges in named.items()
+    ]
+
+
 def _in_targets(
-    bundle: Bundle, dense: Bundle, found: Sequence["Candidate"], shapes: Sequence[tuple[int, int]]
+    bundle: Bundle, dense: Bundle, found: Sequence["Candidate"], shapes: "Sequence[Shape]"
 ) -> Iterator["Runner"]:
     """Runners for each target and engine of the bundle, and for its dense counterpart."""
     from funnel_export.latency.latency_report import Model
     from funnel_export.latency.runner import RunnerSetup
     from funnel_export.latency.trials import Runner
 
+    (graph,) = dense.graphs.values()
     for candidate in found:
-        taken = frozenset(filter(candidate.takes, shapes))
-        engine = None if candidate.engine is None else candidate.engine.name
-        for model, source in ((Model.DENSE, dense), (Model.FUNNEL, bundle)):
-            setup = RunnerSetup(bundle=source.path, target=candidate.target.name, engine=engine)
+        taken = frozenset(shape for shape in shapes if candidate.takes((shape.batch, shape.tokens)))
+        own = tuple(engine.name for engine in candidate.engines.values())
+        counterpart = (default_engine_name(graph, candidate.name),) if own else ()
+        for model, source, engines in ((Model.DENSE, dense, counterpart), (Model.FUNNEL, bundle, own)):
+            setup = RunnerSetup(bundle=source.path, target=candidate.target.name, engines=engines)
             yield Runner.of(candidate.name, model, bundle.spec.dtype, setup, shapes=taken)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from funnel_export.bundle.record import SCHEMA, Funnel, SchemaVersion
+from funnel_export.latency.shape import Shape
 from funnel_export.spec.choices import TORCH_COMPILE, Dtype, Task
 from funnel_export.verify.parity_report import ParityReport
 
@@ -48,7 +49,7 @@ class Model(StrEnum):
 
 
 class Latency(_Interval):
-    """Wall-clock time of one call, in milliseconds."""
+    """Wall-clock time of one call or step, in milliseconds."""
 
     median_ms: Measured
     low_ms: Measured
@@ -100,6 +101,8 @@ class RunnerResult(_Report):
     precision: str = ""
     load_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     memory: Memory | None = None
+    cache_bytes_per_token: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    """Memory of the caches for a token of one row; None without caches, and for PyTorch's."""
     error: str | None = None
     """Why it has no numbers."""
 
@@ -115,31 +118,42 @@ class Place(_Report):
     runtime: str
     batch: Count
     length: Count
+    """Tokens of each row, or tokens before the steps."""
+    steps: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Tokens of each row that a call generates, 0 if it reads whole texts."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape."""
+        return Shape(self.batch, self.length, self.steps)
 
     @property
     def place(self) -> str:
         """For example `openvino at batch 1, length 512`."""
-        return f"{self.runtime} at batch {self.batch}, length {self.length}"
+        return f"{self.runtime} at {self.shape}"
 
 
 class Row(Place):
-    """Dense and funnel in one runtime on one shape."""
+    """Dense and funnel in one runtime on one shape.
+
+    The latencies are those of a call; of a call with steps, those of one step, the average over the call.
+    """
 
     dense: Latency
     funnel: Latency
     ratio: Ratio
     """Latency of the funnel over that of the dense model."""
     predicted: Measured
-    """The ratio of the numbers of operations."""
+    """The ratio of the numbers of operations, or for steps that of the bytes that are read."""
     dense_first_ms: Measured
-    """Time of the first call on this shape, which may compile or allocate."""
+    """Time of the first call on this shape, which may compile or allocate; with steps, of the text before them too."""
     funnel_first_ms: Measured
     speedup_over_eager: Ratio | None = None
     """How many times as fast the funnel is as the dense model in eager PyTorch; None if that did not run."""
 
     def tokens_per_second(self, latency: Latency) -> float:
-        """Input tokens processed per second."""
-        return 1000 * self.batch * self.length / latency.median_ms
+        """Input tokens processed per second, or for steps, tokens generated per second."""
+        return 1000 * self.batch * (1 if self.steps else self.length) / latency.median_ms
 
 
 class Gate(_Report):
@@ -171,6 +185,17 @@ class LatencyReport(_Report):
     not_timed: list[Place] = []
     """Requested shapes for which an engine has no optimization profile."""
     gate: Gate | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether prompts and the steps after them were timed, instead of single passes."""
+        return self.task.has_past
+
+    def phase(self, place: Place) -> str:
+        """`prompt` or `step` if the bundle generates text, otherwise empty."""
+        if not self.generates:
+            return ""
+        return "step" if place.steps else "prompt"
 
     @property
     def passed(self) -> bool:

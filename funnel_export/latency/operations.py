@@ -43,8 +43,13 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
     return Operations(
         layers=sum(2 * cost.weights * n for cost, n in costs),
         attention=sum(2 * cost.attention * n * n for cost, n in costs),
-        head=2 * architecture.hidden_size * outputs * (1 if spec.logits is Logits.LAST else length),
+        head=2 * architecture.hidden_size * outputs * (1 if _only_last(spec) else length),
     )
+
+
+def _only_last(spec: ExportSpec) -> bool:
+    """Whether the head runs on each row's last token only; a prompt that is continued needs no other."""
+    return spec.logits is Logits.LAST or spec.task.has_past
 
 
 def layer_lengths(num_layers: int, funnel: FunnelSpec | None, length: int) -> list[int]:

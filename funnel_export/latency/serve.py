@@ -21,15 +21,22 @@ SAMPLES = 64
 class TimedModel(Protocol):
     """A model that a runner times."""
 
-    facts: dict[str, str]
-    """`device` and `precision`."""
+    facts: dict[str, Any]
+    """`device` and `precision`; with a cache also `cache_bytes_per_token`."""
 
-    def run(self, ids: list[list[int]]) -> list[float]:
-        """Run a batch of token ids without padding; return the outputs of the last row's last token."""
+    def run(self, ids: list[list[int]], steps: int) -> list[float]:
+        """Run a batch of token ids without padding, the last `steps` of each row one by one after the others.
+
+        Returns the outputs of the last row's last token.
+        """
         ...
 
-    def prepare(self, ids: list[list[int]]) -> Callable[[], object]:
-        """Return a function that runs the model on this batch and returns when the device is done."""
+    def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], object]:
+        """Return a function that runs the model on this batch and returns when the device is done.
+
+        With `steps`, all but the last `steps` tokens of each row are read now, and the function reads the others, one
+        by one. It may be called several times, always after the same tokens.
+        """
         ...
 
 
@@ -42,8 +49,8 @@ def serve(load: Callable[[dict[str, Any]], TimedModel], device_bytes: Callable[[
     """Answer requests from stdin until it ends. Each request and each answer is one JSON object on a line.
 
     1. The first request goes to `load`. The answer has the model's facts and `load_seconds`.
-    2. `{"ids": ...}`: prepare this batch. The answer has `first_seconds`, the time of the first run, and `sample`, some
-       of its outputs.
+    2. `{"ids": ..., "steps": ...}`: prepare this batch. The answer has `first_seconds`, the time of the first run, and
+       `sample`, some of its outputs.
     3. `{"ids": null}`: run the same batch. The answer has `seconds`.
     4. `{}`: the answer has the peak memory, `host_bytes` and `device_bytes`.
 
@@ -78,7 +85,7 @@ class _Runner:
         if "ids" not in request:
             return {"host_bytes": peak_bytes(), "device_bytes": self._held}
         if request["ids"] is not None:
-            return self._get_ready(self._model, request["ids"])
+            return self._get_ready(self._model, request["ids"], request["steps"])
         assert self._call is not None
         seconds, _ = _timed(self._call)
         return {"seconds": seconds}
@@ -90,10 +97,10 @@ class _Runner:
         gc.freeze()  # keep garbage collections of the libraries' objects out of the timed calls
         return {**self._model.facts, "load_seconds": seconds}
 
-    def _get_ready(self, model: TimedModel, ids: list[list[int]]) -> dict[str, Any]:
+    def _get_ready(self, model: TimedModel, ids: list[list[int]], steps: int) -> dict[str, Any]:
         with self._counted():
-            seconds, outputs = _timed(lambda: model.run(ids))
-            self._call = model.prepare(ids)
+            seconds, outputs = _timed(lambda: model.run(ids, steps))
+            self._call = model.prepare(ids, steps)
             self._call()
         return {"first_seconds": seconds, "sample": outputs[:: max(1, len(outputs) // SAMPLES)]}
 

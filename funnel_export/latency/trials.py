@@ -14,6 +14,7 @@ from typing import Any
 
 from funnel_export.latency.latency_report import Memory, Model, RunnerResult
 from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.shape import Shape
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.worker import SILENCE, Worker, WorkerSilentError
@@ -40,8 +41,8 @@ class Runner:
     """Arguments of the interpreter for a program that calls `serve`."""
     python: str = sys.executable
     """The interpreter, which may belong to another environment."""
-    shapes: frozenset[tuple[int, int]] | None = None
-    """The shapes (batch, length) that it takes; None for all."""
+    shapes: frozenset[Shape] | None = None
+    """The shapes that it takes; None for all."""
 
     @classmethod
     def of(cls, runtime: str, model: Model, dtype: Dtype, setup: RunnerSetup, **more: Any) -> "Runner":
@@ -67,7 +68,7 @@ class RunnerRecord:
 
     runner: Runner
     result: RunnerResult
-    times: dict[tuple[int, int], Times] = field(default_factory=dict)
+    times: dict[Shape, Times] = field(default_factory=dict)
     worker: Worker | None = None
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> dict[str, Any] | None:
@@ -112,9 +113,9 @@ def _death(worker: Worker) -> str:
 
 def run_trials(
     runners: Sequence[Runner],
-    batches: Mapping[tuple[int, int], list[list[int]]],
+    batches: Mapping[Shape, list[list[int]]],
     *,
-    rounds: int | Mapping[tuple[int, int], int],
+    rounds: int | Mapping[Shape, int],
     warmup: int = 2,
     timeout: float = SILENCE,
     progress: Progress,
@@ -126,7 +127,7 @@ def run_trials(
 
     Args:
         runners: the runners to time.
-        batches: token ids [batch][length] by shape, without padding.
+        batches: token ids [batch][length + steps] by shape, without padding.
         rounds: counted calls of each runner, for all shapes or by shape.
         warmup: uncounted calls before them, in addition to the first run and the one in preparation.
         timeout: seconds that one request may take; a runner that takes longer is killed and gets an error.
@@ -154,7 +155,7 @@ def run_trials(
 
 def _run_trial(
     records: Sequence[RunnerRecord],
-    shape: tuple[int, int],
+    shape: Shape,
     ids: list[list[int]],
     rounds: int,
     warmup: int,
@@ -162,16 +163,15 @@ def _run_trial(
     progress: Progress,
 ) -> None:
     """Time all runners on one shape."""
-    name = f"batch {shape[0]}, length {shape[1]}"
     for record in records:
         if record.runner.shapes is not None and shape not in record.runner.shapes:
             continue
-        progress(f"{name}: first run of {record.result.name}")
-        ready = record.ask({"ids": ids}, timeout)
+        progress(f"{shape}: first run of {record.result.name}")
+        ready = record.ask({"ids": ids, "steps": shape.steps}, timeout)
         if ready is not None:
             record.times[shape] = Times(ready["first_seconds"], ready["sample"])
     for number in range(warmup + rounds):
-        progress(f"{name}: round {number + 1} of {warmup + rounds}", number / (warmup + rounds))
+        progress(f"{shape}: round {number + 1} of {warmup + rounds}", number / (warmup + rounds))
         for record in records:
             if shape not in record.times:
                 continue

@@ -16,11 +16,12 @@ from funnel_export.latency.latency_report import (
     summarize,
 )
 from funnel_export.latency.operations import predicted_ratio
+from funnel_export.latency.shape import Shape
+from funnel_export.latency.traffic import predicted_step_ratio
 from funnel_export.latency.trials import RunnerRecord, Times
 from funnel_export.spec.choices import EAGER, PYTORCH
 from funnel_export.verify.parity_report import ParityReport
 
-Shape = tuple[int, int]
 _NO_LIMITS = "eager PyTorch itself is not finite in this dtype, or its error is too large to derive a limit"
 
 
@@ -43,7 +44,7 @@ def evaluate(
         bundle: the bundle with a funnel.
         parity: the result of `check` for everything that was timed.
         records: the trials.
-        shapes: requested shapes, (batch, length).
+        shapes: requested shapes.
         conditions: processor and versions, by name.
         min_speedup: the gate; None for no gate.
         unbuilt: for each engine whose dense counterpart failed to compile, the reason.
@@ -65,7 +66,7 @@ def evaluate(
             if all(shape in by_name[runtime, model].times for model in Model):
                 rows.append(_row(bundle, by_name, runtime, shape))
             else:
-                not_timed.append(Place(runtime=runtime, batch=shape[0], length=shape[1]))
+                not_timed.append(Place(runtime=runtime, **shape._asdict()))
     return LatencyReport(
         conditions=dict(conditions),
         task=spec.task,
@@ -115,18 +116,17 @@ def _judged(
     for shape, times in record.times.items():
         found = _difference(times, eager.times.get(shape), parity)
         if found is not None:
-            where = f"at batch {shape[0]}, length {shape[1]}"
-            return result.model_copy(update={"error": f"no parity, no number: {where} {found}"})
+            return result.model_copy(update={"error": f"no parity, no number: at {shape} {found}"})
     return result
 
 
 def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
     """The error of a runner without an eager counterpart that was timed on longer rows than `check` compared."""
     checked = {target.name: target.longest for target in parity.targets}.get(record.runner.runtime)
-    unseen = [] if checked is None else [shape for shape in record.times if shape[1] > checked]
+    unseen = [] if checked is None else [shape for shape in record.times if shape.tokens > checked]
     if not unseen:
         return None
-    lengths = ", ".join(str(length) for length in sorted({shape[1] for shape in unseen}))
+    lengths = ", ".join(str(length) for length in sorted({shape.tokens for shape in unseen}))
     return (
         f"no parity, no number: nothing was compared at length {lengths}; check went up to {checked}. "
         "Use a larger --max-length, or --pytorch eager"
@@ -156,18 +156,26 @@ def _row(bundle: Bundle, by_name: Mapping[tuple[str, Model], RunnerRecord], runt
     dense, funnel = (by_name[runtime, model].times[shape] for model in Model)
     eager = by_name.get((EAGER, Model.DENSE))
     baseline = None if eager is None or shape not in eager.times else eager.times[shape].seconds
+    each = shape.steps or 1
     return Row(
         runtime=runtime,
-        batch=shape[0],
-        length=shape[1],
-        dense=summarize(dense.seconds),
-        funnel=summarize(funnel.seconds),
+        **shape._asdict(),
+        dense=summarize([seconds / each for seconds in dense.seconds]),
+        funnel=summarize([seconds / each for seconds in funnel.seconds]),
         ratio=compare(funnel.seconds, dense.seconds),
-        predicted=predicted_ratio(bundle.family, bundle.architecture, bundle.spec, shape[1]),
+        predicted=_predicted(bundle, shape),
         dense_first_ms=dense.first * 1000,
         funnel_first_ms=funnel.first * 1000,
         speedup_over_eager=None if baseline is None else compare(baseline, funnel.seconds),
     )
+
+
+def _predicted(bundle: Bundle, shape: Shape) -> float:
+    """The ratio of funnel to dense by bytes for steps, by operations for whole texts."""
+    model = bundle.family, bundle.architecture, bundle.spec
+    if shape.steps:
+        return predicted_step_ratio(*model, shape.length + shape.steps // 2, shape.batch)
+    return predicted_ratio(*model, shape.length)
 
 
 def judge(

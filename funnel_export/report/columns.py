@@ -84,9 +84,11 @@ def _ratio(row: Row) -> Cell:
     return Cell(numbers.ratio(row.ratio), "good" if row.ratio.high < 1 else "bad" if row.ratio.low > 1 else "")
 
 
-LATENCY: tuple[Column[Row], ...] = (
+_PLACE: tuple[Column[Row], ...] = (
     _both("runtime", lambda row: row.runtime, number=False),
     _both("batch", lambda row: str(row.batch)),
+)
+_TIMES: tuple[Column[Row], ...] = (
     Column("length", lambda row: f"{row.length:,}", lambda row: str(row.length)),
     Column("dense ms", lambda row: numbers.latency(row.dense), lambda row: f"{row.dense.median_ms:.1f}"),
     Column("funnel ms", lambda row: numbers.latency(row.funnel), lambda row: f"{row.funnel.median_ms:.1f}"),
@@ -104,9 +106,15 @@ LATENCY: tuple[Column[Row], ...] = (
         lambda row: f"{numbers.ms(row.dense_first_ms)} / {numbers.ms(row.funnel_first_ms)}",
     ),
 )
-"""One shape in one runtime."""
 
-RUNNERS: tuple[Column[RunnerResult], ...] = (
+
+def latency_columns(report: LatencyReport) -> tuple[Column[Row], ...]:
+    """Columns of one shape in one runtime."""
+    phase: Column[Row] = _both("phase", report.phase, number=False)
+    return (*_PLACE, *([phase] * report.generates), *_TIMES)
+
+
+_RUNNERS: tuple[Column[RunnerResult], ...] = (
     Column("runtime", lambda found: found.runtime, number=False),
     Column("model", lambda found: found.model, number=False),
     Column("device", lambda found: found.device or NONE, number=False),
@@ -115,7 +123,16 @@ RUNNERS: tuple[Column[RunnerResult], ...] = (
     Column("host memory", lambda found: numbers.size(None if found.memory is None else found.memory.host_bytes)),
     Column("device memory", lambda found: numbers.size(None if found.memory is None else found.memory.device_bytes)),
 )
-"""Loading time and memory of one runner."""
+
+
+def runner_columns(report: LatencyReport) -> tuple[Column[RunnerResult], ...]:
+    """Columns of loading time and memory of one runner."""
+    cache: Column[RunnerResult] = Column("cache for a token", lambda found: numbers.size(_cache(found)))
+    return (*_RUNNERS, *([cache] * report.generates))
+
+
+def _cache(found: RunnerResult) -> int | None:
+    return None if found.cache_bytes_per_token is None else round(found.cache_bytes_per_token)
 
 
 class Missing(NamedTuple):
@@ -140,7 +157,7 @@ def missing(report: LatencyReport) -> list[Missing]:
 
 
 def _not_timed(place: Place) -> str:
-    return f"batch {place.batch}, length {place.length:,}: no optimization profile takes it"
+    return f"{place.shape}: no optimization profile takes it"
 
 
 # Parity

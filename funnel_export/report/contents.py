@@ -10,7 +10,7 @@ from funnel_export.report import columns, numbers
 from funnel_export.report.canvas import Picture
 from funnel_export.report.columns import Table, page_table
 from funnel_export.report.drawing import draw_text
-from funnel_export.report.latency_panels import by_runtime
+from funnel_export.report.latency_panels import by_runtime, title
 from funnel_export.report.pictures import draw_all
 from funnel_export.spec.choices import PYTORCH
 from funnel_export.spec.funnel import FunnelSpec
@@ -91,8 +91,8 @@ def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport 
 def _latency_section(report: LatencyReport) -> LatencySection:
     return LatencySection(
         report=report,
-        rows=page_table(columns.LATENCY, report.rows),
-        runners=page_table(columns.RUNNERS, [found for found in report.runners if not found.error]),
+        rows=page_table(columns.latency_columns(report), report.rows),
+        runners=page_table(columns.runner_columns(report), [found for found in report.runners if not found.error]),
         missing=page_table(columns.MISSING, columns.missing(report)),
     )
 
@@ -205,8 +205,8 @@ def _speed(report: LatencyReport) -> tuple[str, str, list[str]]:
     speedups = {name: [row.ratio.speedup.value for row in rows] for name, rows in by_runtime(report).items()}
     if not speedups:
         return "no numbers", NONE, []
-    compiled = [value for name, values in speedups.items() if name not in PYTORCH for value in values]
-    details = [f"{name}: {_range(values)}" for name, values in speedups.items()]
+    compiled = [value for (name, _), values in speedups.items() if name not in PYTORCH for value in values]
+    details = [f"{title(*group)}: {_range(values)}" for group, values in speedups.items()]
     return (f"{_range(compiled)} as fast" if compiled else "no target was timed"), NONE, details
 
 

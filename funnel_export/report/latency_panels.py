@@ -22,10 +22,11 @@ def draw_latency(report: LatencyReport) -> Picture:
     highs = [found.high_ms for row in report.rows for found in (row.dense, row.funnel)]
     limits = max(min(lows), 1e-6) / 1.3, max(highs) * 2.2  # room for the legend
     panels = [
-        Panel(title=runtime, alt=_told(rows), draw=partial(_draw_latency, rows, limits))
-        for runtime, rows in by_runtime(report).items()
+        Panel(title=title(*group), alt=_told(rows), draw=partial(_draw_latency, rows, limits))
+        for group, rows in by_runtime(report).items()
     ]
-    caption = "Median time of one call in milliseconds against length, both logarithmic; bands are 95 % intervals."
+    timed = "of one prompt, or of one step after it," if report.generates else "of one call"
+    caption = f"Median time {timed} in milliseconds against length, both logarithmic; bands are 95 % intervals."
     return Picture(name="latency", caption=caption, panels=panels)
 
 
@@ -36,13 +37,13 @@ def draw_ratio(report: LatencyReport) -> Picture:
     limits = low - 0.06 * (high - low), high + 0.06 * (high - low)
     panels = [
         Panel(
-            title=runtime,
+            title=title(*group),
             alt=_told(rows),
             draw=partial(_draw_ratio, rows, limits),
             height=92 + 23 * len(rows),
             head=24,
         )
-        for runtime, rows in by_runtime(report).items()
+        for group, rows in by_runtime(report).items()
     ]
     caption = (
         "Time of the funnel over that of the dense model, with 95 % intervals; left of the line the funnel is faster."
@@ -50,11 +51,18 @@ def draw_ratio(report: LatencyReport) -> Picture:
     return Picture(name="ratio", caption=caption, panels=panels)
 
 
-def by_runtime(report: LatencyReport) -> dict[str, list[Row]]:
-    """The rows of each runtime, sorted by batch and length."""
-    runtimes = dict.fromkeys(row.runtime for row in report.rows)
-    rows = sorted(report.rows, key=lambda row: (row.batch, row.length))
-    return {runtime: [row for row in rows if row.runtime == runtime] for runtime in runtimes}
+def by_runtime(report: LatencyReport) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each runtime and phase, sorted by batch and length."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(report.rows, key=lambda row: (row.batch, row.length)):
+        groups.setdefault((row.runtime, report.phase(row)), []).append(row)
+    order = [row.runtime for row in report.rows]
+    return dict(sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])))
+
+
+def title(runtime: str, phase: str) -> str:
+    """For example `openvino` or `openvino, step`."""
+    return f"{runtime}, {phase}" if phase else runtime
 
 
 def _told(rows: Sequence[Row]) -> str:

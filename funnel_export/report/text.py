@@ -11,7 +11,7 @@ from funnel_export.bundle.ports import Port
 from funnel_export.bundle.weights import DerivedFile
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.latency.operations import predictions
-from funnel_export.report.columns import LATENCY, case_columns, cases, console_table, worst_cases
+from funnel_export.report.columns import case_columns, cases, console_table, latency_columns, worst_cases
 from funnel_export.report.drawing import draw_text
 from funnel_export.targets.options import describe_options
 from funnel_export.targets.registry import get_target
@@ -123,8 +123,13 @@ def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
 
 def describe_latency(report: LatencyReport) -> str:
     """A latency report as text: rows, runners without numbers, and the gate."""
-    lines = [console_table(LATENCY, report.rows), ""]
+    lines = [console_table(latency_columns(report), report.rows), ""]
     lines.append(f"medians of {report.rounds} interleaved calls, in {report.dtype}; 95 % bootstrap intervals")
+    steps = max((row.steps for row in report.rows), default=0)
+    if steps:
+        lines.append(
+            f"prompt: time to the first token; step: time a token, the average of {steps} after a text of that length"
+        )
     lines += [f"{each.name}: {each.error}" for each in report.runners if each.error]
     lines += [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
     if not report.parity.passed:

@@ -69,6 +69,11 @@ def bytes_of(layout: Mapping[str, Held], rows: int, capacity: int) -> int:
     )
 
 
+def bytes_per_token(layout: Mapping[str, Held]) -> float:
+    """Bytes that a token adds to a state of one row, on average."""
+    return sum(bytes_of({name: held}, 1, held.stride) / held.stride for name, held in layout.items())
+
+
 @dataclass(slots=True, eq=False)
 class State:
     """The caches of a batch of rows, and the rows' lengths in tokens.

@@ -45,12 +45,16 @@ class Candidate:
     def takes(self, shape: tuple[int, int]) -> bool:
         """Whether an optimization profile of the engine takes a batch of this shape, (batch, sequence).
 
-        Of the engines of stages, only the batch is considered: they take a text in chunks.
+        Of the engines of stages, the longest sequence is considered: a text is a chunk and steps after it, which have
+        profiles of their own.
         """
         batch, sequence = shape
+        if not self.profiles:
+            return True
         if any(role != MODEL for role in self.engines):
-            return not self.profiles or any(batch in profile.axes[BATCH] for profile in self.profiles)
-        return not self.profiles or bool(fitting_profiles(self.profiles, {BATCH: batch, SEQUENCE: sequence}))
+            taking = [profile.axes for profile in self.profiles if batch in profile.axes[BATCH]]
+            return bool(taking) and sequence <= max(axes[SEQUENCE].max for axes in taking)
+        return bool(fitting_profiles(self.profiles, {BATCH: batch, SEQUENCE: sequence}))
 
     def load(self, graph: Graph, outputs: Sequence[str] = ()) -> Session:
         """See `Target.load`."""

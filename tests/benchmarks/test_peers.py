@@ -9,6 +9,8 @@ import peers_judging
 import peers_table
 import pytest
 
+from funnel_export.latency.shape import Shape
+
 PREDICTED = {"S=2": 0.8, "S=4": 0.6}
 
 
@@ -74,6 +76,6 @@ def test_a_run_that_was_cut_off_goes_on_under_the_same_conditions_only(tmp_path:
     out = tmp_path / "peers.json"
     out.write_text(json.dumps({"conditions": {"cpus": 2}, "shapes": [judged()]}))
     kept = peers.kept_shapes(out, {"conditions": {"cpus": 2}, "shapes": []})
-    assert kept[1, 8]["over_best_peer"]["peer"] == "openvino bfloat16, dense"
+    assert kept[Shape(1, 8)]["over_best_peer"]["peer"] == "openvino bfloat16, dense"
     with pytest.raises(ValueError, match="other conditions than now"):
         peers.kept_shapes(out, {"conditions": {"cpus": 4}, "shapes": []})

@@ -12,11 +12,13 @@ from exported import Recipe
 from funnel_export.latency import trials
 from funnel_export.latency.latency_report import Model
 from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.shape import Shape
 from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.latency.verdict import distance
 from funnel_export.spec.choices import Dtype
 
-BATCHES = {(1, 5): [[5, 6, 7, 8, 9]], (2, 3): [[5, 6, 7], [9, 8, 7]]}
+WIDE = Shape(2, 3)
+BATCHES = {Shape(1, 5): [[5, 6, 7, 8, 9]], WIDE: [[5, 6, 7], [9, 8, 7]]}
 
 TOY = """
 import os, sys
@@ -29,11 +31,11 @@ class Toy:
     def note(self, what):
         with open(self.request["log"], "a") as log:
             log.write(f"{self.request['name']} {what}\\n")
-    def run(self, ids):
+    def run(self, ids, steps):
         print("a library prints this to stdout")
         self.note("run")
         return [float(sum(map(sum, ids)))] * 200
-    def prepare(self, ids):
+    def prepare(self, ids, steps):
         def call():
             self.note(f"call {len(ids)}x{len(ids[0])}")
             if self.request.get("dies") and len(ids) == 2:
@@ -140,10 +142,10 @@ def test_a_runner_that_fails_to_load_says_why(tmp_path: Path) -> None:
 
 def test_shapes_that_a_runner_does_not_take_are_skipped() -> None:
     setup = RunnerSetup(bundle=Recipe().bundle().path, target="onnxruntime")
-    runner = Runner.of("x", Model.FUNNEL, Dtype.FLOAT32, setup, shapes=frozenset({(2, 3)}))
-    (record,) = run([runner], rounds={(1, 5): 1, (2, 3): 3})
-    assert list(record.times) == [(2, 3)]
-    assert len(record.times[2, 3].seconds) == 3
+    runner = Runner.of("x", Model.FUNNEL, Dtype.FLOAT32, setup, shapes=frozenset({WIDE}))
+    (record,) = run([runner], rounds={Shape(1, 5): 1, WIDE: 3})
+    assert list(record.times) == [WIDE]
+    assert len(record.times[WIDE].seconds) == 3
 
 
 def test_every_runtime_computes_the_bundle() -> None:
@@ -158,7 +160,7 @@ def test_every_runtime_computes_the_bundle() -> None:
     )
     assert [record.result.error for record in records] == [None] * 4
     assert [record.result.precision for record in records] == ["float32", "bfloat16", "float32", "f32"]
-    eager, low, ort, openvino = (record.times[2, 3].sample for record in records)
+    eager, low, ort, openvino = (record.times[WIDE].sample for record in records)
     assert max(distance(ort, eager), distance(openvino, eager)) < 1e-5
     assert 1e-5 < distance(low, eager) < 0.2
 
@@ -167,7 +169,7 @@ def test_prepared_calls_do_not_change_later_results() -> None:
     from funnel_export.targets.registry import get_target
 
     bundle = Recipe().bundle()
-    ids = np.array(BATCHES[2, 3])
+    ids = np.array(BATCHES[WIDE])
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     for target in ("onnxruntime", "openvino"):
         session = get_target(target).load(bundle.model)

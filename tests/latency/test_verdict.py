@@ -9,12 +9,13 @@ from latencies import RUNTIMES, make_parity, make_row
 
 from funnel_export import Bundle
 from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
+from funnel_export.latency.shape import Shape
 from funnel_export.latency.trials import Runner, RunnerRecord, Times
 from funnel_export.latency.verdict import evaluate, judge
 from funnel_export.report.text import describe_latency
 from funnel_export.verify.parity_report import ParityReport
 
-SHAPES = [(1, 7), (1, 20)]
+SHAPES = [Shape(1, 7), Shape(1, 20)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def bundle() -> Bundle:
 
 def outcome(
     bundle: Bundle,
-    shapes: Mapping[str, Sequence[tuple[int, int]]],
+    shapes: Mapping[str, Sequence[Shape]],
     *,
     parity: ParityReport | None = None,
     samples: Mapping[tuple[str, Model], float] | None = None,
@@ -53,7 +54,7 @@ def outcome(
     return evaluate(bundle, parity or make_parity(bundle), records, SHAPES, {}, min_speedup)
 
 
-def everyone(**others: Sequence[tuple[int, int]]) -> dict[str, Sequence[tuple[int, int]]]:
+def everyone(**others: Sequence[Shape]) -> dict[str, Sequence[Shape]]:
     """All shapes for every runtime, and the given shapes for the named ones."""
     return dict.fromkeys(RUNTIMES, SHAPES) | others
 
@@ -68,9 +69,9 @@ def test_every_runtime_on_every_shape(bundle: Bundle) -> None:
     assert "gate: at least 0.9 times as fast as dense in every target: passed" in describe_latency(report)
 
 
-@pytest.mark.parametrize("taken", [[], [(1, 7)]], ids=["none", "one of two"])
-def test_an_engine_that_lacks_a_shape_fails_the_gate(bundle: Bundle, taken: list[tuple[int, int]]) -> None:
-    missing = [f"plan at batch {batch}, length {length}" for batch, length in SHAPES if (batch, length) not in taken]
+@pytest.mark.parametrize("taken", [[], [Shape(1, 7)]], ids=["none", "one of two"])
+def test_an_engine_that_lacks_a_shape_fails_the_gate(bundle: Bundle, taken: list[Shape]) -> None:
+    missing = [f"plan at batch {each.batch}, length {each.length}" for each in SHAPES if each not in taken]
     report = outcome(bundle, everyone(plan=taken), min_speedup=0.9)
     assert report.gate is not None
     assert report.gate.failures == [f"{place}: was not timed" for place in missing]

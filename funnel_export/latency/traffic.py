@@ -1,0 +1,43 @@
+"""Counting bytes: what a step of generation reads, which limits its speed at small batches."""
+
+from dataclasses import replace
+
+from funnel_export.families.architecture import Architecture
+from funnel_export.families.base import Family
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.funnel import segments_of
+
+ITEMSIZE = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
+"""Bytes of one number."""
+
+
+def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, past: int, batch: int = 1) -> float:
+    """Bytes that a step reads: the weights of the layers and of the head, and the caches of each row.
+
+    The middle layers run in one of S steps, since rows that are generated together close their windows together; this
+    is the average. A layer with a sliding window reads its whole cache too. Gathered embeddings and activations are
+    negligible and not counted.
+
+    Args:
+        family: the model's family.
+        architecture: its sizes.
+        spec: dtype and funnel of the export.
+        past: tokens of each row before the step.
+        batch: number of rows.
+    """
+    entry = 2 * architecture.num_key_value_heads * architecture.head_dim
+    numbers: float = architecture.vocab_size * architecture.hidden_size
+    for segment in segments_of(spec.funnel, architecture.num_hidden_layers):
+        for layer in segment.layers:
+            weights = family.layer_cost(architecture, layer).weights
+            numbers += (weights + batch * entry * past / segment.stride) / segment.stride
+    return numbers * ITEMSIZE[spec.dtype]
+
+
+def predicted_step_ratio(
+    family: Family, architecture: Architecture, spec: ExportSpec, past: int, batch: int = 1
+) -> float:
+    """Bytes of a step with a funnel over those of the dense model; see `step_bytes`."""
+    dense = step_bytes(family, architecture, replace(spec, funnel=None), past, batch)
+    return step_bytes(family, architecture, spec, past, batch) / dense
