@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -9,75 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import GENERATION, Checkpoint
 from funnel_export.errors import SpecError
 from funnel_export.funnel.rows import check_padding
+from funnel_export.runtime.cache import RuntimeCache
 from funnel_export.runtime.load import load_stepper
-from funnel_export.runtime.state import State
+from funnel_export.runtime.saving import load_cache, save_cache
 from funnel_export.runtime.stepper import Stepper
-
-
-class RuntimeCache(Cache):
-    """The state of a batch, with the interface of Hugging Face's caches.
-
-    Hugging Face counts columns, which include the padding of shorter prompts; the state counts the tokens of each row.
-    """
-
-    def __init__(self, state: State) -> None:
-        super().__init__(layers=[])
-        self.state = state
-        self.real = np.zeros((state.rows, 0), np.bool_)
-        """[batch, columns so far]: which columns are tokens and not padding."""
-
-    @property
-    def is_compileable(self) -> bool:
-        """Never: the graphs are compiled by their runtime."""
-        return False
-
-    @property
-    def is_initialized(self) -> bool:
-        """Always."""
-        return True
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - Cache's signature
-        """Number of columns so far."""
-        return self.real.shape[1]
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:  # noqa: ARG002
-        """Most tokens of a row."""
-        return self.state.limit
-
-    def crop(self, max_length: int) -> None:
-        """Keep this many columns; a negative number removes columns, as in `DynamicCache`."""
-        kept = max_length if max_length >= 0 else self.real.shape[1] + max_length
-        real = self.real[:, : max(0, kept)]
-        self.state.crop(real.sum(axis=1))
-        self.real = real
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the rows for beam search: row i becomes the former row `beam_idx[i]`."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        self._select(np.repeat(np.arange(self.state.rows), repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only the rows `indices`."""
-        self._select(indices.cpu().numpy())
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self.state.crop(np.zeros(self.state.rows, np.int64))
-        self.real = self.real[:, :0]
-
-    def _select(self, rows: NDArray[np.int64]) -> None:
-        self.state.select(rows)
-        self.real = self.real[rows]
 
 
 class FunnelModelForCausalLM(PreTrainedModel, GenerationMixin):
@@ -191,6 +133,26 @@ class FunnelModelForCausalLM(PreTrainedModel, GenerationMixin):
             return
         rows = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1) * batch_size
         model_kwargs["past_key_values"] = RuntimeCache(self.stepper.new_state(rows))
+
+    def save_cache(self, cache: RuntimeCache, path: str | os.PathLike[str]) -> None:
+        """Write the cache of a prompt to a safetensors file, for this or a later process.
+
+        Args:
+            cache: the `past_key_values` of this model.
+            path: the file. An earlier saved cache is replaced.
+
+        Raises:
+            BundleError: if the file exists and is not a saved cache, if it cannot be written, or if the disk is full.
+        """
+        save_cache(cache, self.bundle, Path(path))
+
+    def load_cache(self, path: str | os.PathLike[str]) -> RuntimeCache:
+        """Read a saved cache, for `past_key_values`; the texts that follow begin with the tokens that it has.
+
+        Raises:
+            BundleError: if the file is damaged, is not a saved cache, or was made with another bundle.
+        """
+        return load_cache(Path(path), self.bundle, self.stepper.new_state(0))
 
     def close(self) -> None:
         """Free the graphs."""

@@ -129,6 +129,11 @@ class State:
         self.arrays = {name: self._grown(name, capacity) for name in self.layout}
         self.capacity = capacity
 
+    def place(self, name: str, capacity: int) -> tuple[slice, ...]:
+        """Where an array has the entries of so many tokens, as an index."""
+        held = self.layout[name]
+        return (slice(None),) * held.axis + (slice(entries_of(capacity, held.stride)),)
+
     def _grown(self, name: str, capacity: int) -> NDArray[Any]:
         held, old = self.layout[name], self.arrays[name]
         new = held.zeros(self.rows, entries_of(capacity, held.stride))
@@ -193,11 +198,7 @@ class State:
         chosen = np.asarray(rows, np.int64)
         lengths = self.lengths[chosen]
         capacity = min(self.capacity, capacity_of(int(lengths.max(initial=0)), self.limit))
-        arrays = {}
-        for name, array in self.arrays.items():
-            held = self.layout[name]
-            place = (slice(None),) * (held.axis - 1) + (slice(entries_of(capacity, held.stride)),)
-            arrays[name] = array[(chosen, *place)]
+        arrays = {name: array[self.place(name, capacity)][chosen] for name, array in self.arrays.items()}
         self.arrays, self.lengths, self.capacity = arrays, lengths, capacity
 
     def join(self, other: "State") -> None:
