@@ -1,104 +1,144 @@
-"""Decoding: milliseconds a token with a cache, dense and with funnels, beside Hugging Face.
+"""Decoding: milliseconds a token with a cache, dense and with funnels, beside other tools.
 
-    python benchmarks/decode.py --out benchmarks/results/decode.json
+    python benchmarks/decode.py --out benchmarks/results/decode.json \\
+        --genai-python E/bin/python --intel-python E/bin/python --llama-python E/bin/python
 
-Every runner continues the same text from the same number of tokens. Their steps are interleaved in one process, in
-blocks of 8 tokens, two windows of the longest stride; after a block the cache is as before. The measure is the median
-over the blocks.
+The environments have what `constraints-genai.txt`, `constraints-intel.txt` and `constraints-llama.txt` pin; a tool
+without an interpreter is left out by name. The checkpoint is that of `export.py`, 12 layers and hidden size 1024.
+
+Each runner has a process of its own, and their calls are interleaved within two groups: float32, and fewer bits. One
+kind of call reads a prompt into an empty cache: the time to the first token. The other reads 8 tokens one by one
+after a text of some tokens. All read the same tokens, except llama.cpp, which picks its own: its call reads the last
+token of the text again, and then 7 of its own. optimum-intel's model keeps its cache inside, and each call puts it
+back; what that takes is in the times.
 
 Two limits stand beside the times: the bytes that a token reads (weights, caches) over the bandwidth of a matrix-vector
 product, and the share of bytes that a funnel needs of the dense model's.
 """
 
 import argparse
-import gc
-import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from export import DIMENSIONS, make_checkpoint
-from measure import conditions
+from export import DIMENSIONS, Exporter, helper, make_checkpoint
+from measure import HERE, conditions, failure, record
+from peers_groups import Watch, say
 
-PASTS = (512, 2048)
-"""Tokens before the steps."""
-REST = 0.1
-"""Seconds before a block, in which the threads of the runner before stop spinning."""
-BLOCK = 8
-ROUNDS = 9
-FUNNELS = {"dense": None, "S=2": "3:9:2", "S=4": "3:9:4"}
+from funnel_export import export
+from funnel_export.bundle.load import Bundle
+from funnel_export.bundle.ports import PortKind
+from funnel_export.latency.latency_report import Model, compare, summarize
+from funnel_export.latency.runner import RunnerSetup
+from funnel_export.latency.shape import Shape, steps_of
+from funnel_export.latency.traffic import step_bytes
+from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
+from funnel_export.latency.verdict import distance
+from funnel_export.spec.choices import Dtype, Task
+from funnel_export.verify.cases import Case
+
+FUNNELS = {"dense": "none", "S=2": "3:9:2", "S=4": "3:9:4"}
 """Half of the layers run on slots."""
+PASTS, STEPS, ROUNDS = (512, 2048), steps_of(4), 11
+PROMPT, PROMPT_ROUNDS = 512, 6
 MATRIX = (8192, 16384)
 """Of the product that measures the bandwidth: 0.5 GB, far more than any cache of a processor."""
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
+OTHERS = {
+    "genai": {"float32": "genai", "int4": "genai_int4"},
+    "intel": {"float32": "intel", "int8": "intel_int8", "int4": "intel_int4"},
+    "llama": {"float32": "llama_f32", "int8": "llama_q8_0", "int4": "llama_q4_0"},
+}
+"""Names in `exporters.py` by tool and precision."""
 
 
-class Exported:
-    """A bundle in a target, with a text of some tokens in its cache."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model in a runtime in a precision."""
 
-    def __init__(self, bundle: Any, target: str) -> None:
-        from funnel_export.runtime.load import load_stepper
+    runtime: str
+    precision: str
+    model: str = "dense"
+    """A key of `FUNNELS`."""
+    runner: Runner | None = None
+    """None if it cannot run here."""
+    missing: str = ""
+    """Why it cannot."""
+    bundle: Bundle | None = None
+    """The bundle that it runs, for the bytes that it reads."""
+    weight_bytes: int | None = None
+    """Bytes of the weights of another tool's model; all are read in a step."""
 
-        self.stepper = load_stepper(bundle, target)
-
-    def read(self, tokens: Any) -> None:
-        """Read a prompt."""
-        self.state = self.stepper.new_state(1)
-        self.start = np.array([tokens.shape[1]])
-        self.stepper.step(self.state, tokens)
-
-    def steps(self, tokens: Any) -> None:
-        """Read tokens one by one, and forget them."""
-        for at in range(tokens.shape[1]):
-            self.stepper.step(self.state, tokens[:, at : at + 1])
-        self.state.crop(self.start)
-
-    def logits(self, tokens: Any) -> Any:
-        """The logits after some tokens."""
-        found = self.stepper.step(self.state, tokens)[0, -1].astype(np.float32)
-        self.state.crop(self.start)
-        return found
+    @property
+    def name(self) -> str:
+        """For example `openvino bfloat16` or `openvino bfloat16, S=2`."""
+        return named(self.runtime, self.precision, self.model)
 
 
-class Eager:
-    """Hugging Face's model in eager PyTorch with its own cache."""
+def named(runtime: str, precision: str, model: str) -> str:
+    """A runner in words; dense unless it says otherwise."""
+    return f"{runtime} {precision}" + ("" if model == "dense" else f", {model}")
 
-    def __init__(self, checkpoint: Path, dtype: str) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
 
-        self.torch = torch
-        kind = getattr(torch, dtype)
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=kind, attn_implementation="eager").eval()
+def export_bundles(checkpoint: Path, folder: Path) -> dict[tuple[str, Dtype], Bundle]:
+    """The checkpoint by this package: dense and with each funnel, in both dtypes; weights are hard links."""
+    bundles = {}
+    for model, funnel in FUNNELS.items():
+        for dtype in (Dtype.FLOAT32, Dtype.BFLOAT16):
+            say(f"exporting {model} in {dtype}")
+            out = folder / f"{model}-{dtype}"
+            bundles[model, dtype] = export(
+                checkpoint, out, funnel=funnel, dtype=dtype, task=Task.TEXT_GENERATION_WITH_PAST
+            )
+    return bundles
 
-    def read(self, tokens: Any) -> None:
-        """Read a prompt."""
-        with self.torch.no_grad():
-            self.cache = self.model(self.torch.from_numpy(tokens), use_cache=True, logits_to_keep=1).past_key_values
-        # Its layers make new tensors in every step, so the old ones can be put back.
-        self.kept = [dict(vars(layer)) for layer in self.cache.layers]
 
-    def steps(self, tokens: Any) -> None:
-        """Read tokens one by one, and forget them."""
-        with self.torch.no_grad():
-            for at in range(tokens.shape[1]):
-                ids = self.torch.from_numpy(tokens[:, at : at + 1].copy())
-                self.model(ids, past_key_values=self.cache, use_cache=True)
-        self._crop()
+def own_entries(bundles: Mapping[tuple[str, Dtype], Bundle]) -> list[Entry]:
+    """Every runtime that takes this package's bundles; dense and funnels of one run right after each other."""
+    full, half = Dtype.FLOAT32, Dtype.BFLOAT16
+    kinds = [(None, full), ("onnxruntime", full), ("openvino", full), ("openvino", half)]
+    entries = [_own(bundles[model, dtype], model, target) for target, dtype in kinds for model in FUNNELS]
+    return [*entries, _own(bundles["dense", half], "dense", None)]
 
-    def logits(self, tokens: Any) -> Any:
-        """The logits after some tokens."""
-        with self.torch.no_grad():
-            out = self.model(self.torch.from_numpy(tokens.copy()), past_key_values=self.cache, use_cache=True)
-        self._crop()
-        return out.logits[0, -1].float().numpy()
 
-    def _crop(self) -> None:
-        for layer, kept in zip(self.cache.layers, self.kept, strict=True):
-            vars(layer).update(kept)
+def _own(bundle: Bundle, model: str, target: str | None) -> Entry:
+    dtype, runtime = bundle.spec.dtype, target or "eager"
+    kind = Model.DENSE if model == "dense" else Model.FUNNEL
+    setup = RunnerSetup(bundle=bundle.path, target=target)
+    runner = Runner.of(named(runtime, dtype, model), kind, dtype, setup)
+    return Entry(runtime=runtime, precision=dtype, model=model, runner=runner, bundle=bundle)
+
+
+def other_entry(tool: str, precision: str, python: str | None, checkpoint: Path, folder: Path) -> Entry:
+    """Another tool, with what its own exporter makes of the checkpoint."""
+    exporter = Exporter(label=tool, exporter=OTHERS[tool][precision], python=python, checkpoint=checkpoint)
+    missing = exporter.missing()
+    if missing is not None:
+        return Entry(runtime=tool, precision=precision, missing=missing)
+    say(f"exporting with {tool} in {precision}")
+    out = folder / f"{tool}-{precision}"
+    try:
+        exporter.export(out)
+    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
+        return Entry(runtime=tool, precision=precision, missing=failure(err))
+    assert python is not None
+    runner = Runner(
+        runtime=named(tool, precision, "dense"),
+        model=Model.DENSE,
+        dtype=Dtype.FLOAT32,
+        request={"runtime": tool, "folder": str(out)},
+        program=(str(HERE / "peer.py"),),
+        python=python,
+    )
+    sizes = [file.stat().st_size for file in out.rglob("*") if file.suffix in (".data", ".bin", ".gguf")]
+    return Entry(runtime=tool, precision=precision, runner=runner, weight_bytes=sum(sizes))
 
 
 def bandwidth() -> float:
@@ -107,102 +147,99 @@ def bandwidth() -> float:
 
     matrix, vector = torch.ones(MATRIX), torch.ones(MATRIX[1])
     times = []
-    for _ in range(9):
+    for _ in range(15):
         start = time.perf_counter()
         matrix @ vector
         times.append(time.perf_counter() - start)
     return matrix.nbytes / statistics.median(times)
 
 
-def bytes_of_a_token(bundle: Any, past: int) -> float:
-    """Bytes that a step reads on average: weights of layers and head, and caches of full attention, in float32."""
-    from funnel_export.spec.funnel import segments_of
-
-    architecture, family = bundle.architecture, bundle.family
-    entry = 2 * architecture.num_key_value_heads * architecture.head_dim
-    total = architecture.vocab_size * architecture.hidden_size
-    for segment in segments_of(bundle.spec.funnel, architecture.num_hidden_layers):
-        for layer in segment.layers:
-            weights = family.layer_cost(architecture, layer).weights
-            total += (weights + past / segment.stride * entry) / segment.stride
-    return 4.0 * total
+def read_bytes(entry: Entry, shape: Shape, dense: Bundle) -> float | None:
+    """Bytes that a step of an entry reads; None if it was not exported. All caches of other tools are in float32."""
+    past = shape.length + shape.steps // 2
+    if entry.bundle is not None:
+        made = entry.bundle
+        return step_bytes(made.family, made.architecture, made.spec, past, shape.batch)
+    if entry.weight_bytes is None:
+        return None
+    sized = (dense.family, dense.architecture, dense.spec)
+    return entry.weight_bytes + step_bytes(*sized, past, shape.batch) - step_bytes(*sized, 0)
 
 
-def block_ms(call: Callable[[], None]) -> float:
-    """Milliseconds a token."""
-    start = time.perf_counter()
-    call()
-    return (time.perf_counter() - start) * 1e3 / BLOCK
-
-
-def measure(runners: dict[str, Any], past: int, vocab: int) -> dict[str, Any]:
-    """Median milliseconds a token of each runner, and the largest difference of its logits from eager float32's."""
-    generator = np.random.default_rng(0)
-    prompt, tokens = (generator.integers(1, vocab, (1, length)) for length in (past, BLOCK))
-    prompts = {}
-    for name, runner in runners.items():
-        start = time.perf_counter()
-        runner.read(prompt)
-        prompts[name] = time.perf_counter() - start
-        runner.steps(tokens)
-    gc.collect()
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(ROUNDS):
-        for name, runner in runners.items():
-            time.sleep(REST)
-            times[name].append(block_ms(lambda runner=runner: runner.steps(tokens)))  # type: ignore[misc]
-    wanted = runners["eager float32"].logits(tokens)
-    scale = float(np.abs(wanted).max())
+def row(entry: Entry, records: Mapping[str, RunnerRecord], shape: Shape, dense: Bundle) -> dict[str, Any]:
+    """What one entry showed on a shape."""
+    facts: dict[str, Any] = {key: getattr(entry, key) for key in ("name", "runtime", "precision", "model")}
+    found = records.get(entry.name)
+    if found is None:
+        return facts | {"state": entry.missing}
+    if found.result.error is not None:
+        return facts | {"state": f"failed: {found.result.error}"}
+    times, memory = found.times[shape], found.result.memory
+    assert memory is not None
+    each = [seconds / (shape.steps or 1) for seconds in times.seconds]
+    baseline = records.get(named(entry.runtime, entry.precision, "dense"))
+    reference = records[named("eager", "float32", entry.model)]
+    ratio = None
+    if entry.model != "dense" and baseline is not None and baseline.result.error is None:
+        ratio = compare(times.seconds, baseline.times[shape].seconds).model_dump()
     return {
-        name: {
-            "ms": statistics.median(found),
-            "range_ms": [min(found), max(found)],
-            "prompt_s": prompts[name],
-            "difference": float(np.abs(runners[name].logits(tokens) - wanted).max()) / scale,
-        }
-        for name, found in times.items()
+        **facts,
+        "state": "run",
+        "host_bytes": memory.host_bytes,
+        "first_seconds": times.first,
+        **summarize(each).model_dump(),
+        "bytes": read_bytes(entry, shape, dense) if shape.steps else None,
+        "ratio": ratio,
+        "error": distance(times.sample, reference.times[shape].sample) if times.sample else None,
     }
 
 
+def measure(entries: Sequence[Entry], rounds: Mapping[Shape, int], dense: Bundle) -> dict[Shape, list[Any]]:
+    """Times of all entries on some shapes: those in float32 together, then the others."""
+    ids = {s: Case((s.tokens,) * s.batch).tokens(dense.architecture, seed=0)[PortKind.TOKENS].tolist() for s in rounds}
+    records: dict[str, RunnerRecord] = {}
+    for full in (True, False):
+        runners = [e.runner for e in entries if e.runner is not None and (e.precision == "float32") == full]
+        say("float32" if full else "fewer bits")
+        records |= {each.runner.runtime: each for each in run_trials(runners, ids, rounds=rounds, progress=Watch())}
+    return {shape: [row(entry, records, shape, dense) for entry in entries] for shape in rounds}
+
+
 def main() -> None:
-    """Measure everything, and write the result."""
-    from transformers.utils import logging
-
-    from funnel_export import export
-
-    logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pasts", type=int, nargs="+", default=PASTS)
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"dimensions": DIMENSIONS, "funnels": FUNNELS, "block": BLOCK, "rounds": ROUNDS}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_checkpoint(folder / "checkpoint")
-        runners: dict[str, Any] = {
-            f"eager {dtype}": Eager(folder / "checkpoint", dtype) for dtype in ("float32", "bfloat16")
+    """Export, time, record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--past", type=int, nargs="+", default=PASTS, help="tokens before the steps")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="counted calls")
+    parser.add_argument("--folder", help="where the checkpoint and bundles are written and removed again")
+    for tool in OTHERS:
+        parser.add_argument(f"--{tool}-python", help=f"interpreter of an environment with {tool}")
+    options = parser.parse_args()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    pythons = {tool: getattr(options, f"{tool}_python") for tool in OTHERS}
+    rounds = {Shape(1, PROMPT): PROMPT_ROUNDS} | {Shape(1, past, STEPS): options.rounds for past in options.past}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder, checkpoint = Path(name), Path(name) / "checkpoint"
+        make_checkpoint(checkpoint)
+        bundles = export_bundles(checkpoint, folder)
+        entries = own_entries(bundles) + [
+            other_entry(tool, precision, pythons[tool], checkpoint, folder)
+            for tool, kinds in OTHERS.items()
+            for precision in kinds
+        ]
+        speed = bandwidth()
+        dense = bundles["dense", Dtype.FLOAT32]
+        rows = measure(entries, rounds, dense)
+        result = {
+            "conditions": conditions(PACKAGES),
+            "versions": {tool: helper("versions", python=python) for tool, python in pythons.items() if python},
+            "dimensions": DIMENSIONS,
+            "funnels": FUNNELS,
+            "bandwidth_gb_s": [speed / 1e9, bandwidth() / 1e9],
+            "shapes": [{**shape._asdict(), "rounds": rounds[shape], "rows": found} for shape, found in rows.items()],
         }
-        bundles = {}
-        for kind, funnel in FUNNELS.items():
-            for dtype in ("float32", "bfloat16"):
-                bundles[kind, dtype] = export(
-                    folder / "checkpoint", folder / f"{kind}-{dtype}", funnel=funnel or "none", dtype=dtype,
-                    task="text-generation-with-past",
-                )  # fmt: skip
-            runners[f"onnxruntime {kind} float32"] = Exported(bundles[kind, "float32"], "onnxruntime")
-            runners[f"openvino {kind} float32"] = Exported(bundles[kind, "float32"], "openvino")
-            runners[f"openvino {kind} bfloat16"] = Exported(bundles[kind, "bfloat16"], "openvino")
-        vocab = bundles["dense", "float32"].architecture.vocab_size
-        result["bandwidth_gb_s"] = bandwidth() / 1e9
-        result["results"] = {}
-        for past in arguments.pasts:
-            needed = {kind: bytes_of_a_token(bundles[kind, "float32"], past) for kind in FUNNELS}
-            result["results"][str(past)] = {"bytes": needed, "runners": measure(runners, past, vocab)}
-            print(json.dumps(result["results"][str(past)], indent=1), flush=True)
-    packages = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
-    result["conditions"] = conditions(packages)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        record(result, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,13 +21,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gguf_file import to_gguf
 from measure import peak_gb
 
 sys.path.remove(str(Path(__file__).parent))  # exporters find what they would find without this folder
 
 PACKAGES = (
-    *("funnel-export", "onnxruntime-genai", "optimum-onnx", "optimum"),
-    *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+    *("funnel-export", "onnxruntime-genai", "optimum-onnx", "optimum", "optimum-intel", "xllamacpp", "gguf"),
+    *("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "nncf"),
 )
 LENGTH = 200
 """Tokens of the row that results are compared on: more than the small checkpoint's sliding window of 128."""
@@ -97,13 +98,56 @@ def genai_last(checkpoint: str, out: str, _: str) -> None:
     genai(checkpoint, out, _, more=" --extra_options prune_lm_head=true")
 
 
+def genai_int4(checkpoint: str, out: str, _: str) -> None:
+    """onnxruntime-genai's model builder with weights of 4 bits."""
+    cache = str(Path(out) / "cache")
+    _run_module("onnxruntime_genai.models.builder", f"-i {checkpoint} -o {out} -p int4 -e cpu -c {cache}")
+
+
+def intel(checkpoint: str, out: str, _: str, *, weights: str = "fp32") -> None:
+    """optimum-intel, as its command line runs it: OpenVINO's format with the cache inside."""
+    arguments = f"export openvino --model {checkpoint} --task text-generation-with-past --library transformers"
+    _run_module("optimum.commands.optimum_cli", f"{arguments} --weight-format {weights} {out}")
+
+
+def intel_int8(checkpoint: str, out: str, funnel: str) -> None:
+    """The same with weights of 8 bits."""
+    intel(checkpoint, out, funnel, weights="int8")
+
+
+def intel_int4(checkpoint: str, out: str, funnel: str) -> None:
+    """The same with weights of 4 bits in groups of 64; the default of 128 does not divide the MLP's 3648."""
+    intel(checkpoint, out, funnel, weights="int4 --group-size 64")
+
+
+def llama_f32(checkpoint: str, out: str, _: str) -> None:
+    """A GGUF file for llama.cpp, whose own converter is not on PyPI."""
+    to_gguf(Path(checkpoint), Path(out), "F32")
+
+
+def llama_q8_0(checkpoint: str, out: str, _: str) -> None:
+    """The same with matrices in blocks of 8 bits."""
+    to_gguf(Path(checkpoint), Path(out), "Q8_0")
+
+
+def llama_q4_0(checkpoint: str, out: str, _: str) -> None:
+    """The same with matrices in blocks of 4 bits."""
+    to_gguf(Path(checkpoint), Path(out), "Q4_0")
+
+
 def optimum(checkpoint: str, out: str, _: str) -> None:
     """optimum-onnx, as its command line runs it; that includes its own comparison with PyTorch."""
     arguments = f"export onnx --model {checkpoint} --task text-generation --library transformers {out}"
     _run_module("optimum.commands.optimum_cli", arguments)
 
 
-EXPORTERS = {function.__name__: function for function in (funnel_export, torch_onnx, genai, genai_last, optimum)}
+EXPORTERS = {
+    function.__name__: function
+    for function in (
+        *(funnel_export, torch_onnx, genai, genai_last, genai_int4, optimum),
+        *(intel, intel_int8, intel_int4, llama_f32, llama_q8_0, llama_q4_0),
+    )
+}
 
 
 def _run_module(name: str, arguments: str) -> None:

@@ -3,8 +3,9 @@
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 Steps, in order of worth. `parity`: small models in three dtypes, dense and with funnels, compiled for every target that
-is installed and compared with eager PyTorch. `S=2`, `S=4`: Gemma2-2B's shapes with random weights and a funnel over
-more than half of the layers, beside the dense model: eager PyTorch, torch.compile, and every target on the GPU.
+is installed and compared with eager PyTorch. `S=2`, `S=4`: prompts with Gemma2-2B's shapes, random weights and a funnel
+over more than half of the layers, beside the dense model: eager PyTorch, torch.compile, and every target on the GPU.
+`decode S=2`, `decode S=4`: the same with a cache, the prompt and the steps after it, without torch.compile.
 
 The result file is written after each step; a second run goes on with the steps that are missing or failed. Needs 80 GB
 of the GPU's memory (75 GB were held on an H200), no network. Without a GPU: `--shape tiny --device cpu`.
@@ -27,7 +28,7 @@ from measure import attempt, conditions, record
 from funnel_export import bench, compile_bundle, export
 from funnel_export.bundle.load import Bundle
 from funnel_export.errors import FunnelExportError
-from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.targets.base import availability_of
 from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt.gpu import find_gpu
@@ -39,6 +40,7 @@ CASES = (
     (Task.TEXT_GENERATION, "S=4"),
     (Task.TOKEN_CLASSIFICATION, "lookahead, S=2"),
 )
+STEPS = ("parity", "S=2", "decode S=2", "S=4", "decode S=4")
 FUNNELS = {"2B": "6:20", "tiny": "2:5"}
 PACKAGES = ("torch", "transformers", "onnx", "funnel-export")
 
@@ -55,7 +57,7 @@ def parity(folder: Path) -> dict[str, Any]:
         return dict(pool.map(run, CASES))
 
 
-def latency(folder: Path, options: argparse.Namespace, stride: int) -> dict[str, Any]:
+def latency(folder: Path, options: argparse.Namespace, stride: int, task: Task) -> dict[str, Any]:
     """Export a funnel, compile what needs an engine, and time it beside the dense model."""
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
@@ -65,7 +67,8 @@ def latency(folder: Path, options: argparse.Namespace, stride: int) -> dict[str,
         else:
             make_checkpoint(checkpoint, Task.TEXT_GENERATION, Dtype.BFLOAT16)
     funnel = f"{FUNNELS[options.shape]}:{stride}"
-    bundle = export(checkpoint, folder / f"S{stride}", funnel=funnel, logits="last", progress=say)
+    logits = Logits.ALL if task.has_past else Logits.LAST  # with a cache, the caller chooses the tokens
+    bundle = export(checkpoint, folder / f"{task}-S{stride}", funnel=funnel, task=task, logits=logits, progress=say)
     targets, not_built = None, {}
     if options.device == "cuda":
         targets = [name for name in GPU_TARGETS if availability_of(get_target(name)).available]
@@ -85,11 +88,13 @@ def latency(folder: Path, options: argparse.Namespace, stride: int) -> dict[str,
 def compile_engines(bundle: Bundle, targets: Sequence[str], lengths: Sequence[int]) -> dict[str, str]:
     """Compile engines for the targets that run nothing else; the reason for each that failed."""
     profile = f"batch=1,sequence=1:{min(lengths)}:{max(lengths)}"
+    profiles = () if bundle.spec.task.has_past else (profile,)  # the default ones take texts of up to 2048 tokens
     failed = {}
     for name in targets:
         if not get_target(name).runs_graphs:
             try:
-                compile_bundle(bundle, name, profiles=[profile], progress=say)
+                for role in bundle.graphs:
+                    compile_bundle(bundle, name, graph=role, profiles=profiles, progress=say)
             except FunnelExportError as err:
                 failed[name] = str(err)
     return failed
@@ -115,14 +120,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a prompt")
     parser.add_argument("--rounds", type=int, default=15, help="counted calls")
-    parser.add_argument("--steps", nargs="+", default=["parity", "S=2", "S=4"], help="what to run, in this order")
+    parser.add_argument("--steps", nargs="+", default=STEPS, help="what to run, in this order")
     parser.add_argument("--minutes", type=float, default=20, help="no step begins after this time")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     steps: dict[str, Callable[[Path], dict[str, Any]]] = {
         "parity": parity,
-        "S=2": lambda folder: latency(folder, options, 2),
-        "S=4": lambda folder: latency(folder, options, 4),
+        "S=2": lambda folder: latency(folder, options, 2, Task.TEXT_GENERATION),
+        "S=4": lambda folder: latency(folder, options, 4, Task.TEXT_GENERATION),
+        "decode S=2": lambda folder: latency(folder, options, 2, Task.TEXT_GENERATION_WITH_PAST),
+        "decode S=4": lambda folder: latency(folder, options, 4, Task.TEXT_GENERATION_WITH_PAST),
     }
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     facts = {**conditions(PACKAGES), **(gpu_facts() if options.device == "cuda" else {})}

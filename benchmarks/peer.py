@@ -1,7 +1,7 @@
-"""The process of a runner whose runtime has an environment of its own: onnxruntime-genai or optimum-onnx.
+"""The process of a runner whose runtime has an environment of its own: onnxruntime-genai, optimum, llama.cpp.
 
-`peers.py` runs it in the interpreter of that environment, where this package is not installed and its dependencies may
-be missing: of the package it imports only what needs nothing but the standard library.
+`peers.py` and `decode.py` run it in the interpreter of that environment, where this package is not installed and its
+dependencies may be missing: of the package it imports only what needs nothing but the standard library.
 """
 
 import sys
@@ -32,21 +32,31 @@ class Genai:
         return last(self.prepare(ids, steps)())
 
     def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], Any]:
-        """A prefill. A Generator takes a prompt once, so each call makes one, with its cache; none samples."""
+        """A prefill, for which each call makes a Generator with its cache, or steps after one; none samples."""
         import numpy as np
 
-        assert not steps
         tokens = np.array(ids, dtype=np.int32)
-        batch, length = tokens.shape
+        length = tokens.shape[1] - steps
+        if not steps:
+            return lambda: self._read(tokens, length + 1).get_output("logits")
+        generator = self._read(tokens[:, :length], tokens.shape[1] + 1)
 
-        def prefill() -> Any:
-            parameters = self._genai.GeneratorParams(self._model)
-            parameters.set_search_options(batch_size=batch, max_length=length + 1)
-            generator = self._genai.Generator(self._model, parameters)
-            generator.append_tokens(tokens)
-            return generator.get_output("logits")
+        def generate() -> Any:
+            for at in range(length, tokens.shape[1]):
+                generator.append_tokens(np.ascontiguousarray(tokens[:, at : at + 1]))
+            logits = generator.get_output("logits")
+            generator.rewind_to(length)
+            return logits
 
-        return prefill
+        return generate
+
+    def _read(self, tokens: Any, longest: int) -> Any:
+        """A Generator that has read some tokens."""
+        parameters = self._genai.GeneratorParams(self._model)
+        parameters.set_search_options(batch_size=tokens.shape[0], max_length=longest)
+        generator = self._genai.Generator(self._model, parameters)
+        generator.append_tokens(tokens)
+        return generator
 
 
 class Optimum:
@@ -78,13 +88,113 @@ class Optimum:
         return forward
 
 
+class Intel:
+    """The folder that optimum-intel wrote, in OpenVINO itself. The cache is a state of the model."""
+
+    facts = FACTS
+
+    def __init__(self, folder: str) -> None:
+        import openvino
+
+        core = openvino.Core()
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._openvino = openvino
+        self._request = core.compile_model(Path(folder) / "openvino_model.xml", "CPU", hints).create_infer_request()
+        self._inputs = {name for port in self._request.model_inputs for name in port.names}
+
+    def run(self, ids: list[list[int]], steps: int) -> list[float]:
+        """See `TimedModel.run`."""
+        return last(self.prepare(ids, steps)())
+
+    def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], Any]:
+        """See `TimedModel.prepare`; calls with steps put the state back."""
+        import numpy as np
+
+        tokens = np.array(ids, dtype=np.int64)
+        length = tokens.shape[1] - steps
+
+        def prefill() -> Any:
+            self._request.reset_state()
+            return self._read(tokens[:, :length], 0)
+
+        if not steps:
+            return prefill
+        prefill()
+        kept = [(state, np.array(state.state.data)) for state in self._request.query_state()]
+
+        def generate() -> Any:
+            for state, values in kept:
+                state.state = self._openvino.Tensor(values)
+            for at in range(length, tokens.shape[1]):
+                logits = self._read(tokens[:, at : at + 1], at)
+            return logits
+
+        return generate
+
+    def _read(self, tokens: Any, past: int) -> Any:
+        """The logits of a chunk after some tokens, [batch, tokens, vocabulary]."""
+        import numpy as np
+
+        batch, length = tokens.shape
+        given = {
+            "input_ids": tokens,
+            "attention_mask": np.ones((batch, past + length), np.int64),
+            "position_ids": np.tile(np.arange(past, past + length), (batch, 1)),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+        }
+        self._request.infer({name: value for name, value in given.items() if name in self._inputs})
+        return np.array(self._request.get_output_tensor(0).data)
+
+
+class Llama:
+    """The GGUF file in llama.cpp's server, without its HTTP. It picks its own tokens and gives no logits."""
+
+    facts = FACTS
+
+    def __init__(self, folder: str) -> None:
+        import os
+
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        (file,) = Path(folder).glob("*.gguf")
+        parameters.model.path = str(file)
+        parameters.n_ctx, parameters.n_parallel, parameters.warmup = 4096, 1, False
+        for threads in (parameters.cpuparams, parameters.cpuparams_batch):
+            threads.n_threads = len(os.sched_getaffinity(0))
+        self._server = xllamacpp.Server(parameters)
+
+    def run(self, ids: list[list[int]], steps: int) -> list[float]:
+        """Run it once; there are no outputs to compare."""
+        self.prepare(ids, steps)()
+        return []
+
+    def prepare(self, ids: list[list[int]], steps: int) -> Callable[[], Any]:
+        """A prompt and one token, or tokens after a prompt whose cache is kept. Its last token is read again.
+
+        That makes `steps` tokens of which the first comes with the prompt's last token: as many forward passes.
+        """
+        (row,) = ids
+        prompt = row[: len(row) - steps]
+
+        def complete(count: int, *, cached: bool) -> None:
+            asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": cached}
+            found = self._server.handle_completions(asked)
+            assert found["timings"]["predicted_n"] == count, found
+
+        if not steps:
+            return lambda: complete(1, cached=False)
+        complete(1, cached=True)
+        return lambda: complete(steps, cached=True)
+
+
 def last(logits: Any) -> list[float]:
     """[batch, tokens, vocabulary]: the logits of the last row's last token."""
     values: list[float] = logits.reshape(-1, logits.shape[-1])[-1].tolist()
     return values
 
 
-RUNTIMES: dict[str, Callable[[str], Any]] = {"genai": Genai, "optimum": Optimum}
+RUNTIMES: dict[str, Callable[[str], Any]] = {"genai": Genai, "optimum": Optimum, "intel": Intel, "llama": Llama}
 
 if __name__ == "__main__":
     serve(lambda request: RUNTIMES[request["runtime"]](request["folder"]))

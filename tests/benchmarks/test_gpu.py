@@ -9,6 +9,7 @@ import gpu
 import pytest
 
 from funnel_export.errors import SpecError, TargetUnavailableError
+from funnel_export.spec.choices import Task
 
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path: Path, monkey
     out = tmp_path / "new" / "gpu.json"
     strides: list[int] = []
 
-    def latency(folder: Path, options: Any, stride: int) -> dict[str, Any]:
+    def latency(folder: Path, options: Any, stride: int, task: Task) -> dict[str, Any]:
+        assert task is Task.TEXT_GENERATION
         strides.append(stride)
         if len(strides) == 1:
             raise SpecError("the first step fails")
