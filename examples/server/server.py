@@ -11,10 +11,8 @@ import contextlib
 import json
 import time
 import uuid
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
 
 import fastapi
 import uvicorn
@@ -25,6 +23,7 @@ from transformers import AutoTokenizer
 
 from funnel_export import Batch, FunnelExportError, FunnelModelForCausalLM, Request, Sampling
 from funnel_export.runtime.batch import Token
+from funnel_export.runtime.scheduler import Scheduler, UnavailableError
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -116,88 +115,36 @@ class ChatOptions(Options):
     max_completion_tokens: int | None = None
 
 
-@dataclass(eq=False, slots=True)
-class Job:
-    """A text of a client."""
+class Stream:
+    """The tokens of a text, on their way from the scheduler's thread to the event loop."""
 
-    request: Request
-    tokens: asyncio.Queue[Token | ApiError] = field(default_factory=asyncio.Queue)
-    key: int | None = None
-    """In the batch; None while it waits for room."""
+    def __init__(self) -> None:
+        self.gone = False
+        """Whether nobody wants them any more."""
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Token | ApiError] = asyncio.Queue()
 
+    def take(self, token: Token) -> None:
+        """See `Receiver`."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, token)
 
-class Scheduler:
-    """Feeds the batch. Only `next` runs in another thread; all else, between two steps, on the event loop."""
+    def fail(self, reason: str) -> None:
+        """See `Receiver`."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, ApiError(reason, status=500))
 
-    def __init__(self, batch: Batch, queue: int) -> None:
-        self.batch, self.queue = batch, queue
-        self.waiting: deque[Job] = deque()
-        self.running: dict[int, Job] = {}
-        self.gone: set[int] = set()
-        self.work = asyncio.Event()
+    def is_gone(self) -> bool:
+        """See `Receiver`."""
+        return self.gone
 
-    async def run(self) -> None:
-        """Step while there are texts, for ever."""
+    async def tokens(self) -> AsyncIterator[Token]:
+        """All tokens; raises `ApiError` if the text ends early."""
         while True:
-            self._admit()
-            if not self.running:
-                self.work.clear()
-                await self.work.wait()
-                continue
-            try:
-                tokens = await asyncio.to_thread(self.batch.next)
-            except Exception as err:  # noqa: BLE001 - the batch is as it was, and whatever it is would come again
-                self._give_up(ApiError(f"the step failed: {err}", status=500))
-                continue
-            for token in tokens:
-                job = self.running[token.key]
-                job.tokens.put_nowait(token)
-                if token.finish_reason:
-                    del self.running[token.key]
-
-    def check_queue(self) -> None:
-        """Refuse a request if too many wait already."""
-        if len(self.waiting) >= self.queue:
-            raise ApiError("too many requests are waiting", status=503, code="overloaded")
-
-    async def tokens_of(self, request: Request) -> AsyncGenerator[Token, None]:
-        """The tokens of a text; it joins the queue when the first is asked for, and closing the iterator frees it."""
-        job = Job(request)
-        self.waiting.append(job)
-        self.work.set()
-        try:
-            while True:
-                token = await job.tokens.get()
-                if isinstance(token, ApiError):
-                    raise token
-                if token.finish_reason == "error":
-                    raise ApiError("the model's logits are not finite", status=500)
-                yield token
-                if token.finish_reason:
-                    return
-        finally:
-            if job.key is None:
-                with contextlib.suppress(ValueError):
-                    self.waiting.remove(job)
-            elif job.key in self.running:
-                self.gone.add(job.key)
-
-    def _admit(self) -> None:
-        """Free the rows of clients that have gone, and fill the room there is in the order of arrival."""
-        for key in self.gone:
-            self.batch.remove(key)
-            self.running.pop(key, None)
-        self.gone.clear()
-        while self.waiting and self.batch.has_room(self.waiting[0].request):
-            job = self.waiting.popleft()
-            job.key = self.batch.insert(job.request)
-            self.running[job.key] = job
-
-    def _give_up(self, error: ApiError) -> None:
-        for key, job in self.running.items():
-            self.batch.remove(key)
-            job.tokens.put_nowait(error)
-        self.running.clear()
+            event = await self._events.get()
+            if isinstance(event, ApiError):
+                raise event
+            yield event
+            if event.finish_reason:
+                return
 
 
 class Server:
@@ -216,11 +163,8 @@ class Server:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
-            task = asyncio.create_task(self.scheduler.run())
             yield
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.to_thread(self.scheduler.close)
 
         app = fastapi.FastAPI(title=self.name, lifespan=lifespan)
         app.add_exception_handler(ApiError, lambda _, err: err.response())
@@ -326,8 +270,15 @@ class Server:
             self.batch.check(request)
         except FunnelExportError as err:
             raise ApiError(str(err), param=param) from err
-        self.scheduler.check_queue()
         return request
+
+    def _submit(self, request: Request) -> Stream:
+        stream = Stream()
+        try:
+            self.scheduler.submit(request, stream)
+        except UnavailableError as err:
+            raise ApiError(err.what, status=503, code="overloaded") from err
+        return stream
 
     async def _answer(
         self,
@@ -340,12 +291,14 @@ class Server:
     ) -> Response:
         """A response, streamed or not; `kinds` are the prefix of its id, and the objects' names whole and in parts."""
         head = {"id": f"{kinds[0]}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
-        tokens = self.scheduler.tokens_of(request)
+        stream = self._submit(request)
         if options.stream:
             usage = options.stream_options is not None and options.stream_options.include_usage
-            events = self._events(tokens, request, head | {"object": kinds[2]}, part, usage)
-            return Events(events, media_type="text/event-stream")
-        done = await unless_gone(http, collect(tokens))
+            return Events(stream, self._events(stream, request, head | {"object": kinds[2]}, part, usage))
+        try:
+            done = await unless_gone(http, collect(stream))
+        finally:
+            stream.gone = True
         if done is None:
             return Response(status_code=499)  # nobody reads it
         text = "".join(token.text for token in done)
@@ -354,7 +307,7 @@ class Server:
 
     async def _events(
         self,
-        tokens: AsyncGenerator[Token, None],
+        stream: Stream,
         request: Request,
         head: dict[str, Any],
         part: Callable[[str, str | None], dict[str, Any]],
@@ -362,27 +315,32 @@ class Server:
     ) -> AsyncIterator[str]:
         """Server-sent events, one for each piece of text."""
         count = 0
-        async with contextlib.aclosing(tokens):
-            try:
-                async for token in tokens:
-                    count += 1
-                    if token.text or token.finish_reason:
-                        yield event(head | {"choices": [part(token.text, token.finish_reason)]})
-            except ApiError as err:  # the status has been sent already
-                yield event(err.body)
-                return
+        try:
+            async for token in stream.tokens():
+                count += 1
+                if token.text or token.finish_reason:
+                    yield event(head | {"choices": [part(token.text, token.finish_reason)]})
+        except ApiError as err:  # the status has been sent already
+            yield event(err.body)
+            return
         if usage:
             yield event(head | {"choices": [], "usage": usage_of(request, count)})
         yield "data: [DONE]\n\n"
 
 
 class Events(StreamingResponse):
-    """A stream whose iterator is closed as soon as the client goes away."""
+    """A stream of events, which frees its text's row as soon as the client goes away."""
 
-    async def stream_response(self, send: Any) -> None:
-        """Send all pieces."""
-        async with contextlib.aclosing(cast(AsyncGenerator[str, None], self.body_iterator)):
-            await super().stream_response(send)
+    def __init__(self, stream: Stream, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.stream = stream
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send all events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.stream.gone = True
 
 
 def event(body: dict[str, Any]) -> str:
@@ -407,10 +365,9 @@ def invalid(err: RequestValidationError) -> ApiError:
     return ApiError("; ".join(f"{name}: {message}" for name, message in found), param=found[0][0] or None)
 
 
-async def collect(tokens: AsyncGenerator[Token, None]) -> list[Token]:
+async def collect(stream: Stream) -> list[Token]:
     """All tokens of a text."""
-    async with contextlib.aclosing(tokens):
-        return [token async for token in tokens]
+    return [token async for token in stream.tokens()]
 
 
 async def unless_gone(http: fastapi.Request, work: Awaitable[list[Token]]) -> list[Token] | None:

@@ -97,7 +97,7 @@ class Contents:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Batch:
-    """Texts that are generated together. Not thread-safe: one thread at a time calls it.
+    """Texts that are generated together. One thread at a time calls it; only `check` and `has_room` are thread-safe.
 
     Raises:
         SpecError: for limits below 1.
@@ -162,9 +162,9 @@ class Batch:
                 hint="a shorter prompt, fewer new tokens, or a larger max_bytes",
             )
 
-    def has_room(self, request: Request) -> bool:
-        """Whether a text can join now."""
-        requests = [*(row.request for row in self.held.rows), request]
+    def has_room(self, *requests: Request) -> bool:
+        """Whether these texts can all join now."""
+        requests = (*(row.request for row in self.held.rows), *requests)
         fits = self.max_bytes is None or self._bytes(requests) <= self.max_bytes
         return fits and len(requests) <= self.max_rows
 
