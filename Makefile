@@ -46,7 +46,7 @@ lowest: $(LOWEST)/installed
 
 # Packages in a real Triton server.
 triton: $(INSTALLED) $(TRITON)/installed
-	FUNNEL_EXPORT_TRITON=$(TRITON) $(BIN)/pytest tests/packaging/test_triton_server.py
+	FUNNEL_EXPORT_TRITON=$(TRITON) $(BIN)/pytest tests/packaging/test_triton_server.py tests/packaging/test_triton_generates.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -75,9 +75,10 @@ $(LOWEST)/installed: pyproject.toml plugins/optimum/pyproject.toml
 		--editable '.[onnxruntime,openvino,triton]' --editable plugins/optimum pytest
 	touch $@
 
-$(TRITON)/installed: tests/packaging/requirements-triton.txt
+$(TRITON)/installed: tests/packaging/requirements-triton.txt pyproject.toml
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/pip install --quiet --disable-pip-version-check --requirement tests/packaging/requirements-triton.txt
+	$(TRITON)/bin/pip install --quiet --disable-pip-version-check --requirement tests/packaging/requirements-triton.txt \
+		--editable .
 	touch $@
 
 clean:

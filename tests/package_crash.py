@@ -10,11 +10,11 @@ from pathlib import Path
 from killing import digest, forked
 
 from funnel_export import package
-from funnel_export.packaging import triton
+from funnel_export.packaging import triton, triton_files
 from funnel_export.spec.triton import TritonOptions
 from funnel_export.system import atomic, claims, filling, locks, place
 
-FILES = {str(module.__file__) for module in (atomic, claims, filling, locks, place, triton)}
+FILES = {str(module.__file__) for module in (atomic, claims, filling, locks, place, triton, triton_files)}
 POINTS = 12
 
 

@@ -10,8 +10,8 @@ from funnel_export import Bundle
 from funnel_export.bundle.engine import BuiltFor, EngineManifest, Gpus, record_file
 from funnel_export.spec.profile import Profile
 
-INT64, FP32, FP16, BF16 = (
-    model_config_pb2.DataType.Value(f"TYPE_{kind}") for kind in ("INT64", "FP32", "FP16", "BF16")
+INT64, FP32, FP16, BF16, STRING = (
+    model_config_pb2.DataType.Value(f"TYPE_{kind}") for kind in ("INT64", "FP32", "FP16", "BF16", "STRING")
 )
 PLAN = b"not a plan; packaging only copies it"
 

@@ -1,13 +1,14 @@
 """A tokenizer for tiny models: one token for each word `w0`, `w1`, ..., and a beginning-of-text token."""
 
+import shutil
 from pathlib import Path
 
-from models import VOCAB
+from models import PAD, VOCAB
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 SPECIAL = {"unk_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 CHAT = "{% for m in messages %}<s> {{ m.content }}{% endfor %} w9"
@@ -23,3 +24,11 @@ def save_tokenizer(folder: Path, *, chat: bool = False) -> None:
     if chat:
         fast.chat_template = CHAT
     fast.save_pretrained(folder)
+
+
+def speaking(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle with a tokenizer and a chat template, but no end of text, which small models soon choose."""
+    shutil.copytree(bundle, folder)
+    save_tokenizer(folder, chat=True)
+    GenerationConfig(pad_token_id=PAD).save_pretrained(folder)
+    return folder

@@ -1,6 +1,7 @@
 """A real Triton server for tests: the one in the wheel of pytriton, which has the Python back end only."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -12,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MODEL = """
 import json
-import sys
 from pathlib import Path
-
-sys.path.append({packages!r})
 
 import onnxruntime
 import triton_python_backend_utils as pb
@@ -34,12 +34,21 @@ class TritonPythonModel:
 
     def answer(self, request):
         names = [entry["name"] for entry in self.config["input"]]
-        inputs = {{name: pb.get_input_tensor_by_name(request, name).as_numpy() for name in names}}
+        inputs = {name: pb.get_input_tensor_by_name(request, name).as_numpy() for name in names}
         outputs = [entry["name"] for entry in self.config["output"]]
         values = self.session.run(outputs, inputs)
         return pb.InferenceResponse([pb.Tensor(*pair) for pair in zip(outputs, values)])
 """
 """Stands in for the back end `onnxruntime`, which is not in the wheel: the same runtime behind the same config."""
+
+
+def packages() -> Path:
+    """Where pytriton is installed; skips the test if it is not."""
+    place = os.environ.get("FUNNEL_EXPORT_TRITON")
+    if place is None:
+        pytest.skip("no Triton server; run `make triton`")
+    (found,) = Path(place).resolve().glob("lib/python3*/site-packages")
+    return found
 
 
 def back_ends(packages: Path, folder: Path) -> Path:
@@ -49,7 +58,7 @@ def back_ends(packages: Path, folder: Path) -> Path:
     version = packages.parent.name.removeprefix("python")
     shutil.copy(server / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "python")
     (folder / "onnxruntime").mkdir()
-    (folder / "onnxruntime" / "model.py").write_text(MODEL.format(packages=str(packages)))
+    (folder / "onnxruntime" / "model.py").write_text(MODEL)
     return folder
 
 
@@ -61,13 +70,26 @@ class Server:
 
     def ask(self, path: str, content: object = None) -> Any:
         """The answer of the server, of errors too; content makes it a POST."""
-        data = None if content is None else json.dumps(content).encode()
+        return self.ask_for_status(path, content)[1]
+
+    def ask_for_status(self, path: str, content: object = None) -> tuple[int, Any]:
+        """The status and the answer."""
         try:
-            with urllib.request.urlopen(f"{self.address}/v2/{path}", data=data, timeout=60) as answer:  # noqa: S310 - loopback
-                text = answer.read()
+            with self._open(path, content) as answer:
+                return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as err:
-            text = err.read()
-        return json.loads(text or b"{}")
+            return err.code, json.loads(err.read().removeprefix(b"data: ") or b"{}")
+
+    def stream(self, path: str, content: object) -> Iterator[Any]:
+        """The server-sent events of an answer."""
+        with self._open(path, content) as answer:
+            for line in answer:
+                if line.strip():
+                    yield json.loads(line.removeprefix(b"data: "))
+
+    def _open(self, path: str, content: object) -> Any:
+        data = None if content is None else json.dumps(content).encode()
+        return urllib.request.urlopen(f"{self.address}/v2/{path}", data=data, timeout=60)  # noqa: S310 - loopback
 
     def states(self) -> dict[str, str]:
         """READY for each model that is, and why not for the others; "" where the server has refused the config."""
@@ -79,7 +101,10 @@ class Server:
 
 @contextmanager
 def serving(packages: Path, repository: Path, backends: Path, log: Path) -> Iterator[Server]:
-    """Run the server over a repository, on the loopback only, as strict about configs as it can be."""
+    """Run the server over a repository, on the loopback only, as strict about configs as it can be.
+
+    All models are loaded; clients may unload them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -91,10 +116,16 @@ def serving(packages: Path, repository: Path, backends: Path, log: Path) -> Iter
         "allow-grpc": "false",
         "allow-metrics": "false",
         "exit-on-error": "false",
+        "model-control-mode": "explicit",
+        "load-model": "*",
     }
     program = packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     command = [program, "--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
-    environment = {"LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"), "PATH": "/usr/bin:/bin"}
+    programs = packages.parents[2] / "bin"
+    environment = {  # the back end's Python is the first in PATH, with the libpython that belongs to it
+        "LD_LIBRARY_PATH": f"{_libraries(programs / 'python')}:{packages / 'nvidia_pytriton.libs'}",
+        "PATH": f"{programs}:/usr/bin:/bin",
+    }
     with log.open("w") as stream, subprocess.Popen(command, env=environment, stdout=stream, stderr=stream) as process:
         try:
             server = Server(f"http://127.0.0.1:{port}", log)
@@ -102,6 +133,12 @@ def serving(packages: Path, repository: Path, backends: Path, log: Path) -> Iter
             yield server
         finally:
             process.terminate()
+
+
+def _libraries(python: Path) -> str:
+    """The folder of an interpreter's own shared library."""
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _wait(server: Server, process: "subprocess.Popen[bytes]", seconds: float = 120) -> None:

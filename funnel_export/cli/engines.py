@@ -112,11 +112,29 @@ def package(
         typer.Option(metavar="NAME", help="Name of the model.", show_default="the bundle's folder"),
     ] = None,
     backend: Annotated[
-        Backend, typer.Option(help="Run the bundle's graph in ONNX Runtime, or an engine in TensorRT.")
+        Backend | None,
+        typer.Option(
+            help="Run the bundle's graph in ONNX Runtime, an engine in TensorRT, or generate text with the Python "
+            "backend.",
+            show_default="the one that runs the bundle's task",
+        ),
     ] = TRITON.backend,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Engine to package, for TensorRT.", show_default="the only one"),
+        typer.Option(
+            metavar="NAME",
+            help="Engine to package, or the name that the engines of several graphs share.",
+            show_default="the only one for TensorRT, none for the Python backend",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Runtime of the Python backend, as `doctor` names it.",
+            show_default="the first that runs the bundle",
+            autocompletion=complete_target,
+        ),
     ] = None,
     weights: Annotated[
         Placing,
@@ -129,8 +147,18 @@ def package(
         int | None,
         typer.Option(
             metavar="N",
-            help="Most rows in a batch. With 0 the clients make the batches.",
+            help="Most rows in a batch: for the Python backend, texts at the same time. With 0 the clients make the "
+            "batches.",
             show_default=f"the engine's largest, or {BATCH_OF_A_GRAPH}",
+            rich_help_panel=BATCHING,
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most bytes of the caches, for the Python backend.",
+            show_default="no limit",
             rich_help_panel=BATCHING,
         ),
     ] = None,
@@ -172,14 +200,16 @@ def package(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Add a bundle, or an engine compiled from it, to a model repository of Triton Inference Server."""
+    """Add a bundle, or engines compiled from it, to a model repository of Triton Inference Server."""
     from funnel_export.commands.package import package
 
     assert format_ is Format.TRITON  # the only one so far
     options = TritonOptions(
         backend=backend,
         engine=engine,
+        target=target,
         max_batch_size=max_batch_size,
+        max_bytes=max_bytes,
         dynamic_batching=dynamic_batching,
         preferred_batch_size=tuple(preferred_batch_size or ()),
         max_queue_delay_us=max_queue_delay_us,

@@ -8,8 +8,8 @@ import typer
 
 from funnel_export.cli.options import BundleFolder, Json, complete_target
 from funnel_export.cli.output import is_quiet, say, tell
-from funnel_export.commands.generate import MAX_NEW_TOKENS
 from funnel_export.errors import SpecError, printable
+from funnel_export.spec.defaults import MAX_NEW_TOKENS
 
 SAMPLING = "Sampling"
 """Heading of options."""

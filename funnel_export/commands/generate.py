@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from funnel_export.bundle.load import Bundle, load_bundle
-from funnel_export.errors import BundleError, SpecError
+from funnel_export.errors import SpecError
+from funnel_export.spec.defaults import MAX_NEW_TOKENS
 from funnel_export.system.machine import peak_bytes
 
 if TYPE_CHECKING:
     from funnel_export.runtime.model import FunnelModelForCausalLM
-
-MAX_NEW_TOKENS = 256
-VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +82,7 @@ def generate(
     from funnel_export.runtime.load import check_has_past, load_stepper
     from funnel_export.runtime.model import FunnelModelForCausalLM
     from funnel_export.runtime.streaming import TimedStreamer
+    from funnel_export.runtime.tokenizer import load_tokenizer
 
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     check_has_past(opened)
@@ -95,7 +94,7 @@ def generate(
         sample = True
     if sample is not None:
         given["do_sample"] = sample
-    tokenizer = _tokenizer(opened)
+    tokenizer = load_tokenizer(opened.path)
     ids = _encode(tokenizer, prompt, chat)
     model: Any = FunnelModelForCausalLM(opened, load_stepper(opened, target, engines))
     room = model.stepper.limit - ids.shape[1]
@@ -133,18 +132,6 @@ def generate(
         cache_bytes=result.past_key_values.state.nbytes,
         peak_memory_bytes=peak_bytes(),
     )
-
-
-def _tokenizer(bundle: Bundle) -> Any:
-    from transformers import AutoTokenizer
-
-    hint = "put the model's tokenizer files into the checkpoint, and export again"
-    if not any((bundle.path / name).exists() for name in VOCABULARIES):
-        raise BundleError("the bundle has no tokenizer", got=bundle.path, wanted=" or ".join(VOCABULARIES), hint=hint)
-    try:
-        return AutoTokenizer.from_pretrained(bundle.path, local_files_only=True)
-    except Exception as err:  # the tokenizer's file may be anything
-        raise BundleError("the tokenizer cannot be loaded", got=f"{type(err).__name__}: {err}", hint=hint) from err
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool | None) -> Any:

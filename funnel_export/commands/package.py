@@ -1,4 +1,4 @@
-"""`package`: add a bundle, or one of its engines, to a Triton model repository."""
+"""`package`: add a bundle, or engines of it, to a Triton model repository."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,24 @@ from funnel_export.packaging.triton import (
     Package,
     check_unchanged,
     find_engine,
+    find_engines,
     is_model,
     model_folder,
     served,
     warn_of_gaps,
+    write_generation,
     write_model,
 )
-from funnel_export.packaging.triton_config import model_config, schema
+from funnel_export.packaging.triton_config import generation_config, model_config, schema
 from funnel_export.progress import Progress, no_progress
+from funnel_export.runtime.tokenizer import check_tokenizer
 from funnel_export.spec.choices import Backend, parse_choice
 from funnel_export.spec.defaults import PACKAGE_WEIGHTS
 from funnel_export.spec.triton import TritonOptions
 from funnel_export.system.atomic import replace_folder
 from funnel_export.system.place import Placing
+
+HINT = "use another --name, or an OUT that you may write"
 
 
 def package(
@@ -33,6 +38,9 @@ def package(
     progress: Progress = no_progress,
 ) -> Package:
     """Add a bundle's graph, or one of its engines, to a Triton model repository.
+
+    A bundle of the task text-generation-with-past becomes a model of the Python back end, with all its graphs or with
+    engines of them. Its server needs this package.
 
     The folder `out/name` gets `config.pbtxt`, the bundle's `manifest.json` and version `1` of the model. It is written
     completely or not at all; an earlier packaged model is replaced if it is unchanged.
@@ -51,19 +59,41 @@ def package(
         BundleError: if the bundle or the engine is invalid, or `out` cannot be written or holds something else.
         TargetUnavailableError: if `tritonclient`, which has Triton's schema, is not installed.
     """
-    chosen = options or TritonOptions()
     placing = parse_choice("weights", Placing, weights)
     schema()
     progress("reading the bundle")
     opened = load_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
+    chosen = (options or TritonOptions()).for_task(opened.spec.task)
     target = model_folder(opened, Path(out), name)
-    engine, built = (None, None) if chosen.backend is Backend.ONNXRUNTIME else find_engine(opened, chosen.engine)
+    if chosen.backend is Backend.PYTHON:
+        return _package_generation(opened, target, chosen, placing, progress)
+    return _package_graph(opened, target, chosen, placing, progress)
+
+
+def _package_graph(
+    bundle: Bundle, target: Path, options: TritonOptions, placing: Placing, progress: Progress
+) -> Package:
+    """Package the graph of a single-pass task, or an engine of it."""
+    engine, built = find_engine(bundle, options.engine) if options.backend is Backend.TENSORRT else (None, None)
     profiles = [] if built is None else built.profiles
-    graph = served(opened.model.record, chosen.backend)
-    config = model_config(target.name, graph, opened.spec.dtype, profiles, chosen)
+    graph = served(bundle.model.record, options.backend or Backend.ONNXRUNTIME)
+    config = model_config(target.name, graph, bundle.spec.dtype, profiles, options)
     if built is not None:
         warn_of_gaps(built, config.max_batch_size)
     check_unchanged(target)
-    with replace_folder(target, is_model, hint="use another --name, or an OUT that you may write") as folder:
-        write_model(folder, opened, config, engine, placing, progress)
+    with replace_folder(target, is_model, hint=HINT) as folder:
+        write_model(folder, bundle, config, engine, placing, progress)
     return Package(target, config, engine)
+
+
+def _package_generation(
+    bundle: Bundle, target: Path, options: TritonOptions, placing: Placing, progress: Progress
+) -> Package:
+    """Package a bundle that generates text, or engines of it, for the Python back end."""
+    check_tokenizer(bundle.path)
+    engines = find_engines(bundle, options)
+    config = generation_config(target.name, options)
+    check_unchanged(target)
+    with replace_folder(target, is_model, hint=HINT) as folder:
+        write_generation(folder, bundle, config, engines, placing, progress)
+    return Package(target, config, options.engine)

@@ -4,21 +4,33 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from funnel_export.bundle.engine import EngineManifest, check_profiles, engine_names, load_engine, read_engine_manifest
+from funnel_export.bundle.engine import (
+    Engine,
+    EngineManifest,
+    check_profiles,
+    engine_names,
+    engines_named,
+    load_engine,
+    read_engine_manifest,
+)
 from funnel_export.bundle.load import Bundle, is_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL, GraphRecord, NamedFiles
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
-from funnel_export.packaging.triton_config import is_as_written, parse_config, write_config
+from funnel_export.packaging.triton_config import is_as_written, noted_digest, parse_config, write_config
+from funnel_export.packaging.triton_files import digest_in, digest_of, large_files, write_version
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import BATCH
+from funnel_export.spec.triton import TritonOptions
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.system.place import Placing, copied_bytes, place
 from funnel_export.system.room import check_room
+from funnel_export.targets.registry import get_target
 
 CONFIG, VERSION, PLAN, ENGINE = "config.pbtxt", "1", "model.plan", "engine.json"
 GRAPH = "model.onnx"
@@ -38,7 +50,7 @@ class Package:
     config: Any
     """Content of `config.pbtxt`: a `ModelConfig` of Triton's schema."""
     engine: str | None
-    """Name of the engine that was packaged, None for a graph."""
+    """Name of the engine that was packaged, None for graphs."""
 
     def files(self) -> list[str]:
         """The files in its folder."""
@@ -70,6 +82,23 @@ def write_model(
             progress("writing the engine")
             place(plan.file, folder / VERSION / PLAN, linked)
             shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
+    except OSError as err:
+        raise BundleError("the model could not be written", got=err, wanted="space and permission to write") from err
+
+
+def write_generation(
+    folder: Path, bundle: Bundle, config: Any, engines: Sequence[Engine], placing: Placing, progress: Progress
+) -> None:
+    """Write a model that generates text into an empty folder."""
+    linked = Placing.LINK if placing is Placing.AUTO else placing
+    try:
+        large = large_files(bundle, engines)
+        check_room(folder, copied_bytes(large, folder, placing), "the files that are copied")
+        _write_config(folder, config, digest_of(bundle))
+        shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
+        (folder / VERSION).mkdir()
+        progress("writing the bundle")
+        write_version(folder / VERSION, bundle, engines, placing, linked)
     except OSError as err:
         raise BundleError("the model could not be written", got=err, wanted="space and permission to write") from err
 
@@ -120,7 +149,7 @@ def _check_servable(name: str, manifest: EngineManifest) -> None:
         warnings.warn(
             f"{name} is version compatible: start Triton with --backend-config=tensorrt,version-compatible=true",
             FunnelExportWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -151,6 +180,33 @@ def find_engine(bundle: Bundle, name: str | None) -> tuple[str, EngineManifest]:
     )
 
 
+def find_engines(bundle: Bundle, options: TritonOptions) -> list[Engine]:
+    """The engines that a model that generates text runs; none if it runs the graphs.
+
+    Raises:
+        SpecError: if there is no such engine or target, or the target is another one or needs engines.
+        BundleError: if an engine is damaged.
+    """
+    target = None if options.target is None else get_target(options.target)
+    if options.engine is None:
+        if target is not None and not target.runs_graphs:
+            raise SpecError(f"{target.name} runs engines only", got=f"--target {target.name}", hint="add --engine")
+        return []
+    engines = [load_engine(bundle, name) for name in engines_named(bundle, options.engine)]
+    if not engines:
+        raise SpecError(
+            "the bundle has no such engine", got=repr(options.engine), wanted=" or ".join(engine_names(bundle)) or None
+        )
+    found = {engine.manifest.target for engine in engines}
+    if len(found) > 1 or (target is not None and found != {target.name}):
+        raise SpecError(
+            "the engines are for another target",
+            got=", ".join(f"{engine.name} of target {engine.manifest.target}" for engine in engines),
+            wanted=f"engines of {target.name if target else 'one target'}",
+        )
+    return engines
+
+
 def served(graph: GraphRecord, backend: Backend) -> GraphRecord:
     """The graph's record as Triton serves it: for ONNX Runtime, bfloat16 outputs become float32."""
     if backend is Backend.TENSORRT:
@@ -168,17 +224,17 @@ def warn_of_gaps(engine: EngineManifest, max_batch_size: int) -> None:
             f"no optimization profile takes batches of {', '.join(map(str, sizes[:8]))}{' …' * (len(sizes) > 8)}; "
             "Triton may form such batches, and answers them with an error",
             FunnelExportWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _write_config(folder: Path, config: Any) -> None:
+def _write_config(folder: Path, config: Any, files: str | None = None) -> None:
     """Write `config.pbtxt`, and check it by reading it back.
 
     It is written first: a server that polls the repository then refuses the folder during the write, since the name in
     the config is not the folder's. Without a config, the server would generate one.
     """
-    (folder / CONFIG).write_text(write_config(config), encoding="utf-8")
+    (folder / CONFIG).write_text(write_config(config, files), encoding="utf-8")
     if parse_config((folder / CONFIG).read_text(encoding="utf-8")) != config:
         raise BundleError("config.pbtxt was not read back as written", got=folder / CONFIG, hint="use another --name")
 
@@ -212,18 +268,24 @@ def with_float32_outputs(graph: Path) -> bytes:
 
 def is_model(path: Path) -> bool:
     """Whether this folder holds only an unchanged packaged model, so that a new one may replace it."""
+    version = path / VERSION
     try:
         named = NamedFiles.read(path / MANIFEST)
-        ours = is_as_written(read_bytes(path / CONFIG, LARGEST_JSON).decode())
-        inside = list((path / VERSION).iterdir())
+        config = read_bytes(path / CONFIG, LARGEST_JSON).decode()
         names = {entry.name for entry in path.iterdir()}
+        if named is None or not is_as_written(config) or version.is_symlink():
+            return False
+        files = noted_digest(config)
+        whole = (
+            _holds_only(version, {GRAPH, PLAN} | named.weight_names) if files is None else digest_in(version) == files
+        )
     except (OSError, ValueError):  # pydantic's and Unicode's errors are ValueErrors
         return False
-    if named is None:
-        return False
-    files = {GRAPH, PLAN} | named.weight_names
-    whole = {entry.name for entry in inside} <= files and all(entry.is_file() for entry in inside)
-    return ours and whole and names <= {CONFIG, MANIFEST, ENGINE, VERSION} and not (path / VERSION).is_symlink()
+    return whole and names <= {CONFIG, MANIFEST, ENGINE, VERSION}
+
+
+def _holds_only(folder: Path, files: set[str]) -> bool:
+    return all(entry.name in files and entry.is_file() for entry in folder.iterdir())
 
 
 def check_unchanged(target: Path) -> None:

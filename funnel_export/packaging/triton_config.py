@@ -9,10 +9,31 @@ from funnel_export.bundle.ports import Port
 from funnel_export.errors import BundleError, TargetUnavailableError
 from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import Profile
-from funnel_export.spec.triton import TritonOptions
+from funnel_export.spec.triton import BATCH_OF_A_GRAPH, TritonOptions
 
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
 """Dtypes of a bundle's inputs and outputs, and Triton's names of them."""
+FILES = "# and while the other files but weights and engines have sha256 "
+INPUTS = {
+    "text_input": ("TYPE_STRING", 1),
+    "input_ids": ("TYPE_INT64", -1),
+    "max_tokens": ("TYPE_INT32", 1),
+    "temperature": ("TYPE_FP32", 1),
+    "top_k": ("TYPE_INT32", 1),
+    "top_p": ("TYPE_FP32", 1),
+    "seed": ("TYPE_INT64", 1),
+    "stop": ("TYPE_STRING", -1),
+    "stream": ("TYPE_BOOL", 1),
+}
+"""Data type and size of the inputs of a model that generates text; all are optional."""
+OUTPUTS = {
+    "text_output": ("TYPE_STRING", 1),
+    "output_ids": ("TYPE_INT64", -1),
+    "finish_reason": ("TYPE_STRING", 1),
+    "num_input_tokens": ("TYPE_UINT32", 1),
+    "num_output_tokens": ("TYPE_UINT32", 1),
+}
+"""The same of its outputs, which each of its responses has."""
 MADE = "# Made by funnel-export package, which replaces it only while the rest has sha256 "
 
 
@@ -78,6 +99,38 @@ def model_config(
     return config
 
 
+def generation_config(name: str, options: TritonOptions) -> Any:
+    """The configuration of a model that generates text with the Python back end, a `ModelConfig` of `schema()`.
+
+    The model batches texts itself, so Triton does not; a request gets any number of responses.
+
+    Args:
+        name: name of the model, which clients use.
+        options: how the model runs, with the back end `python`.
+
+    Raises:
+        TargetUnavailableError: if the schema is not installed.
+    """
+    pb = schema()
+    config = pb.ModelConfig(name=name, backend=str(Backend.PYTHON), max_batch_size=0)
+    for tensor, (data_type, size) in INPUTS.items():
+        config.input.add(name=tensor, data_type=pb.DataType.Value(data_type), dims=[size], optional=True)
+    for tensor, (data_type, size) in OUTPUTS.items():
+        config.output.add(name=tensor, data_type=pb.DataType.Value(data_type), dims=[size])
+    config.instance_group.add(count=options.instances, kind=pb.ModelInstanceGroup.KIND_MODEL)
+    config.model_transaction_policy.decoupled = True
+    parameters = {
+        "max_rows": BATCH_OF_A_GRAPH if options.max_batch_size is None else options.max_batch_size,
+        "max_bytes": options.max_bytes,
+        "target": options.target,
+        "engine": options.engine,
+    }
+    for key, value in parameters.items():
+        if value is not None:
+            config.parameters[key].string_value = str(value)
+    return config
+
+
 def _data_type(pb: Any, tensor: Port) -> int:
     if tensor.dtype not in DATA_TYPES:
         raise BundleError(f"{tensor.name} has an unsupported dtype", got=tensor.dtype, wanted=list(DATA_TYPES))
@@ -92,12 +145,18 @@ def _dims(tensor: Port, batched: bool) -> list[int]:
     return dims[1:] if batched else dims
 
 
-def write_config(config: Any) -> str:
-    """A configuration as the text of `config.pbtxt`, with a digest for `is_as_written`."""
+def write_config(config: Any, files: str | None = None) -> str:
+    """A configuration as the text of `config.pbtxt`, with a digest for `is_as_written`, and one for `noted_digest`."""
     from google.protobuf import text_format
 
-    text = text_format.MessageToString(config)
+    text = ("" if files is None else f"{FILES}{files}\n") + text_format.MessageToString(config)
     return f"{MADE}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def noted_digest(text: str) -> str | None:
+    """The digest of the package's files that a `config.pbtxt` notes; None if it does not."""
+    lines = text.splitlines()
+    return lines[1].removeprefix(FILES) if len(lines) > 1 and lines[1].startswith(FILES) else None
 
 
 def parse_config(text: str) -> Any:

@@ -100,6 +100,8 @@ class Backend(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
+    PYTHON = "python"
+    """Text generation with a cache; the others take whole texts."""
 
 
 class Kind(StrEnum):

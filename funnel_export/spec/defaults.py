@@ -11,3 +11,5 @@ LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
 """Sequence lengths and batch sizes that are timed, and the number of rounds."""
 LEAST_ROUNDS = 6
 """The smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n, so 95 % takes 6 calls."""
+MAX_NEW_TOKENS = 256
+"""Largest number of tokens of a generated text."""

@@ -1,7 +1,6 @@
 """The OpenAI-shaped server of examples/server, asked by OpenAI's own client over loopback."""
 
 import importlib.util
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,7 @@ import openai
 import pytest
 import uvicorn
 from exported import Recipe
-from models import PAD
-from tokenizers_of_words import save_tokenizer
-from transformers import GenerationConfig
+from tokenizers_of_words import speaking
 
 from funnel_export import FunnelSpec
 from funnel_export.runtime.invariants import faults_of_batch
@@ -76,10 +73,7 @@ def example() -> Any:
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a tokenizer."""
     recipe = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))
-    folder = shutil.copytree(recipe.bundle().path, tmp_path_factory.mktemp("served") / "bundle")
-    save_tokenizer(folder, chat=True)
-    GenerationConfig(pad_token_id=PAD).save_pretrained(folder)  # no end of text, which small models soon choose
-    return folder
+    return speaking(recipe.bundle().path, tmp_path_factory.mktemp("served") / "bundle")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,15 @@ import pytest
 from exported import Recipe
 from serving import BF16, FP32, INT64, PLAN, add_engine, config, read, tensor
 from tamper import listing, rewrite_json
+from tokenizers_of_words import speaking
 
 from funnel_export import Bundle, export, load_bundle
 from funnel_export.commands.package import package
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
-from funnel_export.spec.choices import Backend
+from funnel_export.spec.choices import Backend, Task
 from funnel_export.spec.triton import TritonOptions
 
+PAST = Task.TEXT_GENERATION_WITH_PAST
 SHARDED = Recipe(dtype="bfloat16", shards="20KB")
 ON_TENSORRT = TritonOptions(backend=Backend.TENSORRT)
 
@@ -280,8 +282,10 @@ def test_a_failed_write_leaves_the_earlier_model(tmp_path: Path, monkeypatch: py
     assert listing(tmp_path) == before
 
 
-def test_a_killed_packaging_harms_nothing() -> None:
-    command = [sys.executable, str(Path(__file__).parents[1] / "package_crash.py"), str(Recipe().bundle().path)]
+@pytest.mark.parametrize("task", [Task.TEXT_GENERATION, PAST])
+def test_a_killed_packaging_harms_nothing(task: Task, tmp_path: Path) -> None:
+    bundle = speaking(Recipe(task=task).bundle().path, tmp_path / "bundle")
+    command = [sys.executable, str(Path(__file__).parents[1] / "package_crash.py"), str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

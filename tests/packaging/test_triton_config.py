@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import BF16, FP16, FP32, INT64, config, tensor
+from serving import BF16, FP16, FP32, INT64, STRING, config, tensor
 from tritonclient.grpc import model_config_pb2
 
 from funnel_export.bundle import ports
@@ -15,8 +15,10 @@ from funnel_export.bundle.ports import Port
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.packaging.triton import served
 from funnel_export.packaging.triton_config import (
+    generation_config,
     is_as_written,
     model_config,
+    noted_digest,
     parse_config,
     write_config,
 )
@@ -43,7 +45,7 @@ def contracts() -> Iterator[tuple[str, GraphRecord]]:
             yield text.split(",")[0], graph
 
 
-@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("backend", [Backend.ONNXRUNTIME, Backend.TENSORRT])
 def test_a_config_says_what_the_graph_is(backend: Backend) -> None:
     seen = set()
     for task, graph in contracts():
@@ -122,13 +124,58 @@ def test_dynamic_batching(options: dict[str, Any], meant: str) -> None:
         ({"gpus": (1, 1)}, "given twice"),
         ({"kind": Kind.CPU, "gpus": (0,)}, "does not use GPUs"),
         ({"kind": Kind.CPU, "backend": Backend.TENSORRT}, "GPUs only"),
-        ({"engine": "here"}, "--backend tensorrt"),
+        ({"engine": "here", "backend": Backend.ONNXRUNTIME}, "--backend tensorrt"),
+        ({"max_bytes": 0}, "invalid max_bytes"),
+        ({"target": "openvino", "backend": Backend.ONNXRUNTIME}, "only the python backend"),
+        ({"max_bytes": 9, "backend": Backend.TENSORRT}, "only the python backend"),
+        ({"max_batch_size": 0, "backend": Backend.PYTHON}, "invalid max_batch_size"),
+        ({"dynamic_batching": True, "backend": Backend.PYTHON}, "batches texts itself"),
+        ({"kind": Kind.CPU, "backend": Backend.PYTHON}, "where its target does"),
+        ({"gpus": (0,), "backend": Backend.PYTHON}, "where its target does"),
     ],
     ids=str,
 )
 def test_options_are_checked_at_birth(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         TritonOptions(**options)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_task_decides_on_the_backend(task: Task) -> None:
+    fitting = {Backend.PYTHON} if task.has_past else {Backend.ONNXRUNTIME, Backend.TENSORRT}
+    for backend in Backend:
+        if backend in fitting:
+            assert TritonOptions(backend=backend).for_task(task).backend is backend
+        else:
+            with pytest.raises(SpecError, match=rf"(?s)the {backend} backend does not run.*{task}"):
+                TritonOptions(backend=backend).for_task(task)
+    assert TritonOptions().for_task(task).backend is (Backend.PYTHON if task.has_past else Backend.ONNXRUNTIME)
+    unfit = TritonOptions(dynamic_batching=True) if task.has_past else TritonOptions(max_bytes=9)
+    with pytest.raises(SpecError, match="python backend"):
+        unfit.for_task(task)
+
+
+def test_a_model_that_generates_text() -> None:
+    options = TritonOptions(
+        backend=Backend.PYTHON, max_batch_size=4, max_bytes=1 << 30, target="openvino", engine="mine", instances=2
+    )
+    found = generation_config("m", options)
+    assert parse_config(write_config(found, "0" * 64)) == found
+    assert (found.name, found.backend, found.max_batch_size) == ("m", "python", 0)
+    assert found.model_transaction_policy.decoupled
+    (group,) = found.instance_group
+    assert (group.count, group.kind) == (2, model_config_pb2.ModelInstanceGroup.KIND_MODEL)
+    assert all(each.optional for each in found.input)
+    assert list(map(tensor, found.input))[:2] == [("text_input", STRING, [1]), ("input_ids", INT64, [-1])]
+    assert tensor(found.output[0]) == ("text_output", STRING, [1])
+    assert {key: value.string_value for key, value in found.parameters.items()} == {
+        "max_rows": "4",
+        "max_bytes": str(1 << 30),
+        "target": "openvino",
+        "engine": "mine",
+    }
+    usual = generation_config("m", TritonOptions(backend=Backend.PYTHON))
+    assert {key: value.string_value for key, value in usual.parameters.items()} == {"max_rows": "8"}
 
 
 def test_options_that_only_the_model_rules_out() -> None:
@@ -160,6 +207,11 @@ def test_tensors_that_triton_cannot_be_told_of(change: dict[str, Any], message: 
 def test_a_text_knows_whether_it_was_changed() -> None:
     text = write_config(made())
     assert is_as_written(text)
+    assert noted_digest(text) is None
+    noted = write_config(made(), "0" * 64)
+    assert is_as_written(noted)
+    assert noted_digest(noted) == "0" * 64
+    assert not is_as_written(noted.replace("0" * 64, "1" * 64))
     assert not any(map(is_as_written, ("", "\n", text[1:], text + " ", text.replace("count: 1", "count: 2"))))
 
 

@@ -1,6 +1,5 @@
 """A real Triton server takes packages as they are, and refuses broken ones: `make triton`."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from exported import RELATIVE, Recipe
 from models import Side, main_output, make_batch, random_rows
 from serving import add_engine
-from triton_server import Server, back_ends, serving
+from triton_server import Server, back_ends, packages, serving
 
 from funnel_export import FunnelSpec, apply_funnel, load_bundle
 from funnel_export.commands.package import package
@@ -38,15 +37,6 @@ BROKEN = {
     ),
 }
 """Changes of the config of `batching`, and what the server says of each."""
-
-
-def packages() -> Path:
-    """Where pytriton is installed."""
-    place = os.environ.get("FUNNEL_EXPORT_TRITON")
-    if place is None:
-        pytest.skip("no Triton server; run `make triton`")
-    (found,) = Path(place).resolve().glob("lib/python3*/site-packages")
-    return found
 
 
 @pytest.fixture(scope="module")
