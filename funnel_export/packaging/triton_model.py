@@ -14,6 +14,7 @@ from funnel_export.runtime.model import FunnelModelForCausalLM
 from funnel_export.runtime.scheduler import Scheduler, UnavailableError
 from funnel_export.runtime.tokenizer import load_tokenizer
 
+LAST = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 QUEUE = 256
 """Most requests that wait for a row; more get an error."""
 
@@ -21,33 +22,23 @@ QUEUE = 256
 class Client:
     """Sends the responses of one request; a `Receiver` of the scheduler."""
 
-    def __init__(self, sender: Any) -> None:
-        self.sender = sender
-        self.reply: Reply | None = None
-        """None until the request has been read."""
+    def __init__(self, sender: Any, reply: Reply) -> None:
+        self.sender, self.reply = sender, reply
 
     def take(self, token: Token) -> None:
         """See `Receiver`."""
-        assert self.reply is not None
         outputs = self.reply.add(token)
         if outputs is not None:
             tensors = [triton.Tensor(name, value) for name, value in outputs.items()]
-            self._send(triton.InferenceResponse(tensors), last=token.finish_reason is not None)
+            self.sender.send(triton.InferenceResponse(tensors), flags=LAST if token.finish_reason else 0)
 
     def fail(self, reason: str) -> None:
         """See `Receiver`."""
-        self.refuse(reason, triton.TritonError.INTERNAL)
+        _refuse(self.sender, reason, triton.TritonError.INTERNAL)
 
     def is_gone(self) -> bool:
         """See `Receiver`."""
         return bool(self.sender.is_cancelled())
-
-    def refuse(self, reason: str, code: int) -> None:
-        """End the request with an error of Triton's code."""
-        self._send(triton.InferenceResponse(error=triton.TritonError(reason, code)), last=True)
-
-    def _send(self, response: Any, *, last: bool) -> None:
-        self.sender.send(response, flags=triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
 
 
 class TritonPythonModel:
@@ -79,24 +70,28 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand requests to the scheduler, which answers them; a request that is refused is answered here."""
         for request in requests:
-            client = Client(request.get_response_sender())
+            sender = request.get_response_sender()
             try:
-                self._submit(request, client)
+                self._submit(request, sender)
             except UnavailableError as err:
-                client.refuse(str(err), triton.TritonError.UNAVAILABLE)
+                _refuse(sender, str(err), triton.TritonError.UNAVAILABLE)
             except FunnelExportError as err:
-                client.refuse(str(err), triton.TritonError.INVALID_ARG)
+                _refuse(sender, str(err), triton.TritonError.INVALID_ARG)
             except Exception as err:  # noqa: BLE001 - the other requests are not to blame
-                client.refuse(f"{type(err).__name__}: {err}", triton.TritonError.INTERNAL)
+                _refuse(sender, f"{type(err).__name__}: {err}", triton.TritonError.INTERNAL)
 
     def finalize(self) -> None:
         """End the scheduler's thread, and free the graphs."""
         self.scheduler.close()
         self.model.close()
 
-    def _submit(self, request: Any, client: Client) -> None:
+    def _submit(self, request: Any, sender: Any) -> None:
         found = {name: triton.get_input_tensor_by_name(request, name) for name in self.inputs}
         inputs = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
         wanted = self.reader.read(inputs, json.loads(request.parameters()))
-        client.reply = Reply(wanted, wants_stream(inputs))
-        self.scheduler.submit(wanted, client)
+        self.scheduler.submit(wanted, Client(sender, Reply(wanted, wants_stream(inputs))))
+
+
+def _refuse(sender: Any, reason: str, code: int) -> None:
+    """End a request with an error, whose code is one of Triton's."""
+    sender.send(triton.InferenceResponse(error=triton.TritonError(reason, code)), flags=LAST)

@@ -1,6 +1,10 @@
 """A real Triton server generates text with a package, for several clients at once: `make triton`."""
 
+import contextlib
+import http.client
+import json
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -206,6 +210,31 @@ def test_a_bad_request(server: Server, body: dict[str, Any], message: str) -> No
         assert status == 400, found
         assert re.search(message, found["error"], re.DOTALL)
     assert ask(server)["finish_reason"] == "length"
+
+
+def send(server: Server, **body: Any) -> http.client.HTTPConnection:
+    """Send a request for a stream, and do not wait for the answer."""
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+    content = json.dumps(PROMPT | {"stream": True} | body)
+    connection.request("POST", "/v2/models/graphs/generate_stream", content)
+    return connection
+
+
+def test_more_requests_than_wait(server: Server) -> None:
+    """Two texts take the rows, 256 wait, and others are told to come again; then all clients go away."""
+    alone = ask(server, **WILD)
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            running = stack.enter_context(contextlib.closing(send(server, max_tokens=ENDLESS - 10, temperature=2.0)))
+            assert running.getresponse().readline().startswith(b"data")
+        waiting = [stack.enter_context(contextlib.closing(send(server))) for _ in range(257)]
+        answered = select.select([each.sock for each in waiting], [], [], 60)[0]
+        (refused,) = (each for each in waiting if each.sock in answered)
+        assert b"too many requests are waiting" in refused.getresponse().read()
+        status, answer = server.ask_for_status("models/graphs/generate", PROMPT)
+        assert status == 400, "of every error in Triton 2.51"
+        assert "too many requests are waiting" in answer["error"]
+    assert ask(server, **WILD) == alone
 
 
 def test_a_model_is_unloaded_and_loaded(server: Server) -> None:
