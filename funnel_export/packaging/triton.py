@@ -22,7 +22,7 @@ from funnel_export.bundle.load import Bundle, is_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, MODEL, GraphRecord, NamedFiles
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
 from funnel_export.packaging.triton_config import is_as_written, noted_digest, parse_config, write_config
-from funnel_export.packaging.triton_files import digest_in, digest_of, large_files, write_version
+from funnel_export.packaging.triton_files import digest_in, digest_of, write_version
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import BATCH
@@ -92,8 +92,10 @@ def write_generation(
     """Write a model that generates text into an empty folder."""
     linked = Placing.LINK if placing is Placing.AUTO else placing
     try:
-        large = large_files(bundle, engines)
-        check_room(folder, copied_bytes(large, folder, placing), "the files that are copied")
+        weights = [bundle.path / weight.file for weight in bundle.manifest.weights]
+        plans = [engine.path / record.file for engine in engines for record in engine.manifest.files]
+        needed = copied_bytes(weights, folder, placing) + copied_bytes(plans, folder, linked)
+        check_room(folder, needed, "the files that are copied")
         _write_config(folder, config, digest_of(bundle))
         shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
         (folder / VERSION).mkdir()

@@ -25,12 +25,6 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-def large_files(bundle: Bundle, engines: Iterable[Engine]) -> list[Path]:
-    """The files that `write_version` links or copies, depending on the way of placing."""
-    weights = [bundle.path / weight.file for weight in bundle.manifest.weights]
-    return [*weights, *(engine.path / record.file for engine in engines for record in engine.manifest.files)]
-
-
 def digest_of(bundle: Bundle) -> str:
     """The digest that `digest_in` will find in the version."""
     files = {f"{BUNDLE}/{name}": sha256_of(bundle.path / name) for name in _copied(bundle)}
