@@ -1,5 +1,6 @@
 """The texts in `graphs/ops` compute the same as the funnel's functions; they are run in ONNX Runtime."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from models import make_batch, random_rows
 from torch import Tensor
 
+from funnel_export.exporter import ops
 from funnel_export.exporter.ops import WIDTH, Op, funnel_ops
 from funnel_export.funnel.rows import Rows
 
@@ -72,6 +74,16 @@ def test_text_computes_what_the_function_computes(name: str) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
     compare()
+
+
+def test_constants_are_named_by_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accepted texts are compared with fresh ones by the pinned tools only; names are the same with any."""
+    monkeypatch.setattr(ops, "funnel_ops", lambda _: [OPS["pool_mean"]])
+    text = ops.describe_ops()["pool_mean"]
+    named = dict(re.findall(r"(\w+) = Constant <value: tensor = \S+ (\{.*\})>", text))
+    assert named["int64s_minus_1_0"] == "{-1,0}"
+    assert named["int64s_minus_1"] == "{-1}"
+    assert named["int64s_1"] == "{1}"
 
 
 def test_a_changed_text_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

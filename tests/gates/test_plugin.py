@@ -156,6 +156,16 @@ def test_lengths_that_parity_left_out_are_named(pytester: pytest.Pytester) -> No
     assert "warning: parity left out as too long: 5, 6, 8" in out
 
 
+def test_an_engine_that_is_left_out_is_named_once(pytester: pytest.Pytester) -> None:
+    """The plugin looks for engines before the tests, and `check` again."""
+    bundle = own(pytester.path)
+    (bundle.path / "engines" / "spoiled").mkdir(parents=True)
+    (bundle.path / "engines" / "spoiled" / "manifest.json").write_text("{")
+    code, out, _ = run(pytester, f"--funnel-bundle={bundle.path}", *FAST)
+    assert code == 0, out
+    assert out.count("warning: an engine is left out: ") == 1
+
+
 def test_a_machine_without_any_target_is_a_usage_error(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
