@@ -4,6 +4,8 @@ A trace depends on the model's class, its configuration and what is exported, no
 itself need traced anew, they ask for by the marker `traces`.
 """
 
+import copy
+import functools
 import hashlib
 import os
 import tempfile
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch._dynamo.config
+from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from funnel_export.exporter import build
 from funnel_export.exporter.skeleton import Skeleton
@@ -20,6 +25,7 @@ from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.stages import Stage
 
 _trace, _assemble = build.trace, build.assemble
+_load_operators = ONNXRegistry.from_torchlib
 _VARIABLE = "FUNNEL_EXPORT_TEST_TRACES"
 if _VARIABLE not in os.environ:  # the first process of a run makes the folder, and removes it at its end
     _OWN = tempfile.TemporaryDirectory(prefix="funnel-export-traces-")
@@ -28,7 +34,14 @@ FOLDER = Path(os.environ[_VARIABLE])
 
 
 def share_traces() -> None:
-    """Trace and assemble each model once."""
+    """Trace and assemble each model once, and load torch's translations of operators once.
+
+    A trace has few calls that are alike: torch's cache of results of fake tensors takes a sixth of its time. So it is
+    off, here and in processes that tests start.
+    """
+    torch._dynamo.config.fake_tensor_cache_enabled = False
+    os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"
+    ONNXRegistry.from_torchlib = staticmethod(_copy_operators)  # type: ignore[assignment]
     build.trace, build.assemble = _keep, _assemble_once  # type: ignore[assignment]
 
 
@@ -36,6 +49,19 @@ def trace_anew(monkeypatch: Any) -> None:
     """Trace every model, for one test."""
     monkeypatch.setattr(build, "trace", _trace)
     monkeypatch.setattr(build, "assemble", _assemble)
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", _load_operators)
+
+
+@functools.cache
+def _operators(opset: int) -> ONNXRegistry:
+    return _load_operators(opset)
+
+
+def _copy_operators(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
+    """A registry for one export, which adds its own translations."""
+    registry = copy.copy(_operators(opset_version))
+    registry.functions = {target: [*found] for target, found in registry.functions.items()}
+    return registry
 
 
 def _keep(skeleton: Skeleton, forwards: dict[str, Forward], opset: int) -> dict[str, "_Wanted"]:
