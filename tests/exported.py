@@ -62,6 +62,22 @@ class Recipe:
         return self.cls.from_pretrained(self.checkpoint(), dtype=dtype, attn_implementation="eager").eval()
 
 
+ALL_LAYERS = Recipe(funnel=FunnelSpec.parse("0:4:2"))
+COMPACT = Recipe(
+    funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
+    overrides=(("tie_word_embeddings", False),),
+)
+FEATURES = Recipe(
+    task=Task.FEATURE_EXTRACTION,
+    funnel=FunnelSpec.parse("2:3:2", pooling="last", recovery="replace"),
+    overrides=(("attn_logit_softcapping", None),),
+)
+TAGS = Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True))
+CLASSES = Recipe(task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:4:2", pooling="max", lookahead=True))
+PAST = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))
+"""Beside `Recipe()`, what tests of another bundle use: every further recipe costs a trace of four seconds."""
+
+
 @functools.cache
 def tiny_checkpoint(
     cls: type[PreTrainedModel],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exported import Recipe
+from exported import ALL_LAYERS, Recipe
 from safetensors.torch import load_file, save_file
 from tamper import listing
 
@@ -26,7 +26,7 @@ def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
 def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
     names = engine_names(bundle)
     with pytest.warns(FunnelExportWarning, match=f"(?s)removed engines.*{', '.join(names)}; compile again"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2", overwrite=True)
+        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel, overwrite=True)
     assert engine_names(load_bundle(bundle.path)) == []
 
 
@@ -34,7 +34,7 @@ def test_an_export_removes_no_engine_unasked(bundle: Bundle) -> None:
     before = listing(bundle.path)
     names = ", ".join(f"engines/{name}" for name in engine_names(bundle))
     with pytest.raises(BundleError, match=f"(?s)would remove.*{names} in {bundle.path}.*--overwrite"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel)
     assert listing(bundle.path) == before
 
 
@@ -88,7 +88,7 @@ def test_what_the_new_bundle_has_too_is_not_lost(bundle: Bundle, tmp_path: Path)
 def test_an_export_over_nothing_but_a_bundle_needs_no_leave(bundle: Bundle) -> None:
     shutil.rmtree(bundle.path / "engines")
     (bundle.path / "reports").mkdir()
-    made = export(Recipe().checkpoint(), bundle.path, funnel="1:2:2")
+    made = export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel)
     assert load_bundle(bundle.path).spec == made.spec
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import Recipe
+from exported import PAST
 from stepping import largest_error, read, texts
 
 from funnel_export import Bundle, BundleError, SpecError, bench, compile_bundle, load_bundle, package
@@ -15,9 +15,7 @@ from funnel_export.bundle.ports import PortKind
 from funnel_export.commands.inspect import inspect
 from funnel_export.report.pages import write_reports
 from funnel_export.runtime.load import load_stepper
-from funnel_export.spec.choices import Task
 
-PAST = Recipe(task=Task.TEXT_GENERATION_WITH_PAST)
 ROLES = ["entry", "middle", "exit"]
 
 

@@ -6,10 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from breaks import another_cap, fixed_axis, loaded, run_audit, set_constants, swapped_masks
-from exported import Recipe
+from exported import CLASSES, Recipe
 
 from funnel_export.errors import ExportError
-from funnel_export.spec.choices import Task
 
 
 def no_cap(model: ir.Model) -> None:
@@ -114,7 +113,7 @@ def test_names_all_findings_at_once() -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(), Recipe(funnel=None), Recipe(task=Task.TEXT_CLASSIFICATION, funnel=None)],
+    [Recipe(), Recipe(funnel=None), CLASSES],
     ids=lambda r: str(r.task),
 )
 def test_accepts_what_was_exported(recipe: Recipe) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exported import Recipe, float32_limit, forward_of_bundle
+from exported import ALL_LAYERS, CLASSES, COMPACT, FEATURES, TAGS, Recipe, float32_limit, forward_of_bundle
 from models import main_output, make_batch, random_rows
 from properties import (
     alone,
@@ -25,22 +25,11 @@ RECIPES = {
     "S=1 delta": Recipe(funnel=FunnelSpec.parse("1:3:1")),
     "S=1 replace, all layers": Recipe(funnel=FunnelSpec.parse("0:4:1", recovery="replace")),
     "S=2 mean delta": Recipe(),
-    "S=3 max add compact": Recipe(
-        funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
-        overrides=(("tie_word_embeddings", False),),
-    ),
+    "S=3 max add compact": COMPACT,
     "S=4 first average": Recipe(funnel=FunnelSpec.parse("1:4:4", pooling="first", recovery="average")),
-    "features S=2 last replace": Recipe(
-        task=Task.FEATURE_EXTRACTION,
-        funnel=FunnelSpec.parse("2:3:2", pooling="last", recovery="replace"),
-        overrides=(("attn_logit_softcapping", None),),
-    ),
-    "tagging S=3 mean lookahead": Recipe(
-        task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)
-    ),
-    "classes S=2 max lookahead": Recipe(
-        task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:4:2", pooling="max", lookahead=True)
-    ),
+    "features S=2 last replace": FEATURES,
+    "tagging S=3 mean lookahead": TAGS,
+    "classes S=2 max lookahead": CLASSES,
 }
 
 
@@ -50,7 +39,7 @@ EXTREMES = {
         funnel=FunnelSpec(pool_layer=1, recover_layer=3, stride=LARGEST_STRIDE, lookahead=True),
         overrides=(("hidden_size", 8),),  # few numbers for each of the million tokens of a window
     ),
-    "all layers": Recipe(funnel=FunnelSpec.parse("0:4:2")),
+    "all layers": ALL_LAYERS,
     "no entry": RECIPES["S=3 max add compact"],
     "no exit": RECIPES["S=4 first average"],
     "stride 1": RECIPES["S=1 delta"],

@@ -15,7 +15,7 @@ from models import main_output, make_batch, random_rows
 from safetensors.torch import load_file, save_file
 from tamper import rewrite_json
 
-from funnel_export import FunnelSpec, apply_funnel, export
+from funnel_export import apply_funnel, export
 from funnel_export.errors import CheckpointError
 
 UNTIED = (("tie_word_embeddings", False), ("final_logit_softcapping", None), ("attn_logit_softcapping", None))
@@ -61,10 +61,10 @@ def test_loses_no_more_than_eager_pytorch(name: str, target: str) -> None:
     assert error <= 2 * floor + 2e-6
 
 
-def test_float16_warns() -> None:
-    recipe = Recipe(stored=torch.bfloat16, dtype="float16", funnel=FunnelSpec.parse("0:4:2"))
+def test_float16_warns(tmp_path: Path) -> None:
+    recipe = RECIPES["bfloat16 in float16"]
     with pytest.warns(UserWarning, match="overflow in float16"):
-        recipe.bundle()
+        export(recipe.checkpoint(), tmp_path / "out", funnel=recipe.funnel, dtype=recipe.dtype, opset=recipe.opset)
 
 
 @pytest.mark.parametrize("name", ["bfloat16 in float32", "float16 shards, untied, no softcaps, in float32"])

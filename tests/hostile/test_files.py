@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
-from exported import Recipe
+from exported import COMPACT, Recipe
 from fuzz.watch import limit, listing
 
 from funnel_export import check, export, load_bundle
@@ -160,7 +160,7 @@ def test_shards_elsewhere(file: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("file", ["model.onnx", "config.json", "manifest.json", "model.safetensors"])
 def test_files_of_two_bundles_swapped(file: str, bundle: Path) -> None:
-    other = Recipe(overrides=(("intermediate_size", 72),)).bundle().path
+    other = COMPACT.bundle().path
     shutil.copyfile(other / file, bundle / file)
     with pytest.raises(BundleError):
         load_bundle(bundle)

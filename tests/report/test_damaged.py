@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import Recipe
+from exported import ALL_LAYERS
 from latencies import make_latency, make_parity, put
 
-from funnel_export import Bundle, FunnelSpec, check
+from funnel_export import Bundle, check
 from funnel_export.errors import BundleError, FunnelExportWarning
 from funnel_export.report.pages import write_reports
 
 
 @pytest.mark.parametrize("name", ["parity", "latency"])
 def test_a_report_of_another_bundle_is_refused(bundle: Bundle, name: str) -> None:
-    other = Recipe(funnel=FunnelSpec.parse("0:2:2")).bundle()
+    other = ALL_LAYERS.bundle()
     put(bundle, make_parity(other) if name == "parity" else make_latency(other))
     with pytest.raises(BundleError, match=rf"(?s){name}\.json was made from another bundle.*or remove the file"):
         write_reports(bundle)

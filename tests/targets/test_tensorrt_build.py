@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from exported import Recipe
+from exported import CLASSES, TAGS, Recipe
 from onnx import TensorProto, helper
 from tamper import rewrite_graph, rewrite_json
 
@@ -34,8 +34,8 @@ RECIPES = {
     "S=4 float16 features": Recipe(
         task=Task.FEATURE_EXTRACTION, funnel=FunnelSpec.parse("1:4:4", pooling="max"), dtype="float16"
     ),
-    "S=3 lookahead": Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)),
-    "classes": Recipe(task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("0:4:2", recovery="replace")),
+    "S=3 lookahead": TAGS,
+    "classes": CLASSES,
 }
 
 

@@ -23,7 +23,7 @@ from breaks import (
     swapped_weights,
     unknown_op,
 )
-from exported import Recipe, with_weights
+from exported import COMPACT, Recipe, with_weights
 
 from funnel_export import Bundle, FunnelSpec, check
 from funnel_export.commands.check import compare
@@ -63,11 +63,10 @@ def test_refuses_a_broken_graph_and_names_the_place(
         Recipe(funnel=None),
         Recipe(dtype="bfloat16"),
         Recipe(dtype="bfloat16", funnel=FunnelSpec.parse("1:3:2", pooling="max")),
-        Recipe(funnel=FunnelSpec.parse("0:3:3", pooling="max", recovery="add", slot_positions="compact"),
-               overrides=(("tie_word_embeddings", False),)),
+        COMPACT,
     ],
     ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
-)  # fmt: skip
+)
 def test_passes_correct_exports(recipe: Recipe, tmp_path: Path) -> None:
     report = check(recipe.bundle(), lengths=[20], reports=tmp_path)
     assert report.passed, report.model_dump_json(indent=1)
