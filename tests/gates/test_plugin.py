@@ -99,7 +99,7 @@ def test_errors_of_the_package_have_no_traceback(pytester: pytest.Pytester) -> N
     assert "check.py" not in out
 
 
-@pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=2",), "FunnelExportWarning: ")])
+@pytest.mark.parametrize(("options", "told"), [((), "warning: "), (("--numprocesses=1",), "FunnelExportWarning: ")])
 def test_a_report_that_cannot_be_written_fails_no_gate(
     options: tuple[str, ...], told: str, pytester: pytest.Pytester
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_report_that_cannot_be_written_fails_no_gate(
 
 
 def test_a_projects_own_tests_can_use_the_fixtures(pytester: pytest.Pytester) -> None:
-    """With several processes, parity runs and latency is refused."""
+    """In a worker of pytest-xdist, parity runs and latency is refused."""
     bundle = own(pytester.path)
     pytester.makepyfile(
         test_mine="def test_mine(funnel_bundle, funnel_parity):\n"
@@ -121,7 +121,7 @@ def test_a_projects_own_tests_can_use_the_fixtures(pytester: pytest.Pytester) ->
         "    assert funnel_parity.targets[0].cases[0].metrics.top1 == 1.0\n"
         "def test_latency(funnel_latency): pass\n"
     )
-    code, out, _ = run(pytester, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST, "--numprocesses=2")
+    code, out, _ = run(pytester, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST, "--numprocesses=1")
     assert code == 1
     assert "latency needs the machine for itself: run pytest without --numprocesses" in out
     assert "test_mine.py::test_latency" in out
