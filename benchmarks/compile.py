@@ -34,7 +34,7 @@ from funnel_export.spec.choices import Dtype, Task
 
 EXPORT = """
 import json, sys, funnel_export
-bundle = funnel_export.export(sys.argv[1], sys.argv[2], funnel=sys.argv[3])
+bundle = funnel_export.export(sys.argv[1], sys.argv[2], funnel=sys.argv[3], task="text-generation")
 print(json.dumps([weight.file for weight in bundle.manifest.weights]))
 """
 

@@ -61,7 +61,7 @@ class ImportClock:
 
 def funnel_export(checkpoint: str, out: str, funnel: str) -> None:
     """This package, as its command line runs it."""
-    _run_module("funnel_export", f"export {checkpoint} {out} --funnel {funnel}")
+    _run_module("funnel_export", f"export {checkpoint} {out} --funnel {funnel} --task text-generation")
 
 
 def torch_onnx(checkpoint: str, out: str, _: str) -> None:

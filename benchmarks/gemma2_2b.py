@@ -48,7 +48,7 @@ EXPORT = """
 import json, sys, funnel_export
 from measure import peak_gb
 checkpoint, out, funnel = sys.argv[1:]
-bundle = funnel_export.export(checkpoint, out, funnel=funnel)
+bundle = funnel_export.export(checkpoint, out, funnel=funnel, task="text-generation")
 graph_mb = bundle.model.path.stat().st_size / 1e6
 print(json.dumps({"peak_gb": peak_gb(), "graph_mb": graph_mb, "dtype": bundle.spec.dtype}))
 """

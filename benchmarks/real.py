@@ -125,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "largest_values" not in result:
-            bundle = export(checkpoint, folder / "dense", funnel="none", dtype="float32")
+            bundle = export(checkpoint, folder / "dense", funnel="none", task="text-generation", dtype="float32")
             past = export(checkpoint, folder / "past", funnel="none", dtype="float32", task="text-generation-with-past")
             options = {"dtype": torch.float32, "attn_implementation": "eager"}
             model = Gemma3ForCausalLM.from_pretrained(checkpoint, **options).eval()
@@ -144,7 +144,7 @@ def main() -> None:
                     result["parity"][f"{kind}, {dtype}"] = summary(compare(made, lengths=[LENGTH], max_length=LENGTH))
                     save(result, out)
         if "latency" not in result:
-            made = export(checkpoint, folder / "timed", funnel=FUNNEL, dtype="float32")
+            made = export(checkpoint, folder / "timed", funnel=FUNNEL, task="text-generation", dtype="float32")
             timed = bench(made, pytorch=("eager",), lengths=(TIMED,), max_length=LENGTH)
             result["latency"] = [row.model_dump(mode="json") for row in timed.rows]
     packages = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")

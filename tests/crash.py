@@ -108,7 +108,8 @@ def kill_real_exports(points: int) -> dict[str, Any]:
         folder = Path(name)
         checkpoint = save_tiny_checkpoint(folder / "checkpoint")
         out = folder / "out"
-        command = [sys.executable, "-m", "funnel_export", "export", str(checkpoint), str(out / "bundle"), "--funnel"]
+        command = [sys.executable, "-m", "funnel_export", "export", str(checkpoint), str(out / "bundle")]
+        command += ["--task", "text-generation", "--funnel"]
         start = time.perf_counter()
         subprocess.run([*command, "1:3:2"], check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start

@@ -3,6 +3,8 @@
 from typing import Any
 
 from funnel_export import Bundle
+from funnel_export.commands.demo import Demo
+from funnel_export.commands.generate import Generated
 from funnel_export.latency.latency_report import LatencyReport, Memory, Row, RunnerResult, compare, summarize
 from funnel_export.latency.verdict import judge
 from funnel_export.verify.metrics import Metrics
@@ -89,6 +91,22 @@ def make_latency(bundle: Bundle, *, min_speedup: float | None = 1.1, **changes: 
         "gate": None if min_speedup is None else judge(rows, min_speedup),
     }
     return LatencyReport.model_validate({**facts, **changes})
+
+
+def make_demo(report: LatencyReport, cached: ParityReport) -> Demo:
+    """A demo's result with a text of one token."""
+    text = Generated(
+        text="a",
+        tokens=[1],
+        prompt_tokens=3,
+        finish_reason="length",
+        seconds_to_first_token=1.0,
+        prompt_tokens_per_second=3.0,
+        tokens_per_second=None,
+        cache_bytes=1,
+        peak_memory_bytes=1,
+    )
+    return Demo(report, cached, text)
 
 
 def put(bundle: Bundle, report: LatencyReport | ParityReport) -> None:

@@ -70,7 +70,10 @@ def export(
     ] = False,
     task: Annotated[
         TaskName,
-        typer.Option(help="Task of the graph. `auto` is the checkpoint's task.", rich_help_panel=GRAPH),
+        typer.Option(
+            help="Task of the graphs. `auto` is the checkpoint's, for text generation with a cache.",
+            rich_help_panel=GRAPH,
+        ),
     ] = AUTO,
     dtype: Annotated[
         DtypeName,

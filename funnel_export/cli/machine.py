@@ -16,14 +16,14 @@ def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an earlier demo is replaced.")],
     json_: Json = False,
 ) -> None:
-    """Make a small model, then export, compile, check and time it. Needs no download and no GPU."""
+    """Make a small model; export, compile, check and time it, and generate a text. Needs no download and no GPU."""
     with show_progress(stages=True) as progress:
         progress("loading PyTorch")
         from funnel_export.commands.demo import describe_demo, run_demo
 
-        report = run_demo(out, progress=progress)
-    say(report.model_dump_json() if json_ else describe_demo(out, report))
-    end(report.parity, passed=report.passed)
+        found = run_demo(out, progress=progress)
+    say(found.report.model_dump_json() if json_ else describe_demo(out, found))
+    end(found.report.parity, passed=found.passed)
 
 
 def doctor(json_: Json = False) -> None:

@@ -1,9 +1,9 @@
-"""The demo: export, compile, check and time a small generated model, without a download or a GPU."""
+"""The demo: export, compile, check, time and run a small generated model, without a download or a GPU."""
 
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from funnel_export.commands.bench import bench
 from funnel_export.commands.check import check
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.commands.export import export
+from funnel_export.commands.generate import Generated, generate
 from funnel_export.commands.inspect import inspect
 from funnel_export.errors import BundleError
 from funnel_export.families.gemma2 import GEMMA2
@@ -28,6 +29,7 @@ from funnel_export.system.room import no_room
 from funnel_export.system.site import elsewhere
 from funnel_export.targets.base import availability_of
 from funnel_export.targets.registry import get_target, target_names
+from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.reference import without_progress_bars
 
 MARK = "demo.json"
@@ -35,12 +37,33 @@ STARTED = '{"funnel-export demo": "not finished"}\n'
 """Content of `demo.json` until the demo has a result."""
 FUNNEL = FunnelSpec(pool_layer=3, recover_layer=9, stride=2)
 LENGTHS = (512,)
+PROMPT, NEW_TOKENS = "The import statement", 32
+CHECKED = 48
+"""Longest rows of the parity check of the graphs with a cache, in tokens."""
 
 
-def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> LatencyReport:
+class Demo(NamedTuple):
+    """What the demo found."""
+
+    report: LatencyReport
+    cached: ParityReport
+    """The parity of the graphs with a cache."""
+    text: Generated
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything agrees with eager PyTorch."""
+        return self.report.passed and self.cached.passed
+
+
+def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, progress: Progress) -> Demo:
     """Make a small Gemma2, export it dense and with a funnel, compile it for all available targets, check and time it.
 
-    Writes `out/checkpoint`, `out/dense`, `out/funnel` and the report `out/demo.json`.
+    Then export the funnel with a cache, check it, and generate a text. Writes `out/checkpoint`, `out/dense`,
+    `out/funnel`, `out/writer` and the report `out/demo.json`.
+
+    Returns:
+        The latency report and the generated text.
 
     Raises:
         BundleError: if `out` holds anything but an earlier demo or cannot be written, or if the disk is full.
@@ -55,15 +78,20 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
         out / "checkpoint", _is_checkpoint
     ) as folder:  # not in place: bundles have hard links to the old files
         make_checkpoint(folder)
-    _, funnel = (
+    dense, funnel, writer = (
         export(
             out / "checkpoint",
             out / name,
             funnel=spec,
+            task=task,
             overwrite=True,
             progress=partial(_in_stage, progress, f"{name} bundle"),
         )
-        for name, spec in (("dense", None), ("funnel", FUNNEL))
+        for name, spec, task in (
+            ("dense", None, Task.TEXT_GENERATION),
+            ("funnel", FUNNEL, Task.TEXT_GENERATION),
+            ("writer", FUNNEL, Task.TEXT_GENERATION_WITH_PAST),
+        )
     )
     for target in map(get_target, target_names()):
         if availability_of(target).compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
@@ -71,14 +99,18 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     parity = check(funnel, progress=partial(_in_stage, progress, "parity"))
     report = bench(
         funnel,
+        dense=dense,
         pytorch=("eager",),
         lengths=lengths,
         rounds=rounds,
         parity=parity,
         progress=partial(_in_stage, progress, "latency"),
     )
+    cached = check(writer, max_length=CHECKED, progress=partial(_in_stage, progress, "parity with a cache"))
+    progress("generating a text")
+    text = generate(writer, PROMPT, sample=False, max_new_tokens=NEW_TOKENS)
     _mark(out, report.model_dump_json(indent=2) + "\n")
-    return report
+    return Demo(report, cached, text)
 
 
 def _mark(out: Path, text: str) -> None:
@@ -119,14 +151,19 @@ def _in_stage(progress: Progress, stage: str, step: str, done: float | None = No
     progress(f"{stage}: {step}", *shares)
 
 
-def describe_demo(out: Path, report: LatencyReport) -> str:
+def describe_demo(out: Path, found: Demo) -> str:
     """The demo's result as text."""
+    report, text = found.report, found.text
+    rate = "" if text.tokens_per_second is None else f", {text.tokens_per_second:.0f} a second"
+    bundles = ", ".join(str(out / name) for name in ("dense", "funnel", "writer"))
     return "\n\n".join(
         (
             inspect(out / "funnel").to_text(),
             "parity with eager PyTorch, on the worst batch of each\n" + describe_parity(report.parity, worst=True),
             "latency\n" + describe_latency(report),
-            f"The bundles are {out / 'dense'} and {out / 'funnel'}; show one with `funnel-export inspect`.\n"
+            "parity of the graphs with a cache\n" + describe_parity(found.cached, worst=True),
+            f"{len(text.tokens)} tokens{rate}; the weights are random\n{PROMPT}{text.text}",
+            f"The bundles: {bundles}; show one with `funnel-export inspect`.\n"
             f"The report: {(out / 'funnel' / REPORTS / 'report.html').absolute()}",
         )
     )

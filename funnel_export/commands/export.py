@@ -50,9 +50,10 @@ def export(
             from the same graph and weights are kept.
         funnel: a `FunnelSpec`, `"P:R:S"`, `None` or `"none"` for the dense model; by default the funnel in the
             checkpoint's config.
-        task: `feature-extraction`, `text-generation`, `text-classification`, `token-classification`; `auto` reads it
-            from `architectures` in the checkpoint's config. Feature extraction also copies the modules of
-            sentence-transformers.
+        task: `feature-extraction`, `text-generation` (a single pass over whole texts), `text-generation-with-past`,
+            `text-classification`, `token-classification`; `auto` reads it from `architectures` in the checkpoint's
+            config. For a causal language model that is `text-generation-with-past`, or `text-generation` with `logits`
+            `last`. Feature extraction also copies the modules of sentence-transformers.
         dtype: dtype in which the graph computes: `float32`, `float16`, `bfloat16`; `auto` is the dtype in which the
             checkpoint stores its embedding.
         logits: for text generation, the tokens that get logits: `all`, or `last` for each row's last token only,
@@ -89,7 +90,7 @@ def export(
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
     spec = ExportSpec(
-        task=asked_task or source.task,
+        task=asked_task or _task(source, kept),
         dtype=asked_dtype or source.dtype,
         funnel=_funnel(source, funnel),
         opset=opset,
@@ -184,6 +185,13 @@ def _funnel(source: Checkpoint, funnel: FunnelSpec | str | None) -> FunnelSpec |
             )
         return source.funnel
     return FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel
+
+
+def _task(source: Checkpoint, logits: Logits) -> Task:
+    """The checkpoint's task; text generation has a cache unless `logits` is an option of single passes."""
+    if source.task is Task.TEXT_GENERATION and logits is Logits.ALL:
+        return Task.TEXT_GENERATION_WITH_PAST
+    return source.task
 
 
 def _check_not_the_checkpoint(checkpoint: Path, target: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_spoiled_bundle_is_refused(spoil: Callable[[Path], object], bundle: Pa
 
 
 def test_a_bundle_is_a_checkpoint_with_a_funnel(tmp_path: Path) -> None:
-    again = export(Recipe().bundle().path, tmp_path / "again")
+    again = export(Recipe().bundle().path, tmp_path / "again", task="text-generation")
     assert again.spec.funnel == Recipe().funnel
     assert again.model.path.read_bytes() == Recipe().bundle().model.path.read_bytes()
 
@@ -162,7 +162,7 @@ def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:
     checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
     (checkpoint / "tokenizer.json").write_bytes(b'{"not": "touched" }\r\n')
     (checkpoint / "train.py").write_text("print('not taken along')")
-    made = export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    made = export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
     assert (made.path / "tokenizer.json").read_bytes() == b'{"not": "touched" }\r\n'
     assert not (made.path / "train.py").exists()
 
@@ -170,7 +170,7 @@ def test_companions_are_copied_byte_by_byte(tmp_path: Path) -> None:
 def test_the_tokenizers_class_has_a_name_that_transformers_4_knows(tmp_path: Path) -> None:
     checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
     (checkpoint / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
-    made = export(checkpoint, tmp_path / "out", funnel="1:3:2")
+    made = export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
     assert (made.path / "tokenizer_config.json").read_text() == '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 
 
@@ -202,7 +202,7 @@ def test_a_failed_export_leaves_the_earlier_bundle(
 def test_a_graph_that_fails_its_audit_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel_export.exporter.audit.LARGEST_CONSTANT", 3)
     with pytest.raises(ExportError, match="failed its audit"):
-        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2", task="text-generation")
     assert not list(tmp_path.iterdir())
 
 
@@ -282,7 +282,7 @@ def test_an_error_inside_leaves_the_target(tmp_path: Path) -> None:
 def test_an_output_that_is_no_folder_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(BundleError, match="is not a folder"):
-        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+        export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2", task="text-generation")
 
 
 def test_other_weights_beside_the_bundles_are_refused(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_without_modules_nothing_else_changes(task: Task, checkpoint: Path) -> N
     assert plain.manifest.modules == []
     if task is Task.TEXT_GENERATION:
         save_modules(other, width=40)
-        assert listing(export(other, checkpoint.parent / "again", funnel=None).path) == listing(plain.path)
+        assert listing(export(other, checkpoint.parent / "again", funnel=None, task=task).path) == listing(plain.path)
 
 
 def test_a_bundle_is_a_checkpoint_with_modules(bundle: Bundle) -> None:

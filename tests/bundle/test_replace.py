@@ -17,7 +17,7 @@ from funnel_export.errors import BundleError, FunnelExportWarning
 
 def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
     before = listing(bundle.path / "engines")
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert listing(bundle.path / "engines") == before
     assert {file.stat().st_nlink for file in (bundle.path / "engines").rglob("*.*")} == {1}
     assert check(bundle.path, max_length=2).passed
@@ -26,7 +26,7 @@ def test_an_export_of_the_same_graph_keeps_its_engines(bundle: Bundle) -> None:
 def test_an_export_names_the_engines_that_it_removes(bundle: Bundle) -> None:
     names = engine_names(bundle)
     with pytest.warns(FunnelExportWarning, match=f"(?s)removed engines.*{', '.join(names)}; compile again"):
-        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel, overwrite=True)
+        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel, task="text-generation", overwrite=True)
     assert engine_names(load_bundle(bundle.path)) == []
 
 
@@ -34,7 +34,7 @@ def test_an_export_removes_no_engine_unasked(bundle: Bundle) -> None:
     before = listing(bundle.path)
     names = ", ".join(f"engines/{name}" for name in engine_names(bundle))
     with pytest.raises(BundleError, match=f"(?s)would remove.*{names} in {bundle.path}.*--overwrite"):
-        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel)
+        export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel, task="text-generation")
     assert listing(bundle.path) == before
 
 
@@ -43,7 +43,7 @@ def test_an_export_removes_no_report_unasked(bundle: Bundle, monkeypatch: pytest
     before = listing(bundle.path)
     monkeypatch.setattr(Checkpoint, "open", lambda _: pytest.fail("it is said before any work"))
     with pytest.raises(BundleError, match=r"(?s)would remove.*reports/parity.json, .*report.md in .*--overwrite"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert listing(bundle.path) == before
 
 
@@ -66,9 +66,9 @@ def test_an_export_removes_no_file_that_was_changed(
     change(bundle.path / file)
     before = listing(bundle.path)
     with pytest.raises(BundleError, match=f"(?s)would remove.*got: {file}.* in {bundle.path}.*--overwrite"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert listing(bundle.path) == before
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", overwrite=True)
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation", overwrite=True)
     load_bundle(bundle.path)
 
 
@@ -81,14 +81,14 @@ def test_what_the_new_bundle_has_too_is_not_lost(bundle: Bundle, tmp_path: Path)
     (bundle.path / "model.safetensors").hardlink_to(source / "model.safetensors")
     with pytest.raises(BundleError):
         load_bundle(bundle.path)
-    export(source, bundle.path, funnel="1:3:2")
+    export(source, bundle.path, funnel="1:3:2", task="text-generation")
     load_bundle(bundle.path)
 
 
 def test_an_export_over_nothing_but_a_bundle_needs_no_leave(bundle: Bundle) -> None:
     shutil.rmtree(bundle.path / "engines")
     (bundle.path / "reports").mkdir()
-    made = export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel)
+    made = export(Recipe().checkpoint(), bundle.path, funnel=ALL_LAYERS.funnel, task="text-generation")
     assert load_bundle(bundle.path).spec == made.spec
 
 
@@ -100,7 +100,7 @@ def test_an_export_names_the_file_that_it_would_have_removed(file: str, bundle: 
     before = listing(bundle.path)
     named = bundle.path.joinpath(*Path(file).parts[:2])
     with pytest.raises(BundleError, match=f"(?s)holds something else.*{named}.*export to another name"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert listing(bundle.path) == before
 
 
@@ -112,22 +112,22 @@ def test_an_export_does_not_follow_a_link_out_of_the_bundle(folder: str, bundle:
         shutil.rmtree(place)
     place.symlink_to(elsewhere)
     with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert place.is_symlink()
 
 
 def test_an_export_may_replace_what_commands_have_written(bundle: Bundle) -> None:
     check(bundle, max_length=2)
     (bundle.path / "reports" / ".parity.json.partial-abcdefgh").write_text("{}")  # of a check that was killed
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", overwrite=True)
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation", overwrite=True)
     assert not (bundle.path / "reports").exists()
 
 
 def test_an_export_does_not_replace_what_else_lies_among_engines(bundle: Bundle) -> None:
     (bundle.path / "engines" / ".openvino-cpu.partial-abcdefgh").mkdir()  # what a killed build leaves
-    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert [path.name for path in (bundle.path / "engines").iterdir() if path.name.startswith(".")] == []
     (bundle.path / "engines" / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert (bundle.path / "engines" / "notes.txt").read_text() == "mine"

@@ -55,7 +55,7 @@ def test_a_bundle_is_exported_again(bundle: Bundle) -> None:
         BundleError, match=r"(?s)by an earlier version.*schema version 1.*wanted.*2.*try: funnel-export export again"
     ):
         load_bundle(bundle.path)
-    again = export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+    again = export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert load_bundle(again.path).manifest.schema_version == 2
 
 
@@ -69,7 +69,7 @@ def test_files_beside_an_earlier_bundle_are_kept(bundle: Bundle) -> None:
     rewrite_json(bundle.path / "manifest.json", first_version)
     (bundle.path / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert (bundle.path / "notes.txt").read_text() == "mine"
 
 
@@ -114,7 +114,7 @@ def test_a_folder_with_somebodys_manifest_is_no_bundle(name: str, tmp_path: Path
     (work / "src" / "thesis.tex").write_text("mine")
     (work / "manifest.json").write_text(json.dumps(NO_BUNDLES[name]))
     with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), work, funnel="1:3:2")
+        export(Recipe().checkpoint(), work, funnel="1:3:2", task="text-generation")
     assert (work / "src" / "thesis.tex").read_text() == "mine"
 
 
@@ -126,7 +126,7 @@ def test_a_folder_in_place_of_a_file_is_kept(first: bool, bundle: Bundle) -> Non
     (bundle.path / "model.safetensors").mkdir()
     (bundle.path / "model.safetensors" / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="holds something else"):
-        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2")
+        export(Recipe().checkpoint(), bundle.path, funnel="1:3:2", task="text-generation")
     assert (bundle.path / "model.safetensors" / "notes.txt").read_text() == "mine"
 
 

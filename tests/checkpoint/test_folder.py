@@ -96,7 +96,7 @@ def test_all_links_out_of_the_checkpoint_are_named_and_the_hint_works(
     stored = stored_elsewhere(checkpoint).rename(checkpoint.with_name("two words"))
     monkeypatch.setattr("funnel_export.exporter.build.build_graphs", None)  # calling it would raise a TypeError
     with pytest.raises(CheckpointError, match="links out of it") as caught:
-        export(stored, stored.parent / "out", funnel="1:3:2")
+        export(stored, stored.parent / "out", funnel="1:3:2", task="text-generation")
     names = [line.split(" -> ")[0] for line in caught.value.details["got"].splitlines()]
     assert names == ["generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     assert not (stored.parent / "out").exists()
@@ -112,7 +112,7 @@ def test_a_link_does_not_copy_a_file_of_this_machine(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     (checkpoint / "tokenizer.json").symlink_to("../secret")
     with pytest.raises(CheckpointError, match="links out of it"):
-        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
     assert not (checkpoint.parent / "out").exists()
 
 
@@ -136,7 +136,7 @@ def deep(checkpoint: Path) -> None:
 @pytest.mark.parametrize("arrange", [kubernetes, deep])
 def test_links_within_the_checkpoint(arrange: Callable[[Path], None], checkpoint: Path) -> None:
     arrange(checkpoint)
-    bundle = export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+    bundle = export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
     for name in ("config.json", "tokenizer.json", WEIGHTS):
         assert not (bundle.path / name).is_symlink()
     assert (bundle.path / "tokenizer.json").read_bytes() == b"{}"
@@ -179,7 +179,7 @@ def test_a_tokenizer_file_that_is_not_a_regular_file(
     (checkpoint / "tokenizer.json").unlink()
     spoil(checkpoint / "tokenizer.json")
     with pytest.raises(CheckpointError, match="file of the checkpoint cannot be read"):
-        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
 
 
 @pytest.mark.parametrize(

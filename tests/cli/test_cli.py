@@ -18,7 +18,8 @@ from funnel_export.errors import FunnelExportWarning
 
 def test_export_inspect_check(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    made = run_alone("export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max", "--recovery", "add")
+    options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max", "--recovery", "add")
+    made = run_alone("export", Recipe().checkpoint(), out, *options)
     assert (made.returncode, made.stderr) == (0, "")
     assert load_bundle(out).spec.funnel.to_dict() | {"pooling": "max", "recovery": "add"} == (
         load_bundle(out).spec.funnel.to_dict()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from command_line import run, run_alone
 from exported import Recipe
-from latencies import make_latency
+from latencies import make_demo, make_latency
 
 from funnel_export.cli.output import QUIET, USUAL, VERBOSE, set_loudness, show_progress
 
-FLOAT16 = ("--funnel", "none", "--dtype", "float16")
+FLOAT16 = ("--funnel", "none", "--task", "text-generation", "--dtype", "float16")
 """Options of an export that warns."""
 
 
@@ -107,7 +107,8 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_prints_its_first_step_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def finished(*_: object, **__: object) -> object:
-        return make_latency(Recipe().bundle(), min_speedup=None)
+        report = make_latency(Recipe().bundle(), min_speedup=None)
+        return make_demo(report, report.parity)
 
     monkeypatch.setattr("funnel_export.commands.demo.run_demo", finished)
     assert run("demo", tmp_path, "--json").stderr == "    0 s  loading PyTorch\n"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 from exported import Recipe
-from latencies import make_latency, make_parity
+from latencies import make_demo, make_latency, make_parity
 from soak import SOAK
 from typer.testing import CliRunner
 
 from funnel_export import load_bundle
 from funnel_export.bundle.engine import engine_names
 from funnel_export.cli import app
-from funnel_export.commands.demo import FUNNEL, describe_demo, make_checkpoint, run_demo
+from funnel_export.commands.demo import FUNNEL, NEW_TOKENS, PROMPT, describe_demo, make_checkpoint, run_demo
 from funnel_export.errors import BundleError
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.targets.registry import get_target
@@ -23,7 +23,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(make_checkpoint, hidden_size=64, intermediate_size=96, head_dim=16, query_pre_attn_scalar=16)
     monkeypatch.setattr("funnel_export.commands.demo.make_checkpoint", small)
     out, steps = tmp_path / "out", []
-    report = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
+    found = run_demo(out, lengths=(24,), rounds=6, progress=lambda step, *_: steps.append(step))
+    report = found.report
     assert report.parity.passed
     assert load_bundle(out / "funnel").spec.funnel == FUNNEL
     assert load_bundle(out / "dense").spec.funnel is None
@@ -35,19 +36,28 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(name.startswith("tensorrt-rtx-") for name in engine_names(load_bundle(out / "funnel")))
     assert LatencyReport.model_validate_json((out / "demo.json").read_text()) == report
     assert (out / "funnel" / "reports" / "report.html").is_file()
-    text = describe_demo(out, report)
+    assert found.cached.passed
+    assert load_bundle(out / "writer").spec.task.has_past
+    assert len(found.text.tokens) == NEW_TOKENS
+    text = describe_demo(out, found)
     for part in (
         "▼ pool: mean of 2 tokens",
         "limits: max",
         "funnel/dense",
         "predicted",
         "onnxruntime-cpu",
+        "parity of the graphs with a cache",
+        f"{NEW_TOKENS} tokens, ",
+        f"{PROMPT}{found.text.text}",
         "reports/report.html",
     ):
         assert part in text
     stages = list(dict.fromkeys(step.partition(":")[0] for step in steps))
-    assert stages == ["making a small Gemma2", "dense bundle", "funnel bundle", "engines", "parity", "latency"]
-    for table in text.split("parity with")[1].split("latency\n"):
+    assert stages == [
+        *("making a small Gemma2", "dense bundle", "funnel bundle", "writer bundle", "engines", "parity", "latency"),
+        *("parity with a cache", "generating a text"),
+    ]
+    for table in text.split("parity with")[1].split("parity of")[0].split("latency\n"):
         rows = [line for line in table.splitlines() if line.startswith(tuple(runtimes))]
         assert 4 <= len(rows) <= 8
 
@@ -70,10 +80,14 @@ def test_what_the_demo_found_is_its_exit_code(tmp_path: Path, monkeypatch: pytes
         4: good.model_copy(update={"parity": make_parity(bundle, passed=False, targets=[refusing])}),
     }
     for code, report in found.items():
-        monkeypatch.setattr("funnel_export.commands.demo.run_demo", lambda *_, report=report, **__: report)
+        demo = make_demo(report, good.parity)
+        monkeypatch.setattr("funnel_export.commands.demo.run_demo", lambda *_, demo=demo, **__: demo)
         done = CliRunner().invoke(app, ["demo", str(tmp_path), "--json"])
         assert done.exit_code == code
         assert LatencyReport.model_validate_json(done.stdout) == report
+    demo = make_demo(good, make_parity(bundle, passed=False))
+    monkeypatch.setattr("funnel_export.commands.demo.run_demo", lambda *_, **__: demo)
+    assert CliRunner().invoke(app, ["demo", str(tmp_path), "--json"]).exit_code == 1, "of the graphs with a cache"
 
 
 @pytest.mark.parametrize("mark", ["{}", '{"name": "my demo"}', "not JSON"])

@@ -131,11 +131,13 @@ def test_inspect_and_the_report_mention_it(bundle: Bundle) -> None:
 
 def test_the_checkpoint_in_a_bundle_is_exported_without_it(bundle: Bundle, tmp_path: Path) -> None:
     """A bundle is also a checkpoint: Hugging Face and another export read its stored weights."""
-    again = export(bundle.path, tmp_path / "again")
+    again = export(bundle.path, tmp_path / "again", task="text-generation")
     assert [weight.file for weight in again.manifest.weights] == ["model.safetensors"]
-    assert export(bundle.path, tmp_path / "again").path == again.path, "replaced"
+    assert export(bundle.path, tmp_path / "again", task="text-generation").path == again.path, "replaced"
     shutil.copytree(bundle.path, tmp_path / "taken")
-    assert export(Recipe().checkpoint(), tmp_path / "taken", funnel="1:3:2"), "a derived file is the bundle's own"
+    assert export(Recipe().checkpoint(), tmp_path / "taken", funnel="1:3:2", task="text-generation"), (
+        "a derived file is the bundle's own"
+    )
 
 
 def test_the_audit_refuses_a_weight_without_a_source(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ from sparse import make_sparse_checkpoint
 EXPORT = """
 import json, sys, funnel_export
 from measure import peak_gb
-funnel_export.export(*sys.argv[1:], funnel="6:20:2")
+funnel_export.export(*sys.argv[1:], funnel="6:20:2", task="text-generation")
 print(json.dumps({"peak_gb": peak_gb()}))
 """
 

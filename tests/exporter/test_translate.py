@@ -62,7 +62,7 @@ def test_an_export_is_not_decomposed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise AssertionError("this takes twice as long")
 
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
-    export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2")
+    export(Recipe().checkpoint(), tmp_path / "out", funnel="1:3:2", task="text-generation")
 
 
 def test_an_operator_without_translation_is_decomposed() -> None:

@@ -64,7 +64,14 @@ def test_loses_no_more_than_eager_pytorch(name: str, target: str) -> None:
 def test_float16_warns(tmp_path: Path) -> None:
     recipe = RECIPES["bfloat16 in float16"]
     with pytest.warns(UserWarning, match="overflow in float16"):
-        export(recipe.checkpoint(), tmp_path / "out", funnel=recipe.funnel, dtype=recipe.dtype, opset=recipe.opset)
+        export(
+            recipe.checkpoint(),
+            tmp_path / "out",
+            funnel=recipe.funnel,
+            task=recipe.task,
+            dtype=recipe.dtype,
+            opset=recipe.opset,
+        )
 
 
 @pytest.mark.parametrize("name", ["bfloat16 in float32", "float16 shards, untied, no softcaps, in float32"])
@@ -96,7 +103,7 @@ def test_link_and_copy(tmp_path: Path) -> None:
     recipe = Recipe()
     weights = recipe.checkpoint() / "model.safetensors"
     assert weights.samefile(recipe.bundle().path / "model.safetensors")
-    copied = export(recipe.checkpoint(), tmp_path / "copy", funnel=recipe.funnel, weights="copy")
+    copied = export(recipe.checkpoint(), tmp_path / "copy", funnel=recipe.funnel, task=recipe.task, weights="copy")
     assert not weights.samefile(copied.path / "model.safetensors")
     assert weights.read_bytes() == (copied.path / "model.safetensors").read_bytes()
 
@@ -116,7 +123,7 @@ def test_all_missing_and_misshapen_weights_are_named_at_once(tmp_path: Path) -> 
     missing, misshapen = "model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.k_proj.weight"
     checkpoint = _changed(tmp_path, **{missing: None, misshapen: torch.zeros(3, 5)})
     with pytest.raises(CheckpointError) as caught:
-        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+        export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
     assert missing in str(caught.value)
     assert misshapen in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -126,7 +133,7 @@ def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
     embedding = load_file(Recipe().checkpoint() / "model.safetensors")["model.embed_tokens.weight"]
     checkpoint = _changed(tmp_path, **{"lm_head.weight": embedding + 1})
     with pytest.raises(CheckpointError, match="stored with different values"):
-        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+        export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
 
 
 def test_a_causal_lm_checkpoint_has_features_but_no_classes(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_an_unused_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"(?s)does not use.*layers\.3\..*, and \d+ more.*3 layers.*num_hidden_lay"
     ):
-        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+        export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
     assert not (tmp_path / "out").exists()
 
 
@@ -163,7 +170,7 @@ def test_an_unused_weight_is_refused(tmp_path: Path) -> None:
     stray = "model.layers.0.self_attn.q_norm.weight"
     checkpoint = with_tensors(tmp_path, stray)
     with pytest.raises(CheckpointError, match=rf"does not use\n  got: {stray}\n"):
-        export(checkpoint, tmp_path / "out", funnel="1:3:2")
+        export(checkpoint, tmp_path / "out", funnel="1:3:2", task="text-generation")
 
 
 def test_a_head_under_another_name_is_named_beside_the_wanted_one(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
     whole = save(folder, Gemma3ForConditionalGeneration)
     if nested_anew:
         as_transformers_5_nests_it(folder)
-    bundle = export(folder, tmp_path / "bundle", funnel="none")
+    bundle = export(folder, tmp_path / "bundle", funnel="none", task="text-generation")
     assert bundle.spec.task is Task.TEXT_GENERATION
     run = forward_of_bundle(bundle)
     for row in random_rows([1, 7, 13]):
@@ -89,7 +89,9 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
 )
 def test_with_a_funnel(cls: type[PreTrainedModel], tmp_path: Path) -> None:
     save(tmp_path / "checkpoint", cls)
-    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel=FunnelSpec.parse("2:6:2"))
+    bundle = export(
+        tmp_path / "checkpoint", tmp_path / "bundle", funnel=FunnelSpec.parse("2:6:2"), task="text-generation"
+    )
     assert compare(bundle, max_length=9).passed
 
 
@@ -100,4 +102,4 @@ def test_a_dropped_layer_is_seen_behind_the_names(tmp_path: Path) -> None:
     config["text_config"].update(num_hidden_layers=6, layer_types=config["text_config"]["layer_types"][:6])
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"(?s)does not use.*language_model\.model\.layers\.6"):
-        export(folder, tmp_path / "bundle", funnel="none")
+        export(folder, tmp_path / "bundle", funnel="none", task="text-generation")

@@ -59,7 +59,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     indirect=["checkpoint"],
 )
 def test_it_is_exported_and_agrees(checkpoint: Path, funnel: str | None, tmp_path: Path) -> None:
-    bundle = export(checkpoint, tmp_path / "bundle", funnel=funnel)
+    bundle = export(checkpoint, tmp_path / "bundle", funnel=funnel, task="text-generation")
     assert bundle.family is PLAIN
     assert inspect(bundle).audits == {"model": []}
     report = compare(bundle, max_length=9)
@@ -71,7 +71,7 @@ def test_it_is_exported_and_agrees(checkpoint: Path, funnel: str | None, tmp_pat
 
 def test_the_audit_asks_the_family(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph without caps on its scores is right here, and wrong for a family that wants them."""
-    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2")
+    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task="text-generation")
     monkeypatch.setattr(Plain, "layer_facts", Gemma2.layer_facts)
     monkeypatch.setattr(PlainArchitecture, "__getattribute__", capped)
     (faults,) = inspect(bundle).audits.values()
@@ -92,6 +92,6 @@ def test_stride_one_is_the_unpatched_model() -> None:
 def test_an_unknown_family_is_refused_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(registry._FAMILIES, "plain")
     with pytest.raises(CheckpointError, match=r"(?s)not supported.*'plain'.*wanted: .*model_type 'gemma2'"):
-        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
     with pytest.raises(CheckpointError, match="PlainForCausalLM"):
         apply_funnel(model_of(Task.TEXT_GENERATION), FunnelSpec.parse("1:3:2"))

@@ -104,7 +104,7 @@ def test_config(place: Place) -> None:
         file.write_bytes(content)
         with whole.case(place.root, EXPORT_SECONDS):
             try:
-                export(place.checkpoint, place.root / "out", funnel="1:3:2")
+                export(place.checkpoint, place.root / "out", funnel="1:3:2", task="text-generation")
             finally:
                 shutil.rmtree(place.root / "out", ignore_errors=True)
     assert whole.outcomes.total() >= min(WHOLE_EXPORTS, len(different))

@@ -110,6 +110,6 @@ def test_more_layers_than_weights_are_found_before_tracing(folder: Path, monkeyp
     monkeypatch.setattr("funnel_export.exporter.build.trace", None)  # to call it would raise a TypeError
     change(folder, {"num_hidden_layers": 12, "layer_types": None, "intermediate_size": 65})
     with pytest.raises(CheckpointError, match=r"another shape(.|\n)*lacks a weight(.|\n)*and \d+ more") as caught:
-        export(folder, folder.parent / "out", funnel="1:3:2")
+        export(folder, folder.parent / "out", funnel="1:3:2", task="text-generation")
     assert "[65, 40]" in str(caught.value)
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

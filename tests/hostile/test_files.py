@@ -137,7 +137,7 @@ def test_bytes_after_the_end(checkpoint: Path) -> None:
 def test_integers_for_weights(checkpoint: Path) -> None:
     rewrite_header(checkpoint, entry(dtype="I32"))
     with pytest.raises(CheckpointError, match="unsupported dtype"):
-        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "tokenizer.json"])
@@ -146,7 +146,7 @@ def test_weights_under_a_name_that_a_bundle_needs(name: str, checkpoint: Path) -
     in_one_shard(checkpoint, name)
     before = listing(checkpoint.parent)
     with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
-        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2")
+        export(checkpoint, checkpoint.parent / "out", funnel="1:3:2", task="text-generation")
     assert listing(checkpoint.parent) == before
 
 

@@ -28,7 +28,7 @@ def test_a_folder_with_the_users_own_files_is_not_replaced(ready: None, folder: 
     (folder / "made" / "thesis.txt").write_text("the only copy")
     before = listing(folder)
     with pytest.raises(BundleError, match="holds something else"):
-        export(folder / "checkpoint", folder / "made", funnel="1:3:2")
+        export(folder / "checkpoint", folder / "made", funnel="1:3:2", task="text-generation")
     assert listing(folder) == before
 
 
@@ -60,14 +60,14 @@ def test_the_checkpoint_is_not_replaced(places: Callable[[Path], tuple[Path, Pat
     source, out = places(folder)
     before = listing(folder)
     with pytest.raises(BundleError, match="would replace the checkpoint"):
-        export(source, out, funnel="1:3:2")
+        export(source, out, funnel="1:3:2", task="text-generation")
     assert listing(folder) == before
 
 
 def test_the_checkpoint_is_not_written_over(ready: None, folder: Path) -> None:
     before = listing(folder)
     with pytest.raises(BundleError, match="would replace the checkpoint"):
-        export(folder / "checkpoint", folder / "checkpoint", funnel="1:3:2")
+        export(folder / "checkpoint", folder / "checkpoint", funnel="1:3:2", task="text-generation")
     assert listing(folder) == before
 
 
@@ -75,7 +75,9 @@ def test_the_checkpoint_is_not_written_over(ready: None, folder: Path) -> None:
 def test_a_new_folder_inside_the_checkpoint_leaves_its_files(weights: str, ready: None, folder: Path) -> None:
     """As models on the Hub keep their ONNX graphs."""
     before = listing(folder / "checkpoint")
-    made = export(folder / "checkpoint", folder / "checkpoint" / "onnx", funnel="1:3:2", weights=weights)
+    made = export(
+        folder / "checkpoint", folder / "checkpoint" / "onnx", funnel="1:3:2", task="text-generation", weights=weights
+    )
     assert load_bundle(made.path).manifest == made.manifest
     shutil.rmtree(made.path)
     assert listing(folder / "checkpoint") == before
@@ -178,7 +180,7 @@ def test_a_folder_whose_name_is_no_text(ready: None, folder: Path) -> None:
     """File names are bytes; one that is not UTF-8 is escaped wherever it is written or printed."""
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/odd \xff\x1b[31m\nname"))
     (folder / "checkpoint").rename(odd)
-    made = export(odd, folder / "out", funnel="1:3:2")
+    made = export(odd, folder / "out", funnel="1:3:2", task="text-generation")
     assert made.manifest.source == f"{folder}/odd \\xff\x1b[31m\nname"
     shown = subprocess.run(
         [sys.executable, "-m", "funnel_export", "inspect", folder / "out"], capture_output=True, text=True, check=True

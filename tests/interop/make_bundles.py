@@ -163,7 +163,7 @@ def main(out: Path) -> None:
             checkpoint = make_checkpoint(Path(folder), task, tokenizer)
             export_both(checkpoint, out / task, task, FUNNEL)
             if task is Task.TEXT_GENERATION:
-                linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNEL, weights="link")
+                linked = export(checkpoint, out / f"{task}-linked", funnel=FUNNEL, task=task, weights="link")
                 os.link(linked.path / "model.safetensors", out / "linked.safetensors")  # as the checkpoint's would be
     for task, funnel in GEMMA3_FUNNELS.items():
         with TemporaryDirectory(dir=out) as folder:

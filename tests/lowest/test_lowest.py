@@ -63,7 +63,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(checkpoint: Path) -> Path:
     """A bundle with an engine of every target that is here."""
     out = checkpoint.parent / "bundle"
-    assert result("export", checkpoint, out, "--funnel", "3:9:2")["task"] == "text-generation"
+    assert result("export", checkpoint, out, "--funnel", "3:9:2", "--task", "text-generation")["dtype"] == "float32"
     for target in TARGETS:
         result("compile", out, "--target", target)
     return out
@@ -98,7 +98,15 @@ def test_package(bundle: Path, tmp_path: Path) -> None:
 
 def test_inspect_and_graph(bundle: Path) -> None:
     result("inspect", bundle)
-    assert "funnel.pooled" in run("funnel-export", "graph", "show", bundle)
+    assert "funnel.pooled" in run("funnel-export", "inspect", "--graph", bundle)
+
+
+def test_generate(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert result("export", checkpoint, out, "--funnel", "3:9:2")["task"] == "text-generation-with-past"
+    for target in TARGETS:
+        found = result("generate", out, "--target", target, "--prompt", "The", "--max-new-tokens", 4, "--greedy")
+        assert len(found["tokens"]) == 4
 
 
 def test_optimum(checkpoint: Path, tmp_path: Path) -> None:

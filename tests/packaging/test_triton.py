@@ -69,7 +69,7 @@ def outputs_of(graph: Path) -> Any:
 def test_a_package_links_what_is_linked_already(linked: bool, tmp_path: Path) -> None:
     """A bundle whose weights were copied keeps them without a second name, which onnx.load refuses."""
     checkpoint, kind = Recipe().checkpoint(), "link" if linked else "copy"
-    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", weights=kind)
+    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task="text-generation", weights=kind)
     made = package(bundle, tmp_path / "models", name="m")
     assert (made.path / "1/model.safetensors").samefile(bundle.path / "model.safetensors") == linked
     if not linked:

@@ -65,7 +65,8 @@ def digests_of(folder: Path) -> dict[str, str]:
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that `funnel-export export` makes, in a process whose traces no check of shapes takes part in."""
     out = tmp_path_factory.mktemp("ours") / "bundle"
-    made = run(OURS, "export", Recipe().checkpoint(), out, "--funnel", "1:3:2", "--pooling", "max")
+    options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max")
+    made = run(OURS, "export", Recipe().checkpoint(), out, *options)
     assert made.returncode == 0, made.stderr
     return out
 
@@ -73,8 +74,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "order",
     [
-        ("CHECKPOINT", "OUT", "--funnel", "1:3:2", "--pooling", "max"),
-        ("--funnel", "1:3:2", "--pooling=max", "CHECKPOINT", "OUT"),
+        ("CHECKPOINT", "OUT", "--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max"),
+        ("--funnel", "1:3:2", "--task=text-generation", "--pooling=max", "CHECKPOINT", "OUT"),
     ],
     ids=["options last", "options first"],
 )

@@ -78,7 +78,7 @@ def test_the_limit_of_the_divergence_is_higher_if_few_positions_make_up_the_floo
 def test_a_correct_classifier_passes_in_16_bits(seed: int, tmp_path: Path) -> None:
     """With one class per text, the floor is estimated from about twenty divergences."""
     save_tiny_checkpoint(tmp_path / "checkpoint", Gemma2ForSequenceClassification, torch.bfloat16, seed=seed)
-    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel="1:3:2")
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel="1:3:2", task="text-generation")
     assert compare(bundle, targets=["openvino"], max_length=9).passed
 
 
