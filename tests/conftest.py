@@ -23,8 +23,10 @@ from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
 
-# Tiny models gain nothing from a second thread, and wait for it whenever something else runs on the machine.
+# Tiny models gain nothing from a second thread, and wait for it whenever something else runs on the machine. In runners
+# of a bench, which take turns, waiting threads took three times the work.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 # Explaining a failure reruns it under a tracer, for longer than all the tests take.
 PHASES = [phase for phase in Phase if phase is not Phase.explain]
