@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import run
 from embedder import FILES as MODULES
 from embedder import save_modules
 from exported import Recipe
@@ -156,15 +155,12 @@ def test_a_lost_connection_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch
         find_checkpoint(ID)
 
 
-def test_export_by_id_on_the_command_line(tmp_path: Path) -> None:
-    make_cache(tmp_path / "hub")
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "funnel_export", "export", ID, str(tmp_path / "out"), "--revision", "v1", "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def test_export_by_id_on_the_command_line(cache: Path, tmp_path: Path) -> None:
+    done = run("export", ID, tmp_path / "out", "--revision", "v1", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     manifest = json.loads(done.stdout)
     assert manifest["source"] == f"{ID}@{TAGGED}"
     assert manifest["funnel"]["stride"] == 3
     weights = tmp_path / "out" / "model.safetensors"
     assert not weights.is_symlink()
-    assert weights.samefile(tmp_path / "hub" / "models--somebody--tiny-gemma2" / "blobs" / "model.safetensors-v1")
+    assert weights.samefile(cache / "models--somebody--tiny-gemma2" / "blobs" / "model.safetensors-v1")

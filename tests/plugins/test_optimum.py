@@ -71,18 +71,11 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        ("CHECKPOINT", "OUT", "--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max"),
-        ("--funnel", "1:3:2", "--task=text-generation", "--pooling=max", "CHECKPOINT", "OUT"),
-    ],
-    ids=["options last", "options first"],
-)
-def test_the_bundle_is_the_same(order: tuple[str, ...], ours: Path, tmp_path: Path) -> None:
+def test_the_bundle_is_the_same(ours: Path, tmp_path: Path) -> None:
+    """With options first, unlike ours."""
     out = tmp_path / "bundle"
-    places = {"CHECKPOINT": Recipe().checkpoint(), "OUT": out}
-    done = run(OPTIMUM, "export", "funnel", *(places.get(each, each) for each in order))
+    options = ("--funnel", "1:3:2", "--task=text-generation", "--pooling=max")
+    done = run(OPTIMUM, "export", "funnel", *options, Recipe().checkpoint(), out)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{out}: text-generation, float32\n"
     digests = digests_of(out)
