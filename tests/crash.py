@@ -45,7 +45,7 @@ def prepare(folder: Path) -> dict[str, Callable[[], None]]:
     build.build_graphs = traced
     jobs = {}
     for name, opset in (("old", 20), ("new", 21)):
-        job = partial(funnel_export.export, checkpoint, funnel="1:3:2", opset=opset)
+        job = partial(funnel_export.export, checkpoint, funnel="1:3:2", task="text-generation", opset=opset)
         job(folder / name)
         jobs[name] = partial(job, folder / "out" / "bundle")
     return jobs  # type: ignore[return-value]  # what they return is not wanted

@@ -66,10 +66,14 @@ def main() -> None:
     shutil.copytree(folder / "checkpoint", checkpoint)
     check(bundle, targets=["onnxruntime"], max_length=2)
     compile_bundle(bundle, "onnxruntime")
-    linked = partial(export, checkpoint, funnel="1:3:2", opset=21, overwrite=True)
+    linked = partial(export, checkpoint, funnel="1:3:2", task="text-generation", opset=21, overwrite=True)
     result = {}
     for name, free, job in (
-        ("export, copies", 190_000, partial(export, folder / "checkpoint", bundle, funnel="1:3:2", overwrite=True)),
+        (
+            "export, copies",
+            190_000,
+            partial(export, folder / "checkpoint", bundle, funnel="1:3:2", task="text-generation", overwrite=True),
+        ),
         ("export, links", 40_000, partial(linked, bundle)),
         ("export, new", 40_000, partial(linked, disk / "new")),
         ("onnxruntime, told", 190_000, partial(compile_bundle, bundle, "onnxruntime")),
@@ -92,7 +96,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
     for target in ("onnxruntime", "openvino"):
         result[f"{target}, limited"] = outcome(disk, partial(compile_bundle, bundle, target))
-    result["export, limited"] = outcome(disk, partial(export, checkpoint, bundle, funnel="1:3:2", weights="copy"))
+    result["export, limited"] = outcome(
+        disk, partial(export, checkpoint, bundle, funnel="1:3:2", task="text-generation", weights="copy")
+    )
     print(json.dumps(result))  # noqa: T201
 
 

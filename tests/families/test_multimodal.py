@@ -89,9 +89,7 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
 )
 def test_with_a_funnel(cls: type[PreTrainedModel], tmp_path: Path) -> None:
     save(tmp_path / "checkpoint", cls)
-    bundle = export(
-        tmp_path / "checkpoint", tmp_path / "bundle", funnel=FunnelSpec.parse("2:6:2"), task="text-generation"
-    )
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", funnel=FunnelSpec.parse("2:6:2"))
     assert compare(bundle, max_length=9).passed
 
 

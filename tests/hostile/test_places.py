@@ -20,7 +20,8 @@ READY = Path(__file__).with_name("ready_graph.py")
 
 def command(folder: Path, out: str) -> list[str]:
     """An export of the checkpoint, copying its weights."""
-    arguments = ["export", str(folder / "checkpoint"), out, "--funnel", "1:3:2", "--weights", "copy"]
+    arguments = ["export", str(folder / "checkpoint"), out, "--funnel", "1:3:2", "--task", "text-generation"]
+    arguments += ["--weights", "copy"]
     return [sys.executable, str(READY), str(folder / "made" / "model.onnx"), *arguments]
 
 

@@ -102,7 +102,7 @@ def test_unusual_configs_that_hugging_face_accepts(
 ) -> None:
     checkpoint = shutil.copytree(Recipe(task=task).checkpoint(), tmp_path / "checkpoint")
     rewrite_json(checkpoint / "config.json", lambda config: config.update(overrides))
-    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task="text-generation")
+    bundle = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task=task)
     assert compare(bundle, targets=["onnxruntime"], max_length=9).passed
 
 
@@ -110,4 +110,4 @@ def test_text_classification_without_a_padding_token_is_refused(tmp_path: Path) 
     checkpoint = shutil.copytree(Recipe(task=Task.TEXT_CLASSIFICATION).checkpoint(), tmp_path / "checkpoint")
     rewrite_json(checkpoint / "config.json", lambda config: config.update(pad_token_id=-1))
     with pytest.raises(CheckpointError, match="pad_token_id -1"):
-        export(checkpoint, tmp_path / "bundle", funnel=None, task="text-generation")
+        export(checkpoint, tmp_path / "bundle", funnel=None)
