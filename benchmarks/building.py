@@ -78,12 +78,12 @@ def why_not(err: FunnelExportError) -> dict[str, str]:
     return {"state": kinds.get(type(err), "failed"), "why": str(err)}
 
 
-def build(bundle: Bundle, target: str) -> dict[str, Any]:
-    """Compile a bundle; what it took, or why there is no engine."""
+def build(bundle: Bundle, target: str, graph: str | None = None) -> dict[str, Any]:
+    """Compile a bundle, or one of its graphs; what it took, or why there is no engine."""
     start = time.perf_counter()
     with Watch(WORKER) as watch:
         try:
-            engine = compile_bundle(bundle, target, progress=watch.step)
+            engine = compile_bundle(bundle, target, graph=graph, progress=watch.step)
         except FunnelExportError as err:
             return {**why_not(err), "seconds": round(time.perf_counter() - start, 2), **watch.peak()}
     seconds, facts = time.perf_counter() - start, engine.manifest.facts

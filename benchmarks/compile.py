@@ -52,7 +52,7 @@ print(json.dumps(build(load_bundle(sys.argv[1]), RTX)))
 def build_all_small(folder: Path) -> dict[str, Any]:
     """Every task with every kind of funnel: in each dtype, for each target."""
     results: dict[str, Any] = {}
-    for task in Task:
+    for task in (task for task in Task if not task.has_past):
         for kind in KINDS:
             with tempfile.TemporaryDirectory(dir=folder) as name:
                 found = attempt(SMALL, name, task, kind, ",".join(TARGETS))

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,15 +194,16 @@ def row(entry: Entry, records: Mapping[str, RunnerRecord], shape: Shape, dense: 
     }
 
 
-def measure(entries: Sequence[Entry], rounds: Mapping[Shape, int], dense: Bundle) -> dict[Shape, list[Any]]:
-    """Times of all entries on some shapes: those in float32 together, then the others."""
+def measure(entries: Sequence[Entry], rounds: Mapping[Shape, int], dense: Bundle) -> Iterator[dict[Shape, list[Any]]]:
+    """Times of all entries on some shapes: those in float32 together, then the others; what is known after each."""
     ids = {s: Case((s.tokens,) * s.batch).tokens(dense.architecture, seed=0)[PortKind.TOKENS].tolist() for s in rounds}
     records: dict[str, RunnerRecord] = {}
     for full in (True, False):
         runners = [e.runner for e in entries if e.runner is not None and (e.precision == "float32") == full]
         say("float32" if full else "fewer bits")
         records |= {each.runner.runtime: each for each in run_trials(runners, ids, rounds=rounds, progress=Watch())}
-    return {shape: [row(entry, records, shape, dense) for entry in entries] for shape in rounds}
+        timed = [entry for entry in entries if entry.missing or entry.name in records]
+        yield {shape: [row(entry, records, shape, dense) for entry in timed] for shape in rounds}
 
 
 def main() -> None:
@@ -229,16 +230,18 @@ def main() -> None:
         ]
         speed = bandwidth()
         dense = bundles["dense", Dtype.FLOAT32]
-        rows = measure(entries, rounds, dense)
         result = {
             "conditions": conditions(PACKAGES),
             "versions": {tool: helper("versions", python=python) for tool, python in pythons.items() if python},
             "dimensions": DIMENSIONS,
             "funnels": FUNNELS,
-            "bandwidth_gb_s": [speed / 1e9, bandwidth() / 1e9],
-            "shapes": [{**shape._asdict(), "rounds": rounds[shape], "rows": found} for shape, found in rows.items()],
         }
-        record(result, options.out)
+        for rows in measure(entries, rounds, dense):
+            result |= {
+                "bandwidth_gb_s": [speed / 1e9, bandwidth() / 1e9],
+                "shapes": [{**s._asdict(), "rounds": rounds[s], "rows": found} for s, found in rows.items()],
+            }
+            record(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,48 @@
-"""The table of decoding: milliseconds a token with a cache."""
+"""The tables of decoding: the time to the first token, and milliseconds a token with a cache."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+Row = dict[str, Any]
 
 
 def decode() -> str:
-    """Milliseconds a token after each number of tokens, and what the bytes predict."""
+    """A table for each shape, and what the bytes predict."""
     result: dict[str, Any] = json.loads((RESULTS / "decode.json").read_text())
-    parts = []
-    for past, found in result["results"].items():
-        runners, needed = found["runners"], found["bytes"]
-        rows = []
-        for name, run in runners.items():
-            runtime, *kind, dtype = name.split()
-            dense = runners.get(f"{runtime} dense {dtype}")
-            row = [name, f"{run['ms']:.1f} ({run['range_ms'][0]:.1f} to {run['range_ms'][1]:.1f})", "", "", ""]
-            if kind:
-                read = needed[kind[0]] * WEIGHT_BYTES[dtype] / 4
-                row[2] = f"{read / (result['bandwidth_gb_s'] * 1e9) * 1e3 / run['ms']:.0%}"
-            if kind and dense is not None and kind != ["dense"]:
-                row[3] = f"{run['ms'] / dense['ms']:.2f}"
-                row[4] = f"{needed[kind[0]] / needed['dense']:.2f}"
-            rows.append((*row, f"{run['prompt_s']:.1f}", f"{run['difference']:.0e}"))
-        headers = (
-            f"after {past} tokens",
-            "ms a token",
-            "of the bandwidth",
-            "funnel / dense",
-            "bytes",
-            "prompt, s",
-            "difference",
-        )
-        parts.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    conditions = result["conditions"] | {"rounds": result["rounds"]}
-    named = ", ".join(f"{name} {value}" for name, value in conditions.items())
-    parts.append(f"Bandwidth of a float32 matrix-vector product: {result['bandwidth_gb_s']:.1f} GB/s.\n\n({named})")
+    gb_s = max(result["bandwidth_gb_s"])
+    parts = [_table(shape, gb_s) for shape in result["shapes"]]
+    speeds = " and ".join(f"{each:.1f}" for each in result["bandwidth_gb_s"])
+    parts.append(f"Bandwidth of a float32 matrix-vector product, before and after: {speeds} GB/s.")
+    parts += [f"({_listed(result['conditions'])})", *(f"({_listed(found)})" for found in result["versions"].values())]
     return "\n\n".join(parts)
+
+
+def _table(shape: Mapping[str, Any], gb_s: float) -> str:
+    """The rows of one shape."""
+    dense = {(row["runtime"], row["precision"]): row for row in shape["rows"] if row["model"] == "dense"}
+    after = f"a token after {shape['length']}" if shape["steps"] else f"a prompt of {shape['length']}"
+    rows = []
+    for row in shape["rows"]:
+        if row["state"] != "run":
+            rows.append((row["name"], row["state"]))
+            continue
+        time = f"{row['median_ms']:.1f} ({row['low_ms']:.1f} to {row['high_ms']:.1f})"
+        share = f"{row['bytes'] / (gb_s * 1e9) * 1e3 / row['median_ms']:.0%}" if row["bytes"] else ""
+        other, ratio = dense[row["runtime"], row["precision"]], row["ratio"]
+        ratios = f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+        bytes_ratio = f"{row['bytes'] / other['bytes']:.2f}" if ratio and row["bytes"] else ""
+        error = "" if row["error"] is None else f"{row['error']:.0e}"
+        rows.append((row["name"], time, share, ratios, bytes_ratio, error, f"{row['host_bytes'] / 1e9:.2f} GB"))
+    headers = (after, "ms", "of the bandwidth", "funnel / dense", "bytes", "error", "peak memory")
+    used = range(len(headers)) if shape["steps"] else (0, 1, 3, 5, 6)
+    shown = [[row[index] if index < len(row) else "" for index in used] for row in rows]
+    return tabulate(shown, [headers[index] for index in used], tablefmt="github", disable_numparse=True)
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())

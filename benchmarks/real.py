@@ -144,7 +144,7 @@ def main() -> None:
                     result["parity"][f"{kind}, {dtype}"] = summary(compare(made, lengths=[LENGTH], max_length=LENGTH))
                     save(result, out)
         if "latency" not in result:
-            made = export(checkpoint, folder / "timed", funnel=FUNNEL, task="text-generation", dtype="float32")
+            made = export(checkpoint, folder / "timed", funnel=FUNNEL, dtype="float32")
             timed = bench(made, pytorch=("eager",), lengths=(TIMED,), max_length=LENGTH)
             result["latency"] = [row.model_dump(mode="json") for row in timed.rows]
     packages = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")
