@@ -6,31 +6,35 @@
 The environments have what `constraints-genai.txt`, `constraints-intel.txt` and `constraints-llama.txt` pin; a tool
 without an interpreter is left out by name. The checkpoint is that of `export.py`, 12 layers and hidden size 1024.
 
-Each runner has a process of its own, and their calls are interleaved within two groups: float32, and fewer bits. One
-kind of call reads a prompt into an empty cache: the time to the first token. The other reads 8 tokens one by one
-after a text of some tokens. All read the same tokens, except llama.cpp, which picks its own: its call reads the last
-token of the text again, and then 7 of its own. optimum-intel's model keeps its cache inside, and each call puts it
-back; what that takes is in the times.
+Each runner has a process of its own. One kind of call reads a prompt into an empty cache: the time to the first
+token. The other reads 8 tokens one by one after a text of some tokens. Calls are interleaved: those of float32, and
+those of fewer bits with eager float32, which the others are compared with; of long texts one runtime at a time, since
+memory is short. All read the same tokens, except llama.cpp, which picks its own: its call reads the last token of the
+text again, and then 7 of its own. onnxruntime-genai's text grows by 8 tokens a call. optimum-intel's model keeps its
+cache inside, and each call puts it back; what that takes is in the times. The result is written after each part, and
+a second run goes on.
 
 Two limits stand beside the times: the bytes that a token reads (weights, caches) over the bandwidth of a matrix-vector
 product, and the share of bytes that a funnel needs of the dense model's.
 """
 
 import argparse
+import itertools
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export import DIMENSIONS, Exporter, helper, make_checkpoint
 from measure import HERE, conditions, failure, record
-from peers_groups import Watch, say
+from peers_groups import Watch, run_trials_by_group, say
 
 from funnel_export import export
 from funnel_export.bundle.load import Bundle
@@ -48,6 +52,8 @@ FUNNELS = {"dense": "none", "S=2": "3:9:2", "S=4": "3:9:4"}
 """Half of the layers run on slots."""
 PASTS, STEPS, ROUNDS = (512, 2048), steps_of(4), 11
 PROMPT, PROMPT_ROUNDS = 512, 6
+TOGETHER = 512
+"""Longest text at which all processes of a part live at once."""
 MATRIX = (8192, 16384)
 """Of the product that measures the bandwidth: 0.5 GB, far more than any cache of a processor."""
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
@@ -75,6 +81,11 @@ class Entry:
     """The bundle that it runs, for the bytes that it reads."""
     weight_bytes: int | None = None
     """Bytes of the weights of another tool's model; all are read in a step."""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether other entries are compared with its outputs."""
+        return self.runtime == "eager" and self.precision == "float32"
 
     @property
     def name(self) -> str:
@@ -194,16 +205,13 @@ def row(entry: Entry, records: Mapping[str, RunnerRecord], shape: Shape, dense: 
     }
 
 
-def measure(entries: Sequence[Entry], rounds: Mapping[Shape, int], dense: Bundle) -> Iterator[dict[Shape, list[Any]]]:
-    """Times of all entries on some shapes: those in float32 together, then the others; what is known after each."""
-    ids = {s: Case((s.tokens,) * s.batch).tokens(dense.architecture, seed=0)[PortKind.TOKENS].tolist() for s in rounds}
-    records: dict[str, RunnerRecord] = {}
-    for full in (True, False):
-        runners = [e.runner for e in entries if e.runner is not None and (e.precision == "float32") == full]
-        say("float32" if full else "fewer bits")
-        records |= {each.runner.runtime: each for each in run_trials(runners, ids, rounds=rounds, progress=Watch())}
-        timed = [entry for entry in entries if entry.missing or entry.name in records]
-        yield {shape: [row(entry, records, shape, dense) for entry in timed] for shape in rounds}
+def measure(entries: Sequence[Entry], shape: Shape, rounds: int, dense: Bundle) -> list[dict[str, Any]]:
+    """The rows of some entries on one shape: all processes at once, or for long texts a runtime at a time."""
+    ids = {shape: Case((shape.tokens,) * shape.batch).tokens(dense.architecture, seed=0)[PortKind.TOKENS].tolist()}
+    runners = [entry.runner for entry in entries if entry.runner is not None]
+    run = run_trials if shape.length <= TOGETHER else run_trials_by_group
+    records = {each.runner.runtime: each for each in run(runners, ids, rounds=rounds, progress=Watch())}
+    return [row(entry, records, shape, dense) for entry in entries]
 
 
 def main() -> None:
@@ -219,6 +227,7 @@ def main() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     pythons = {tool: getattr(options, f"{tool}_python") for tool in OTHERS}
     rounds = {Shape(1, PROMPT): PROMPT_ROUNDS} | {Shape(1, past, STEPS): options.rounds for past in options.past}
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, checkpoint = Path(name), Path(name) / "checkpoint"
         make_checkpoint(checkpoint)
@@ -228,19 +237,21 @@ def main() -> None:
             for tool, kinds in OTHERS.items()
             for precision in kinds
         ]
-        speed = bandwidth()
-        dense = bundles["dense", Dtype.FLOAT32]
-        result = {
-            "conditions": conditions(PACKAGES),
+        facts = conditions(PACKAGES)
+        result |= {
             "versions": {tool: helper("versions", python=python) for tool, python in pythons.items() if python},
             "dimensions": DIMENSIONS,
             "funnels": FUNNELS,
         }
-        for rows in measure(entries, rounds, dense):
-            result |= {
-                "bandwidth_gb_s": [speed / 1e9, bandwidth() / 1e9],
-                "shapes": [{**s._asdict(), "rounds": rounds[s], "rows": found} for s, found in rows.items()],
-            }
+        for shape, precise in itertools.product(rounds, (True, False)):
+            name = f"{shape}, {'float32' if precise else 'fewer bits'}"
+            if name in result.setdefault("parts", {}):
+                continue
+            say(name)
+            chosen = [entry for entry in entries if precise == (entry.precision == "float32") or entry.is_reference]
+            found = measure(chosen, shape, rounds[shape], bundles["dense", Dtype.FLOAT32])
+            part = {**shape._asdict(), "rounds": rounds[shape], "bandwidth_gb_s": bandwidth() / 1e9, "rows": found}
+            result["parts"][name] = part | {"conditions": facts}
             record(result, options.out)
 
 

@@ -16,6 +16,10 @@ from funnel_export.latency.serve import serve
 FACTS = {"device": "cpu", "precision": "float32"}
 
 
+MORE_TOKENS = 256
+"""By which a text of genai may grow: the steps of all calls."""
+
+
 class Genai:
     """The folder that the genai builder wrote, in onnxruntime-genai."""
 
@@ -39,14 +43,12 @@ class Genai:
         length = tokens.shape[1] - steps
         if not steps:
             return lambda: self._read(tokens, length + 1).get_output("logits")
-        generator = self._read(tokens[:, :length], tokens.shape[1] + 1)
+        generator = self._read(tokens[:, :length], tokens.shape[1] + MORE_TOKENS)
 
         def generate() -> Any:
             for at in range(length, tokens.shape[1]):
                 generator.append_tokens(np.ascontiguousarray(tokens[:, at : at + 1]))
-            logits = generator.get_output("logits")
-            generator.rewind_to(length)
-            return logits
+            return generator.get_output("logits")  # it cannot go back behind a sliding window: the text grows
 
         return generate
 

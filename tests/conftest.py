@@ -45,13 +45,28 @@ gc.collect()
 gc.freeze()
 
 
-FIRST = ("test_readme.py", "fuzz", "verify", "test_bench.py", "test_graphs.py", "test_pages.py", "gates", "families")
-"""Names of files and folders that take longest: another worker runs the short ones meanwhile, not after them."""
+FIRST = (
+    "test_exports.py",
+    "test_bench.py",
+    "test_graphs.py",
+    "gates",
+    "test_readme.py",
+    "verify",
+    "test_semantics.py",
+    "test_pages.py",
+    "test_tensorrt_build.py",
+    "test_places.py",
+    "fuzz",
+    "exporter",
+    "bundle",
+    "test_optimum.py",
+)
+"""Names of files and folders, those that take longest first: so both workers end with short ones, and together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; the order within each file stays."""
-    items.sort(key=lambda item: not any(name in item.path.parts for name in FIRST))
+    items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in item.path.parts), len(FIRST)))
 
 
 @pytest.fixture(scope="module")
