@@ -15,8 +15,14 @@ from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.progress import Progress
 
 GROUPS = {
-    "eager": 0, "torch.compile": 0, "onnxruntime": 1, "openvino": 2,
-    "genai": 3, "optimum": 3, "intel": 3, "llama": 3,
+    "eager": 0,
+    "torch.compile": 0,
+    "onnxruntime": 1,
+    "openvino": 2,
+    "genai": 3,
+    "optimum": 3,
+    "intel": 3,
+    "llama": 3,
 }
 """The group of each runtime."""
 VISITS = 2
