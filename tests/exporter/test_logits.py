@@ -34,10 +34,10 @@ def test_logits_are_those_of_the_last_real_token(funnel: FunnelSpec | None, targ
     every, last = Recipe(funnel=funnel).bundle(), Recipe(funnel=funnel, logits="last").bundle()
     assert last.manifest.logits is Logits.LAST
     assert last.model.output.shape == ["batch_size", 1, every.architecture.vocab_size]
+    for_every, for_last = (get_target(target).load(bundle.model) for bundle in (every, last))
     for case in CASES:
         inputs = feed(every.model.inputs, case.tokens(every.architecture, seed=3))
-        wanted = get_target(target).load(every.model).run(inputs)["logits"]
-        got = get_target(target).load(last.model).run(inputs)["logits"]
+        wanted, got = for_every.run(inputs)["logits"], for_last.run(inputs)["logits"]
         columns = [int(np.flatnonzero(row)[-1]) for row in case.real]
         assert got.shape == (len(columns), 1, wanted.shape[2])
         np.testing.assert_allclose(got[:, 0], wanted[np.arange(len(columns)), columns], rtol=0, atol=1e-5)

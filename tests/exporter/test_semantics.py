@@ -22,7 +22,7 @@ from funnel_export.spec.funnel import LARGEST_STRIDE
 
 RECIPES = {
     "dense": Recipe(funnel=None),
-    "S=1 delta": Recipe(funnel=FunnelSpec.parse("1:3:1")),
+    "S=1 delta": Recipe(funnel=FunnelSpec.parse("1:3:1"), opset=22),
     "S=1 replace, all layers": Recipe(funnel=FunnelSpec.parse("0:4:1", recovery="replace")),
     "S=2 mean delta": Recipe(),
     "S=3 max add compact": COMPACT,

@@ -60,11 +60,11 @@ def test_causal(name: str) -> None:
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        ("gemma", "bfloat16"),
-        ("vaultgemma", "float16"),
+        ("gemma", "float16"),
+        ("vaultgemma", "bfloat16"),
         ("gemma3_text", "bfloat16"),
-        pytest.param("gemma", "float16", marks=LONG),
-        pytest.param("vaultgemma", "bfloat16", marks=LONG),
+        pytest.param("gemma", "bfloat16", marks=LONG),
+        pytest.param("vaultgemma", "float16", marks=LONG),
         pytest.param("gemma3_text", "float16", marks=LONG),
     ],
 )

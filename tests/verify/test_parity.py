@@ -24,6 +24,7 @@ from breaks import (
     unknown_op,
 )
 from exported import COMPACT, Recipe, with_weights
+from soak import LONG
 
 from funnel_export import Bundle, FunnelSpec, check
 from funnel_export.commands.check import compare
@@ -62,7 +63,7 @@ def test_refuses_a_broken_graph_and_names_the_place(
         Recipe(),
         Recipe(funnel=None),
         Recipe(dtype="bfloat16"),
-        Recipe(dtype="bfloat16", funnel=FunnelSpec.parse("1:3:2", pooling="max")),
+        pytest.param(Recipe(dtype="bfloat16", funnel=FunnelSpec.parse("1:3:2", pooling="max")), marks=LONG),
         COMPACT,
     ],
     ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
