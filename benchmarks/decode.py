@@ -23,7 +23,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from export import DIMENSIONS, Exporter, helper, make_checkpoint
-from measure import HERE, conditions, failure, record
+from measure import conditions, record
+from peers import named, other_runner
 from peers_groups import Watch, run_trials_by_group, say
 
 from funnel_export import export
@@ -90,12 +90,7 @@ class Entry:
     @property
     def name(self) -> str:
         """For example `openvino bfloat16` or `openvino bfloat16, S=2`."""
-        return named(self.runtime, self.precision, self.model)
-
-
-def named(runtime: str, precision: str, model: str) -> str:
-    """A runner in words; dense unless it says otherwise."""
-    return f"{runtime} {precision}" + ("" if model == "dense" else f", {model}")
+        return named(self.runtime, self.model, self.precision)
 
 
 def export_bundles(checkpoint: Path, folder: Path) -> dict[tuple[str, Dtype], Bundle]:
@@ -123,31 +118,19 @@ def _own(bundle: Bundle, model: str, target: str | None) -> Entry:
     dtype, runtime = bundle.spec.dtype, target or "eager"
     kind = Model.DENSE if model == "dense" else Model.FUNNEL
     setup = RunnerSetup(bundle=bundle.path, target=target)
-    runner = Runner.of(named(runtime, dtype, model), kind, dtype, setup)
+    runner = Runner.of(named(runtime, model, dtype), kind, dtype, setup)
     return Entry(runtime=runtime, precision=dtype, model=model, runner=runner, bundle=bundle)
 
 
 def other_entry(tool: str, precision: str, python: str | None, checkpoint: Path, folder: Path) -> Entry:
     """Another tool, with what its own exporter makes of the checkpoint."""
     exporter = Exporter(label=tool, exporter=OTHERS[tool][precision], python=python, checkpoint=checkpoint)
-    missing = exporter.missing()
-    if missing is not None:
-        return Entry(runtime=tool, precision=precision, missing=missing)
     say(f"exporting with {tool} in {precision}")
     out = folder / f"{tool}-{precision}"
-    try:
-        exporter.export(out)
-    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
-        return Entry(runtime=tool, precision=precision, missing=failure(err))
-    assert python is not None
-    runner = Runner(
-        runtime=named(tool, precision, "dense"),
-        model=Model.DENSE,
-        dtype=Dtype.FLOAT32,
-        request={"runtime": tool, "folder": str(out)},
-        program=(str(HERE / "peer.py"),),
-        python=python,
-    )
+    why = exporter.why_not(out)
+    if why or python is None:
+        return Entry(runtime=tool, precision=precision, missing=why)
+    runner = other_runner(named(tool, "dense", precision), tool, python, out)
     sizes = [file.stat().st_size for file in out.rglob("*") if file.suffix in (".data", ".bin", ".gguf")]
     return Entry(runtime=tool, precision=precision, runner=runner, weight_bytes=sum(sizes))
 
@@ -188,8 +171,8 @@ def row(entry: Entry, records: Mapping[str, RunnerRecord], shape: Shape, dense: 
     times, memory = found.times[shape], found.result.memory
     assert memory is not None
     each = [seconds / (shape.steps or 1) for seconds in times.seconds]
-    baseline = records.get(named(entry.runtime, entry.precision, "dense"))
-    reference = records[named("eager", "float32", entry.model)]
+    baseline = records.get(named(entry.runtime, "dense", entry.precision))
+    reference = records[named("eager", entry.model, "float32")]
     ratio = None
     if entry.model != "dense" and baseline is not None and baseline.result.error is None:
         ratio = compare(times.seconds, baseline.times[shape].seconds).model_dump()

@@ -94,6 +94,17 @@ class Exporter:
         )
         return {**result, "disk_gb": new_bytes(out, self.checkpoint) / 1e9}
 
+    def why_not(self, out: Path) -> str:
+        """Run it once; why nothing came out, empty if something did."""
+        missing = self.missing()
+        if missing is not None:
+            return missing
+        try:
+            self.export(out)
+        except (subprocess.CalledProcessError, ValueError, IndexError) as err:
+            return failure(err)
+        return ""
+
 
 def helper(*arguments: str, python: str | None = sys.executable) -> dict[str, Any]:
     """Run another command of `exporters.py`."""
@@ -131,13 +142,9 @@ def make_checkpoint(folder: Path) -> int:
 
 def first_run(exporter: Exporter, out: Path, reference: Path | None) -> dict[str, Any]:
     """Run an exporter without counting, and compare what comes out; or why that is not possible."""
-    missing = exporter.missing()
-    if missing:
-        return {"state": missing}
-    try:
-        exporter.export(out)
-    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
-        return {"state": failure(err)}
+    why = exporter.why_not(out)
+    if why:
+        return {"state": why}
     if reference is None:
         return {"state": "run", "parity": HOLES}
     try:

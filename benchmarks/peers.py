@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from export import DIMENSIONS, QUIET, Exporter, helper
-from measure import HERE, conditions, failure, measured, record
+from measure import HERE, conditions, measured, record
 from peers_groups import Watch, default_rounds, run_trials_by_group, say
 from peers_judging import LIMITS, judge, with_agreement
 
@@ -82,9 +82,9 @@ class Peer:
         return named(self.runtime, self.model, self.dtype)
 
 
-def named(runtime: str, model: str, dtype: Dtype) -> str:
+def named(runtime: str, model: str, precision: str) -> str:
     """A runner in words; dense unless it says otherwise."""
-    return f"{runtime} {dtype}" + ("" if model == "dense" else f", {model}")
+    return f"{runtime} {precision}" + ("" if model == "dense" else f", {model}")
 
 
 def own(runtime: str, model: str, setup: RunnerSetup, dtype: Dtype) -> Peer:
@@ -130,25 +130,24 @@ def other_peer(name: str, python: str | None, checkpoint: Path, folder: Path) ->
     """A runtime of another environment, with what its own exporter makes of the checkpoint."""
     exporter = Exporter(label=name, exporter=EXPORTERS[name], python=python, checkpoint=checkpoint)
     facts: dict[str, Any] = {"runtime": name, "model": "dense", "dtype": Dtype.FLOAT32}
-    missing = exporter.missing()
-    if missing is not None:
-        return Peer(**facts, runner=None, missing=missing)
     say(f"exporting with {name}")
     out = folder / name
-    try:
-        exporter.export(out)
-    except (subprocess.CalledProcessError, ValueError, IndexError) as err:
-        return Peer(**facts, runner=None, missing=failure(err))
-    assert python is not None
-    runner = Runner(
-        runtime=named(name, "dense", Dtype.FLOAT32),
+    why = exporter.why_not(out)
+    if why or python is None:
+        return Peer(**facts, runner=None, missing=why)
+    return Peer(**facts, runner=other_runner(named(name, "dense", Dtype.FLOAT32), name, python, out))
+
+
+def other_runner(name: str, tool: str, python: str, folder: Path) -> Runner:
+    """A runner in another tool's environment: `peer.py` on what its exporter made."""
+    return Runner(
+        runtime=name,
         model=Model.DENSE,
         dtype=Dtype.FLOAT32,
-        request={"runtime": name, "folder": str(out)},
+        request={"runtime": tool, "folder": str(folder)},
         program=(str(HERE / "peer.py"),),
         python=python,
     )
-    return Peer(**facts, runner=runner)
 
 
 def row(peer: Peer, record: RunnerRecord | None, shape: Shape) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import uvicorn
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
-from transformers import AutoTokenizer
 
 from funnel_export import Batch, FunnelExportError, FunnelModelForCausalLM, Request, Sampling
 from funnel_export.runtime.batch import Token
 from funnel_export.runtime.scheduler import Scheduler, UnavailableError
+from funnel_export.runtime.tokenizer import load_tokenizer
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -416,7 +416,7 @@ def load(
 ) -> Server:
     """A server of a bundle."""
     model = FunnelModelForCausalLM.from_pretrained(bundle, target=target, engines=engines or [])
-    tokenizer = AutoTokenizer.from_pretrained(bundle, local_files_only=True)
+    tokenizer = load_tokenizer(model.bundle.path)
     batch = Batch(stepper=model.stepper, max_rows=rows, max_bytes=bytes_, tokenizer=tokenizer)
     return Server(model, tokenizer, batch, name=name, queue=queue)
 

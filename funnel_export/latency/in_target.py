@@ -59,10 +59,9 @@ class StagesModel:
     def run(self, ids: Ids, steps: int) -> list[float]:
         """See `TimedModel.run`."""
         tokens = np.array(ids, dtype=np.int64)
-        state, output = self._read(tokens[:, : tokens.shape[1] - steps])
-        for at in range(tokens.shape[1] - steps, tokens.shape[1]):
-            output = self._stepper.step(state, tokens[:, at : at + 1])
-        return last_output(output)
+        length = tokens.shape[1] - steps
+        state, output = self._read(tokens[:, :length])
+        return last_output(self._generate(state, tokens[:, length:]) if steps else output)
 
     def prepare(self, ids: Ids, steps: int) -> Callable[[], object]:
         """See `TimedModel.prepare`; a call without steps reads the texts into a new cache."""
@@ -74,8 +73,7 @@ class StagesModel:
         before = state.lengths
 
         def generate() -> None:
-            for at in range(length, tokens.shape[1]):
-                self._stepper.step(state, tokens[:, at : at + 1])
+            self._generate(state, tokens[:, length:])
             state.crop(before)
 
         return generate
@@ -84,6 +82,12 @@ class StagesModel:
         """A new state with these tokens, and the logits of the last ones."""
         state = self._stepper.new_state(tokens.shape[0])
         return state, self._stepper.step(state, tokens)
+
+    def _generate(self, state: State, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """Read tokens one by one; the logits of the last ones."""
+        for at in range(tokens.shape[1]):
+            output = self._stepper.step(state, tokens[:, at : at + 1])
+        return output
 
 
 def last_output(output: NDArray[Any]) -> list[float]:

@@ -22,11 +22,6 @@ class Candidate:
     """Engines by role of their graph; graphs without one run as they are. Empty for the target on its own."""
 
     @property
-    def engine(self) -> Engine | None:
-        """The engine of the single-pass graph."""
-        return self.engines.get(MODEL)
-
-    @property
     def name(self) -> str:
         """Its name in reports: the engines', or else the target's."""
         engine = next(iter(self.engines.values()), None)
