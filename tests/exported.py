@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from funnel_export import Bundle, FunnelSpec, export
 from funnel_export.families.registry import get_family
-from funnel_export.spec.choices import Task
+from funnel_export.spec.choices import Recovery, Task
 from funnel_export.targets.registry import get_target
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
@@ -51,7 +51,8 @@ class Recipe:
 
     def checkpoint(self) -> Path:
         """Folder of the tiny checkpoint."""
-        return tiny_checkpoint(self.cls, self.stored, self.shards, self.overrides)
+        maps = self.funnel if self.funnel is not None and self.funnel.recovery is Recovery.LINEAR else None
+        return tiny_checkpoint(self.cls, self.stored, self.shards, self.overrides, maps)
 
     def bundle(self) -> Bundle:
         """The exported bundle."""
@@ -84,10 +85,11 @@ def tiny_checkpoint(
     stored: torch.dtype,
     shards: str | None = None,
     overrides: tuple[tuple[str, Any], ...] = (),
+    maps: FunnelSpec | None = None,
 ) -> Path:
-    """A tiny checkpoint, written once per session; do not change its files."""
+    """A tiny checkpoint, with maps for a funnel if one is given, written once per session; do not change its files."""
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=FOLDER))
-    return save_tiny_checkpoint(folder, cls, stored, max_shard_size=shards, **dict(overrides))
+    return save_tiny_checkpoint(folder, cls, stored, max_shard_size=shards, maps=maps, **dict(overrides))
 
 
 _ENTRIES: dict[Path, set[Path]] = {}

@@ -39,6 +39,10 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.vaultgemma import modeling_vaultgemma
 
+from funnel_export import FunnelSpec
+from funnel_export.funnel import apply_funnel
+from funnel_export.funnel.maps import maps_of
+
 Side = Literal["left", "right"]
 M = TypeVar("M", bound=PreTrainedModel)
 
@@ -129,12 +133,28 @@ def save_tiny_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     max_shard_size: str | None = None,
+    maps: FunnelSpec | None = None,
     **overrides: Any,
 ) -> Path:
-    """Write a tiny model's checkpoint as safetensors, in shards if `max_shard_size` ("20KB") says so."""
+    """Write a tiny model's checkpoint as safetensors, in shards if `max_shard_size` ("20KB") says so.
+
+    With random maps if `maps`, a funnel of recovery `linear`, is given.
+    """
     model = tiny_model(cls, seed=seed, dtype=dtype, **overrides)
+    if maps is not None:
+        with_random_maps(apply_funnel(model, maps))
     model.save_pretrained(path, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
     return path
+
+
+def with_random_maps(model: M, seed: int = 0) -> M:
+    """The model, with random values in the maps of its recovery, if it has some: zeros hide one that is left out."""
+    maps = maps_of(base_of(model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for parameter in () if maps is None else maps.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def base_of(model: PreTrainedModel) -> Any:

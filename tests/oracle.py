@@ -27,6 +27,7 @@ class Funnel:
     recovery: str = "delta"
     slot_positions: str = "original"
     lookahead: bool = False
+    drop: bool = False
 
 
 @dataclass
@@ -73,6 +74,24 @@ def recover_token(x: Array, slot_in: Array, slot_out: Array, recovery: str) -> A
         "average": (x + slot_out) / 2,
         "replace": slot_out,
     }[recovery]
+
+
+def recover_by_map(token: int, x: Array, slot_in: Array, slot_out: Array, stride: int, weights: Weights) -> Array:
+    """A token's hidden state after recovery `linear`: delta, and for all but the first token a map of its class."""
+    change = slot_out - slot_in
+    if token == 0:
+        return x + change
+    which = "closed" if token % stride == 0 else "stale"
+    weight, width = weights[f"funnel.{which}.weight"], len(x)
+    return x + change + weight[:, :width] @ x + weight[:, width:] @ change + weights[f"funnel.{which}.bias"]
+
+
+def drop_layers(x: Array, recovery: str, weights: Weights) -> Array:
+    """Tokens go past layers that are left out: as they are, or by a constant for the first and a map for the rest."""
+    if recovery == "delta":
+        return x
+    rest = x[1:] + x[1:] @ weights["funnel.rest.weight"].T + weights["funnel.rest.bias"]
+    return np.concatenate([x[:1] + weights["funnel.first"], rest])
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -184,7 +203,8 @@ def trace(weights: Weights, config: Config, funnel: Funnel | None, ids: Sequence
         x = run_layer(x, positions, weights, layer, config)
         seen.layers.append(x)
     if funnel:
-        x = run_middle(x, weights, config, funnel, seen)
+        dropped = funnel.drop
+        x = drop_layers(x, funnel.recovery, weights) if dropped else run_middle(x, weights, config, funnel, seen)
     for layer in range(middle_end, num_layers):
         x = run_layer(x, positions, weights, layer, config)
         seen.layers.append(x)
@@ -205,7 +225,11 @@ def run_middle(x: Array, weights: Weights, config: Config, funnel: Funnel, seen:
     recovered = []
     for token in range(len(x)):
         slot = slot_read_by(token, funnel.stride, funnel.lookahead)
-        recovered.append(recover_token(x[token], pooled[slot], slots[slot], funnel.recovery))
+        ends = pooled[slot], slots[slot]
+        if funnel.recovery == "linear":
+            recovered.append(recover_by_map(token, x[token], *ends, funnel.stride, weights))
+        else:
+            recovered.append(recover_token(x[token], *ends, funnel.recovery))
     return np.stack(recovered)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import torch
 from hypothesis import strategies as st
-from models import VOCAB, Batch, Side, main_output, make_batch, tiny_model
+from models import VOCAB, Batch, Side, main_output, make_batch, tiny_model, with_random_maps
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,7 +29,12 @@ FLOAT64_LIMIT = 1e-10
 def specs(num_layers: int, lookahead: st.SearchStrategy[bool] | None = None) -> st.SearchStrategy[FunnelSpec]:
     """Any funnel that fits a model of `num_layers`."""
     layers = st.lists(st.integers(0, num_layers), min_size=2, max_size=2, unique=True).map(sorted)
-    return st.builds(
+    dropped = st.builds(
+        lambda layers, **rest: FunnelSpec(pool_layer=layers[0], recover_layer=layers[1], stride=1, drop=True, **rest),
+        layers=layers.filter(lambda ends: ends != [0, num_layers]),
+        recovery=st.sampled_from([Recovery.DELTA, Recovery.LINEAR]),
+    )
+    pooled = st.builds(
         lambda layers, **rest: FunnelSpec(pool_layer=layers[0], recover_layer=layers[1], **rest),
         layers=layers,
         stride=st.integers(1, 5),
@@ -38,11 +43,12 @@ def specs(num_layers: int, lookahead: st.SearchStrategy[bool] | None = None) -> 
         slot_positions=st.sampled_from(SlotPositions),
         lookahead=lookahead if lookahead is not None else st.booleans(),
     )
+    return pooled if num_layers == 1 else pooled | dropped
 
 
 def funnelled(cls: type[PreTrainedModel], spec: FunnelSpec, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A tiny model with a funnel."""
-    return apply_funnel(tiny_model(cls, seed=seed, **overrides), spec)
+    return with_random_maps(apply_funnel(tiny_model(cls, seed=seed, **overrides), spec))
 
 
 def lengths_around(stride: int, window: int = 5) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from models import random_rows, tiny_model
+from models import random_rows, tiny_model, with_random_maps
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -16,6 +16,7 @@ from funnel_export.bundle.ports import Port
 from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.families.registry import family_of
 from funnel_export.funnel import apply_funnel
+from funnel_export.funnel.maps import attach_maps, make_maps
 from funnel_export.funnel.stages import StageModule
 from funnel_export.runtime import stepper as stepper_module
 from funnel_export.runtime.invariants import faults_of_step
@@ -65,6 +66,8 @@ def eager_stepper(cls: type[PreTrainedModel], funnel: FunnelSpec | None, **overr
     with Float64():
         model = tiny_model(cls, **overrides)
     family, _ = family_of(model)
+    attach_maps(family.base_of(model), make_maps(funnel, model.config.hidden_size))
+    with_random_maps(model)
     spec = ExportSpec(task=PAST, dtype=Dtype.FLOAT32, funnel=funnel)
     architecture = family.read_architecture(model.config.to_dict())
     signatures, stages = signatures_of(spec, architecture), stages_of(funnel, architecture.num_hidden_layers)
@@ -89,7 +92,7 @@ def whole(
     with Float64():
         model: Any = tiny_model(cls, **overrides)
     if funnel is not None:
-        apply_funnel(model, funnel)
+        with_random_maps(apply_funnel(model, funnel))
     with torch.no_grad(), Float64():
         return [model(input_ids=torch.tensor([row]), use_cache=False).logits[0].numpy() for row in rows]
 

@@ -108,7 +108,8 @@ def _stage(stage: Stage, dtype: Dtype, architecture: Architecture) -> Signature:
         begin = (Declared(INPUT_IDS, PortKind.TOKENS, (BATCH, SEQUENCE)),)
     end = (Declared(LOGIT_COLUMNS, PortKind.INDEX, (BATCH, NUM_LOGITS)),) if stage.ends else ()
     logits = Declared(LOGITS, PortKind.LOGITS, (BATCH, NUM_LOGITS, architecture.vocab_size), dtype)
-    inputs = (*begin, *((length,) if stage.layers else ()), *end, *past)
+    linear = stage.recovers and stage.funnel is not None and stage.funnel.recovery is Recovery.LINEAR
+    inputs = (*begin, *((length,) if stage.layers or linear else ()), *end, *past)
     return Signature(inputs, (logits if stage.ends else hidden, *present))
 
 
@@ -122,5 +123,5 @@ def _caches(stage: Stage, dtype: Dtype, architecture: Architecture, kind: PortKi
 
 def _change_dtype(stage: Stage, dtype: Dtype) -> str:
     """The dtype of changes: a difference is at least float32, as in a single pass."""
-    delta = stage.funnel is not None and stage.funnel.recovery is Recovery.DELTA
-    return Dtype.FLOAT32 if delta else dtype
+    difference = stage.funnel is not None and stage.funnel.recovery.takes_change
+    return Dtype.FLOAT32 if difference else dtype

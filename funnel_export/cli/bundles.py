@@ -31,8 +31,8 @@ def export(
         str,
         typer.Option(
             metavar="P:R:S",
-            help="Pool before layer P, recover before layer R, with stride S. `none` is the dense model, `auto` the "
-            "funnel that the checkpoint's config names.",
+            help="Pool before layer P, recover before layer R, with stride S; `drop` for S leaves the layers out. "
+            "`none` is the dense model, `auto` the funnel that the checkpoint's config names.",
             rich_help_panel=FUNNEL,
         ),
     ] = AUTO,
@@ -47,7 +47,7 @@ def export(
     recovery: Annotated[
         Recovery | None,
         typer.Option(
-            help="How a token is updated from its slot after the middle layers.",
+            help="How a token is updated from its slot after the middle layers. `linear` needs a fitted checkpoint.",
             show_default=default_of("recovery"),
             rich_help_panel=FUNNEL,
         ),

@@ -98,6 +98,7 @@ def export(
     )
     if spec.funnel is not None:
         spec.funnel.validate(source.architecture.num_hidden_layers)
+        spec.funnel.validate_maps(source.funnel)
     if spec.dtype is Dtype.FLOAT16:
         message = (
             f"{source.family.title} is known to overflow in float16; bfloat16 is the safe choice, "

@@ -22,7 +22,7 @@ from funnel_export.errors import BundleError, SpecError
 from funnel_export.families.base import Family
 from funnel_export.families.registry import families
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.choices import Dtype, Task
+from funnel_export.spec.choices import Dtype, Recovery, Task
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.atomic import write_text
 
@@ -45,8 +45,10 @@ class Contract:
     @property
     def name(self) -> str:
         """File name of the contract, without `.txt`."""
-        spec = self.funnel
-        funnel = "dense" if spec is None else f"s{spec.stride}{'-lookahead' if spec.lookahead else ''}"
+        spec, funnel = self.funnel, "dense"
+        if spec is not None:
+            ways = ["lookahead"] * spec.lookahead + ["linear"] * (spec.recovery is Recovery.LINEAR)
+            funnel = "-".join(["drop" if spec.drop else f"s{spec.stride}", *ways])
         source = "" if self.stored is self.dtype else f"-from-{self.stored}"
         return f"{self.family.contract_prefix}{self.task}-{funnel}-{self.dtype}{source}"
 
@@ -69,6 +71,11 @@ def _contracts(family: Family) -> Iterator[Contract]:
     for funnel in (None, half):
         yield contract(Task.TEXT_GENERATION_WITH_PAST, funnel, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_GENERATION_WITH_PAST, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
+    mapped, dropped = (FunnelSpec.parse(text, recovery=Recovery.LINEAR) for text in ("1:3:2", "1:3:drop"))
+    yield contract(Task.TEXT_GENERATION, mapped, Dtype.FLOAT32, Dtype.FLOAT32)
+    yield contract(Task.TEXT_GENERATION_WITH_PAST, mapped, Dtype.BFLOAT16, Dtype.BFLOAT16)
+    yield contract(Task.TEXT_GENERATION, dropped, Dtype.BFLOAT16, Dtype.BFLOAT16)
+    yield contract(Task.TEXT_GENERATION_WITH_PAST, dropped, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
@@ -97,11 +104,14 @@ def _describe(funnel: FunnelSpec | None) -> str:
 def _make_checkpoint(folder: Path, case: Contract) -> None:
     import torch
 
+    from funnel_export.funnel import apply_funnel
     from funnel_export.verify.reference import without_progress_bars
 
     torch.manual_seed(0)
     config = case.family.make_config(**case.family.tiny)
     model: Any = case.family.model_class(case.task)._from_config(config, dtype=getattr(torch, case.stored))
+    if case.funnel is not None and case.funnel.recovery is Recovery.LINEAR:
+        apply_funnel(model, case.funnel)
     with without_progress_bars():
         model.save_pretrained(folder)
 

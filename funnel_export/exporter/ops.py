@@ -16,16 +16,19 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from funnel_export.exporter.assemble import tidy
 from funnel_export.exporter.translate import Operand, Piece, translate
+from funnel_export.funnel.maps import make_maps
 from funnel_export.funnel.masks import attention_bias
+from funnel_export.funnel.parts import ModulePart, Part
 from funnel_export.funnel.pooling import pool
-from funnel_export.funnel.recovery import recover
+from funnel_export.funnel.recovery import recover, recovery_part
 from funnel_export.funnel.rows import Rows
 from funnel_export.funnel.windows import read_slots, slot_positions
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import MAPS, FunnelSpec
 
 WIDTH, OPSET = 8, 20
 """Width of the hidden states and opset of the texts."""
@@ -116,14 +119,38 @@ def _pooling(stride: int) -> Iterator[Op]:
 
 def _recovery(stride: int) -> Iterator[Op]:
     short = Operand(STATES.dtype, ("batch", "slot", WIDTH))
-    for recovery in Recovery:
+    operands = {"x": STATES, "pooled": short, "middle": short, "reads": NUMBERS}
+    for recovery in (each for each in Recovery if each is not Recovery.LINEAR):
         yield Op(
             f"recover_{recovery}",
             f"from the slots back to every token; {recovery}",
             partial(recover, spec=_spec(stride=stride, recovery=recovery)),
-            {"x": STATES, "pooled": short, "middle": short, "reads": NUMBERS},
+            operands,
             ("recovered",),
         )
+    spec = _spec(stride=stride, recovery=Recovery.LINEAR)
+    yield _with_maps("recover_linear", f"from the slots back to every token; linear, stride {stride}", spec, operands)
+    dropped = _spec(stride=1, drop=True, recovery=Recovery.LINEAR)
+    yield _with_maps("recover_dropped", "past layers that are dropped; linear", dropped, {"x": STATES})
+
+
+def _with_maps(name: str, about: str, spec: FunnelSpec, operands: dict[str, Operand]) -> Op:
+    """A recovery with maps, whose weights are inputs."""
+    maps = make_maps(spec, WIDTH)
+    assert maps is not None
+    weights, count = dict(maps.named_parameters()), len(operands) + 1
+
+    def call(*tensors: Tensor) -> Tensor:
+        given = dict(zip(weights, tensors[count:], strict=True))
+        bound = _Call(lambda *inner: functional_call(maps, given, inner))
+        part: Part = ModulePart(bound, MAPS) if spec.drop else recovery_part(spec, bound)
+        result = part(*tensors[:count])
+        assert isinstance(result, Tensor)
+        return result
+
+    shapes = {f"{MAPS}.{each}": Operand(weight.dtype, tuple(weight.shape)) for each, weight in weights.items()}
+    inputs = {each.replace(".", "_"): operand for each, operand in shapes.items()}
+    return Op(name, about, call, {**operands, "numbers": NUMBERS, **inputs}, ("recovered",))
 
 
 def _rows(attention_mask: Tensor) -> tuple[Tensor, ...]:

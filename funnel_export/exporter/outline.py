@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from funnel_export.exporter.translate import Operand
-from funnel_export.funnel.model import LayerPart, Part, Shape
+from funnel_export.funnel.parts import LayerPart, Part, Shape
 
 DOMAIN, MARKER = "funnel_export", "Part"
 
@@ -32,7 +32,7 @@ class Call:
         """A value that is equal for calls whose parts compute the same, apart from their weights."""
         if not isinstance(self.part, LayerPart):
             return id(self.part)
-        layer = self.part.layer
+        layer = self.part.module
         shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in layer.named_parameters())
         scalars = tuple(
             (f"{prefix}.{name}", value)

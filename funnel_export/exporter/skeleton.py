@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from funnel_export.errors import CheckpointError, ExportError
 from funnel_export.families.base import Family
+from funnel_export.funnel.maps import attach_maps, make_maps
 from funnel_export.spec.choices import Task
 from funnel_export.spec.export import ExportSpec
 
@@ -61,6 +62,7 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     compute = getattr(torch, spec.dtype)
     with _default_dtype(compute), mode:
         model: Any = family.model_class(spec.task)(built)
+        attach_maps(family.base_of(model), make_maps(spec.funnel, built.hidden_size))
         model.eval().requires_grad_(False)
     family.make_buffers(family.base_of(model), built, compute)
     unreal = [name for name, buffer in model.named_buffers() if isinstance(buffer, FakeTensor)]

@@ -16,10 +16,12 @@ from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.families.registry import family_of
 from funnel_export.funnel import patch_forward, unpatch_forward
-from funnel_export.funnel.model import LayerPart, PartRunner
+from funnel_export.funnel.maps import maps_of
+from funnel_export.funnel.parts import ModulePart, PartRunner
 from funnel_export.funnel.stages import StageModule
 from funnel_export.spec.choices import Logits
 from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.funnel import MAPS
 from funnel_export.spec.profile import BATCH, SEQUENCE
 from funnel_export.spec.stages import Stage, stages_of
 
@@ -110,9 +112,7 @@ def trace(skeleton: Skeleton, forwards: Mapping[str, Forward], opset: int) -> di
     for call in (call for group in calls.values() for call in group.values()):
         representatives.setdefault(call.signature(), call)
     base = skeleton.base
-    layers = list(base.layers)
-    del base.layers  # as a plain list, the layers add no parameters to the outline
-    base.layers = layers
+    _hide_parameters_of_parts(base)
     outlines = [Piece(each.module(Outline()), each.inputs, each.outputs) for each in forwards.values()]
     pieces = translate([*outlines, *map(_piece, representatives.values())], opset, skeleton.mode)
     traced = pieces[len(outlines) :]
@@ -126,11 +126,21 @@ def trace(skeleton: Skeleton, forwards: Mapping[str, Forward], opset: int) -> di
         for value in list(graph.graph.initializers.values()):
             value.name = str(value.name).removeprefix("wrapped.")
         parts = {
-            name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{name}.{w}" for w in _parameter_names(call)))
+            name: TracedPart(bodies[call.signature()], tuple(f"{prefix}{w}" for w in _weights(call)))
             for name, call in group.items()
         }
         traces[role] = Trace(graph, parts)
     return traces
+
+
+def _hide_parameters_of_parts(base: Any) -> None:
+    """Make the layers and maps of a model plain attributes, so that they add no parameters to the outline."""
+    layers, maps = list(base.layers), maps_of(base)
+    del base.layers
+    base.layers = layers
+    if maps is not None:
+        delattr(base, MAPS)
+        object.__setattr__(base, MAPS, maps)
 
 
 def _calls(skeleton: Skeleton, forward: Forward) -> dict[str, Call]:
@@ -166,12 +176,12 @@ class _Outputs(nn.Module):
 
 
 class _PartModule(nn.Module):
-    """A part as a module, so that a layer's parameters become inputs of its graph."""
+    """A part as a module, so that its parameters become inputs of its graph."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
         self.call = call
-        self.layer = call.part.layer if isinstance(call.part, LayerPart) else None
+        self.inner = call.part.module if isinstance(call.part, ModulePart) else None
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.call.part(*tensors)
@@ -183,9 +193,9 @@ def _piece(call: Call) -> Piece:
 
 
 def _weights_to_inputs(body: ir.Model, call: Call) -> None:
-    """Make a layer's weights inputs of its graph, so that no optimizer folds them."""
+    """Make a part's weights inputs of its graph, so that no optimizer folds them."""
     for name in _parameter_names(call):
-        value = body.graph.initializers.pop(f"layer.{name}")
+        value = body.graph.initializers.pop(f"inner.{name}")
         value.const_value = None
         body.graph.inputs.append(value)
 
@@ -213,4 +223,9 @@ def _share_lengths(body: ir.Model, call: Call) -> None:
 
 
 def _parameter_names(call: Call) -> list[str]:
-    return [name for name, _ in call.part.layer.named_parameters()] if isinstance(call.part, LayerPart) else []
+    return [name for name, _ in call.part.module.named_parameters()] if isinstance(call.part, ModulePart) else []
+
+
+def _weights(call: Call) -> list[str]:
+    """Names of a part's parameters in the model without its head."""
+    return [f"{call.part.path}.{n}" for n in _parameter_names(call)] if isinstance(call.part, ModulePart) else []

@@ -1,6 +1,5 @@
 """Writes a bundle: graphs, weights, files of the tokenizer and of sentence-transformers, manifest."""
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,14 +8,13 @@ import onnx_ir as ir
 
 from funnel_export.bundle.manifest import MANIFEST, GraphRecord, Manifest, ModuleFile
 from funnel_export.bundle.ports import Port, PortKind
-from funnel_export.bundle.weights import StoredFile, WeightRecord, files_of
-from funnel_export.checkpoint.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint
+from funnel_export.bundle.weights import Stored, StoredFile, WeightRecord, files_of
+from funnel_export.checkpoint.checkpoint import CONFIG, SINGLE, Checkpoint
 from funnel_export.checkpoint.modules import read_modules
-from funnel_export.checkpoint.safetensors import WeightFile
+from funnel_export.checkpoint.written import write_config, write_index
 from funnel_export.errors import BundleError, ExportError
 from funnel_export.exporter.build import BuiltGraph
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.files import sha256_of
 from funnel_export.system.place import Placing, place
 
@@ -49,7 +47,10 @@ def write_bundle(
     Raises:
         BundleError: if writing fails, for example because the disk is full.
     """
-    weights = files_of((source for built in graphs.values() for source in built.sources.values()), checkpoint.weights)
+    sources = [source for built in graphs.values() for source in built.sources.values()]
+    if spec.funnel is not None and spec.funnel.drop:  # eager PyTorch loads dropped layers too
+        sources += map(Stored, checkpoint.tensors.values())
+    weights = files_of(sources, checkpoint.weights)
     stored = {weight.file for weight in weights if isinstance(weight, StoredFile)}
     files = [file for file in checkpoint.weights if file.file in stored]
     try:
@@ -57,9 +58,9 @@ def write_bundle(
             ir.save(built.model, folder / graph_file(role))
         for file in files:
             place(checkpoint.path / file.file, folder / file.file, placing)
-        _write_config(folder, checkpoint, spec.funnel)
+        write_config(folder, checkpoint.config, spec.funnel)
         if [file.file for file in files] != [SINGLE]:
-            _write_index(folder, files)
+            write_index(folder, {file.file: file.tensors for file in files})
         modules = read_modules(checkpoint.path, spec.task)
         for name, content in (checkpoint.companions() | modules).items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -114,20 +115,3 @@ def _port(value: ir.Value, kinds: Mapping[str, PortKind]) -> Port:
     shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
     name = str(value.name)
     return Port(name=name, kind=kinds[name], dtype=value.dtype.numpy().name, shape=shape)
-
-
-def _write_config(folder: Path, checkpoint: Checkpoint, spec: FunnelSpec | None) -> None:
-    config = {key: value for key, value in checkpoint.config.items() if key != "funnel"}
-    if spec is not None:
-        config["funnel"] = spec.to_dict()
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_index(folder: Path, weights: list[WeightFile]) -> None:
-    """Write an index of the bundle's weight files, so that Hugging Face can load the bundle as a checkpoint."""
-    sizes = [tensor.nbytes for file in weights for tensor in file.tensors.values()]
-    index = {
-        "metadata": {"total_size": sum(sizes)},
-        "weight_map": {name: file.file for file in weights for name in file.tensors},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

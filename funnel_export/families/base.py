@@ -11,6 +11,7 @@ from funnel_export.errors import CheckpointError
 from funnel_export.families.architecture import FULL, SLIDING, Architecture
 from funnel_export.families.rope import Rope
 from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import MAPS
 
 if TYPE_CHECKING:
     import torch
@@ -161,8 +162,8 @@ class Family(ABC):
         return tuple(dict.fromkeys((parameter, bare, f"model.{bare}")))
 
     def may_be_unused(self, stored: str) -> bool:
-        """Whether a checkpoint may have this tensor for a task without it: a head, or what the model computes."""
-        begins = (*self.task_heads, *self.other_parts)
+        """Whether a checkpoint may have this tensor without using it: a head, maps of a funnel, what is computed."""
+        begins = (*self.task_heads, *self.other_parts, *self.stored_names(f"{MAPS}."))
         return stored in self.stored_names(self.head) or stored.startswith(begins) or stored.endswith(self.buffers)
 
     # What the forward computes

@@ -1,14 +1,9 @@
-"""The forward of a funnel model: it runs some layers on slots, in one pass or in chunks with a cache.
+"""The forward of a funnel model: it runs some layers on slots, in one pass or in chunks with a cache."""
 
-Every step on hidden states is a *part*: a decoder layer, the pooling or the recovery. The forward calls its parts
-through a `PartRunner`. Eager PyTorch, the export (which traces each distinct part once) and the parity check (which
-records the hidden states between parts) use the same forward with different runners.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,55 +17,14 @@ from funnel_export.errors import SpecError
 from funnel_export.families.base import Family
 from funnel_export.funnel.cache import FunnelCache
 from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.maps import DropMap, SlotMaps
 from funnel_export.funnel.masks import attention_bias
+from funnel_export.funnel.parts import LayerPart, ModulePart, PartRunner, call_part, run_part
 from funnel_export.funnel.pooling import pool
-from funnel_export.funnel.recovery import recover
+from funnel_export.funnel.recovery import recovery_part
 from funnel_export.funnel.rows import Rows, has_values
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
-from funnel_export.spec.funnel import FunnelSpec, Segment, layer_name
-
-Part = Callable[..., Tensor | tuple[Tensor, ...]]
-Size = int | torch.SymInt
-"""A size, which is symbolic while tracing."""
-Shape = tuple[Size, ...]
-
-
-@runtime_checkable  # so that tests can check annotations at run time
-class PartRunner(Protocol):
-    """Runs a part of the forward on hidden states in `tensors[0]` and more operands.
-
-    It returns the part's results, of these shapes and the dtype of the hidden states; the first is hidden states.
-    """
-
-    def __call__(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]: ...
-
-
-def call_part(name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:  # noqa: ARG001 - a part runner's signature
-    """The default runner: call the part."""
-    result = part(*tensors)
-    return result if isinstance(result, tuple) else (result,)
-
-
-def run_part(run: PartRunner, name: str, part: Part, *tensors: Tensor, length: Size) -> Tensor:
-    """Run a part that returns hidden states only, [batch, length, width]."""
-    batch, _, width = tensors[0].shape
-    (result,) = run(name, part, *tensors, shapes=[(batch, length, width)])
-    return result
-
-
-@dataclass(frozen=True, slots=True, eq=False)  # torch.compile in PyTorch 2.11 hashes instances before fields are set
-class LayerPart:
-    """A decoder layer as a part: takes hidden states, attention bias, cos and sin, and returns hidden states."""
-
-    layer: nn.Module
-    cache: Cache | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, x: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        out: Tensor = self.layer(
-            x, attention_mask=bias, position_embeddings=(cos, sin), past_key_values=self.cache, **self.kwargs
-        )
-        return out
+from funnel_export.spec.funnel import MAPS, FunnelSpec, Segment, layer_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +40,8 @@ class Plan:
     """The model's original config, if a copy with the funnel replaced it."""
     last_only: bool = False
     """Whether only each row's last token goes through the final norm and the head."""
+    maps: SlotMaps | DropMap | None = None
+    """The maps of recovery `linear`."""
 
 
 @merge_with_config_defaults  # type: ignore[untyped-decorator]
@@ -130,8 +86,12 @@ def funnel_forward(
     for segment in plan.segments:
         if segment.funnel is None:
             x = tokens.run_layers(x, segment.layers)
-        else:
-            x = _run_on_slots(tokens.context, segment, segment.funnel, x, rows)
+        elif segment.pooled:
+            x = _run_on_slots(plan, tokens.context, segment, x, rows)
+        elif plan.maps is not None:
+            x = run_part(
+                plan.run, segment.recovered_name, ModulePart(plan.maps, MAPS), x, rows.queries, length=x.shape[1]
+            )
     if cache is not None:
         cache.columns = rows.keys.shape[1]
     if plan.last_only:
@@ -171,9 +131,10 @@ class Resolution:
             layer_type = family.layer_type_of(model.config, index)
             if self._angles is None:
                 self._angles = family.angles(model, x, self.queries.clamp(min=0))
-            part = LayerPart(model.layers[index], self.context.cache, self.context.kwargs)
+            name = layer_name(index)
+            part = LayerPart(model.layers[index], name, self.context.cache, self.context.kwargs)
             operands = x, self._bias(layer_type, x.dtype), *self._angles[layer_type]
-            x = run_part(self.context.run, layer_name(index), part, *operands, length=x.shape[1])
+            x = run_part(self.context.run, name, part, *operands, length=x.shape[1])
         return x
 
     def _bias(self, layer_type: str, dtype: torch.dtype) -> Tensor:
@@ -189,9 +150,10 @@ class Resolution:
         return self._biases[layer_type]
 
 
-def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tensor, rows: Rows) -> Tensor:
+def _run_on_slots(plan: Plan, context: Context, segment: Segment, x: Tensor, rows: Rows) -> Tensor:
     """Pool the newly closed windows, run the segment's layers on their slots, and recover the chunk's tokens."""
-    run, cache, first = context.run, context.cache, rows.first
+    run, cache, first, spec = context.run, context.cache, rows.first, segment.funnel
+    assert spec is not None
     if cache is not None and cache.open is not None:  # the open window's tokens come before the chunk's
         columns = torch.cat([cache.open, x], dim=1)
         first = first + cache.open.shape[1]
@@ -221,8 +183,9 @@ def _run_on_slots(context: Context, segment: Segment, spec: FunnelSpec, x: Tenso
             middle = torch.cat([cache.middle, middle], dim=1)
             reads = reads + 1
         _remember(cache, spec, rows, columns, first, pooled, middle, keys)
-    operands = x, pooled, middle, reads
-    return run_part(run, segment.recovered_name, partial(recover, spec=spec), *operands, length=x.shape[1])
+    numbers = [] if plan.maps is None else [rows.queries]
+    part = recovery_part(spec, plan.maps)
+    return run_part(run, segment.recovered_name, part, x, pooled, middle, reads, *numbers, length=x.shape[1])
 
 
 def _remember(

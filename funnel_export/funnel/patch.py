@@ -10,8 +10,11 @@ from transformers.modeling_utils import PreTrainedModel
 from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.families.base import Family
 from funnel_export.families.registry import family_of
-from funnel_export.funnel.model import PartRunner, Plan, call_part, funnel_forward
-from funnel_export.spec.choices import Task
+from funnel_export.funnel.maps import DropMap, SlotMaps, attach_maps, detach_maps, make_maps, maps_of
+from funnel_export.funnel.model import Plan, funnel_forward
+from funnel_export.funnel.parts import PartRunner, call_part
+from funnel_export.funnel.stored_maps import own_checkpoint, read_maps
+from funnel_export.spec.choices import Recovery, Task
 from funnel_export.spec.funnel import FunnelSpec, segments_of
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -22,14 +25,15 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
 
     Args:
         model: a loaded Hugging Face model of a supported family, with eager attention.
-        spec: the funnel; by default the one under "funnel" in the model's config.
+        spec: the funnel; by default the one under "funnel" in the model's config. Recovery `linear` takes its maps from
+            the checkpoint that the model was loaded from; they are new ones, which equal `delta`, if that has none.
 
     Returns:
         The same model. Its config now has the funnel, so `save_pretrained` writes it to `config.json`.
 
     Raises:
         SpecError: if the funnel does not fit the model or its task, or the model already has one.
-        CheckpointError: if the model's family, attention or forward is not supported.
+        CheckpointError: if the model's family, attention or forward is not supported, or maps cannot be read.
     """
     if spec is None:
         stored = getattr(model.config, "funnel", None)
@@ -44,12 +48,22 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
     spec.validate(model.config.num_hidden_layers)
     family, task = family_of(model)
     spec.validate_task(task)
-    patch_forward(model, spec)
     base, own = family.base_of(model), model.config
+    patch_forward(model, spec, maps=_stored_maps(model, spec, family))
     base.funnel_plan = replace(base.funnel_plan, config=own)
     model.config = base.config = copy.deepcopy(own)  # other models may have been made from the same config object
     model.config.funnel = spec.to_dict()
     return model
+
+
+def _stored_maps(model: PreTrainedModel, spec: FunnelSpec, family: Family) -> SlotMaps | DropMap | None:
+    """The maps of the model's checkpoint for a funnel; None if it needs none, or the checkpoint has none."""
+    values = getattr(model.config, "funnel", None)
+    stored = None if values is None else FunnelSpec.from_dict(values)
+    if stored is None or not (spec.recovery is stored.recovery is Recovery.LINEAR):
+        return None
+    spec.validate_maps(stored)
+    return read_maps(spec, own_checkpoint(model, family))
 
 
 def remove_funnel(model: M) -> M:
@@ -62,6 +76,7 @@ def remove_funnel(model: M) -> M:
     base = family.base_of(model)
     own = base.funnel_plan.config if "funnel_plan" in base.__dict__ else None
     unpatch_forward(model)
+    detach_maps(base)
     if own is not None:
         model.config = base.config = own
     if hasattr(model.config, "funnel"):
@@ -70,11 +85,17 @@ def remove_funnel(model: M) -> M:
 
 
 def patch_forward(
-    model: PreTrainedModel, spec: FunnelSpec | None, run: PartRunner = call_part, *, last_only: bool = False
+    model: PreTrainedModel,
+    spec: FunnelSpec | None,
+    run: PartRunner = call_part,
+    *,
+    last_only: bool = False,
+    maps: SlotMaps | DropMap | None = None,
 ) -> None:
     """Replace the forward of the model's base, in place. Without a funnel it computes the same as the dense model.
 
-    With `last_only` it returns the hidden states of each row's last token only, [batch, 1, width].
+    With `last_only` it returns the hidden states of each row's last token only, [batch, 1, width]. Recovery `linear`
+    uses the maps that the model already has, the given ones, or new ones.
 
     Raises:
         SpecError: if the forward is already replaced.
@@ -107,7 +128,10 @@ def patch_forward(
             hint="load the model without device_map and other hooks, then apply the funnel",
         )
     segments = segments_of(spec, model.config.num_hidden_layers)
-    base.funnel_plan = Plan(family, spec, segments, run, last_only=last_only)
+    if maps_of(base) is None:
+        attach_maps(base, maps or make_maps(spec, base.config.hidden_size))
+    used = maps_of(base) if spec is not None and spec.recovery is Recovery.LINEAR else None
+    base.funnel_plan = Plan(family, spec, segments, run, last_only=last_only, maps=used)
     base.forward = MethodType(funnel_forward, base)
     # A class can override attribute access, so check that calls reach this forward with this funnel.
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:

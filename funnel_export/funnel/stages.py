@@ -1,8 +1,9 @@
 """The forward of a model that generates text, in stages: each is a function of tensors and becomes one graph.
 
-A dense model has one stage. A funnel has three: `entry` runs on the chunk's tokens, `middle` on the slots whose windows
-the chunk closes, `exit` on the tokens again. The middle is not run for a chunk that closes no window. Stages take any
-chunk length, so the same ones read a prompt, parts of a prompt, and single tokens.
+A dense model has one stage, and so has a model that drops layers. A funnel has three: `entry` runs on the chunk's
+tokens, `middle` on the slots whose windows the chunk closes, `exit` on the tokens again. The middle is not run for a
+chunk that closes no window. Stages take any chunk length, so the same ones read a prompt, parts of a prompt, and single
+tokens.
 
 Rows are aligned: token p of a row is at index p of its caches, whatever the padding was, and a query sees the indices
 up to its own. What is behind a row's tokens (the padding of a shorter row, a slot that it has not closed) is never
@@ -32,14 +33,15 @@ from funnel_export.bundle.signature import (
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.funnel.gather import take_columns
+from funnel_export.funnel.maps import maps_of
 from funnel_export.funnel.masks import attention_bias
-from funnel_export.funnel.model import LayerPart, PartRunner, call_part, run_part
+from funnel_export.funnel.parts import LayerPart, ModulePart, PartRunner, call_part, run_part
 from funnel_export.funnel.pooling import pool
-from funnel_export.funnel.recovery import apply_change, change_of
+from funnel_export.funnel.recovery import change_of, change_part
 from funnel_export.funnel.split import SPLIT, Past
 from funnel_export.funnel.windows import ABSENT
 from funnel_export.spec.choices import Task
-from funnel_export.spec.funnel import layer_name
+from funnel_export.spec.funnel import MAPS, layer_name
 from funnel_export.spec.stages import Stage
 
 
@@ -50,7 +52,7 @@ class SplitLayerPart(LayerPart):
         self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, past_bias: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, ...]:
         past = Past(key, value, past_bias)
-        out: Tensor = self.layer(x, attention_mask=bias, position_embeddings=(cos, sin), past=past)
+        out: Tensor = self.module(x, attention_mask=bias, position_embeddings=(cos, sin), past=past)
         assert past.new_key is not None
         assert past.new_value is not None
         return out, past.new_key, past.new_value
@@ -94,10 +96,9 @@ class StageModule(nn.Module):
         if self.stage.pools:
             return self._on_slots(given)
         x = self.base.embed_tokens(given[INPUT_IDS]) if self.stage.embeds else self._recovered(given)
-        columns = torch.arange(x.shape[1], device=x.device)[None]
         present: list[Tensor] = []
         if self.stage.layers:
-            x, present = self._layers(x, given[PAST_LENGTH][:, None] + columns, given)
+            x, present = self._layers(x, _numbers(x, given), given)
         return self._logits(take_columns(x, given[LOGIT_COLUMNS])) if self.stage.ends else x, *present
 
     def _on_slots(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -114,9 +115,17 @@ class StageModule(nn.Module):
     def _recovered(self, given: Mapping[str, Tensor]) -> Tensor:
         """The tokens' hidden states after the recovery."""
         assert self.stage.funnel is not None
-        part = partial(apply_change, spec=self.stage.funnel)
-        operands = given[HIDDEN], given[CHANGE], given[READS]
-        return run_part(self.run, self.stage.recovered_name, part, *operands, length=given[HIDDEN].shape[1])
+        x, maps = given[HIDDEN], maps_of(self.base)
+        operands = [x, given[CHANGE], given[READS]] + ([_numbers(x, given)] if maps is not None else [])
+        return run_part(
+            self.run, self.stage.recovered_name, change_part(self.stage.funnel, maps), *operands, length=x.shape[1]
+        )
+
+    def _mapped(self, x: Tensor, numbers: Tensor) -> Tensor:
+        """The tokens' hidden states after the map that replaces dropped layers."""
+        maps = maps_of(self.base)
+        assert maps is not None
+        return run_part(self.run, self.stage.recovered_name, ModulePart(maps, MAPS), x, numbers, length=x.shape[1])
 
     def _layers(self, x: Tensor, queries: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Run the layers on positions `queries`, [batch, length]; returns hidden states, and new keys and values."""
@@ -127,19 +136,23 @@ class StageModule(nn.Module):
         angles = family.angles(self.base, x, queries * stride if stride > 1 else queries)
         biases: dict[str, list[Tensor]] = {}
         present = []
-        for index in self.stage.layers:
-            kind = family.layer_type_of(config, index)
-            if kind not in biases:
-                window = family.window_of(config, kind)
-                window = None if window is None else -(-window // stride)
-                biases[kind] = [
-                    attention_bias(queries, keys, sliding_window=window, dtype=x.dtype) for keys in (queries, earlier)
-                ]
-            past = [given[past_name(index, which)] for which in ("key", "value")]
-            shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
-            part, operands = SplitLayerPart(self.base.layers[index]), (x, *past, *biases[kind], *angles[kind])
-            x, *new = self.run(layer_name(index), part, *operands, shapes=[tuple(x.shape), shape, shape])
-            present += new
+        for segment in self.stage.segments:
+            for index in segment.layers:
+                kind = family.layer_type_of(config, index)
+                if kind not in biases:
+                    window = family.window_of(config, kind)
+                    window = None if window is None else -(-window // stride)
+                    biases[kind] = [
+                        attention_bias(queries, keys, sliding_window=window, dtype=x.dtype)
+                        for keys in (queries, earlier)
+                    ]
+                name, past = layer_name(index), [given[past_name(index, which)] for which in ("key", "value")]
+                shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
+                part, operands = SplitLayerPart(self.base.layers[index], name), (*past, *biases[kind], *angles[kind])
+                x, *new = self.run(name, part, x, *operands, shapes=[tuple(x.shape), shape, shape])
+                present += new
+            if segment.mapped:
+                x = self._mapped(x, queries)
         return x, present
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -152,3 +165,9 @@ class StageModule(nn.Module):
         finally:
             del base.forward
         return logits
+
+
+def _numbers(x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Numbers of a chunk's tokens in their rows, [batch, length]."""
+    columns = torch.arange(x.shape[1], device=x.device)[None]
+    return given[PAST_LENGTH][:, None] + columns

@@ -18,11 +18,11 @@ class Operations:
     """Floating-point operations of one forward pass of one row; a multiply-add counts as two."""
 
     layers: int
-    """Projections of attention and MLP."""
+    """Projections of attention and MLP, and the maps of recovery `linear`."""
     attention: int
     """Scores and weighted values of all pairs of positions, masked ones included."""
     head: int
-    """Logits or classes. The final norm, pooling and recovery are negligible and not counted."""
+    """Logits or classes. The final norm, pooling and recovery without maps are negligible and not counted."""
 
     @property
     def total(self) -> int:
@@ -34,6 +34,7 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
     """Operations for a row of `length` tokens."""
     lengths = layer_lengths(architecture.num_hidden_layers, spec.funnel, length)
     costs = [(family.layer_cost(architecture, layer), n) for layer, n in enumerate(lengths)]
+    maps = 0 if spec.funnel is None else spec.funnel.map_weights(architecture.hidden_size)
     outputs = {
         Task.FEATURE_EXTRACTION: 0,
         Task.TEXT_GENERATION: architecture.vocab_size,
@@ -41,7 +42,7 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
         Task.TOKEN_CLASSIFICATION: architecture.num_labels,
     }[spec.task.single_pass]
     return Operations(
-        layers=sum(2 * cost.weights * n for cost, n in costs),
+        layers=sum(2 * cost.weights * n for cost, n in costs) + 2 * maps * length,
         attention=sum(2 * cost.attention * n * n for cost, n in costs),
         head=2 * architecture.hidden_size * outputs * (1 if _only_last(spec) else length),
     )
@@ -54,7 +55,11 @@ def _only_last(spec: ExportSpec) -> bool:
 
 def layer_lengths(num_layers: int, funnel: FunnelSpec | None, length: int) -> list[int]:
     """The number of positions that each layer processes, for a row of `length` tokens."""
-    return [segment.length(length) for segment in segments_of(funnel, num_layers) for _ in segment.layers]
+    lengths = [0] * num_layers  # of dropped layers
+    for segment in segments_of(funnel, num_layers):
+        for layer in segment.layers:
+            lengths[layer] = segment.length(length)
+    return lengths
 
 
 def predicted_ratio(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> float:

@@ -13,7 +13,7 @@ ITEMSIZE = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 
 
 def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, past: int, batch: int = 1) -> float:
-    """Bytes that a step reads: the weights of the layers and of the head, and the caches of each row.
+    """Bytes that a step reads: the weights of layers, maps and head, and the caches of each row.
 
     The middle layers run in one of S steps, since rows that are generated together close their windows together; this
     is the average. A layer with a sliding window reads its whole cache too. Gathered embeddings and activations are
@@ -28,6 +28,8 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
     """
     entry = 2 * architecture.num_key_value_heads * architecture.head_dim
     numbers: float = architecture.vocab_size * architecture.hidden_size
+    if spec.funnel is not None:
+        numbers += spec.funnel.map_weights(architecture.hidden_size)
     for segment in segments_of(spec.funnel, architecture.num_hidden_layers):
         for layer in segment.layers:
             weights = family.layer_cost(architecture, layer).weights

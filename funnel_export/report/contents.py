@@ -131,6 +131,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 def _in_words(spec: FunnelSpec | None) -> str:
     if spec is None:
         return "none (dense)"
+    if spec.drop:
+        return f"{spec}, {spec.recovery} recovery"
     ahead = ", lookahead" if spec.lookahead else ""
     return f"{spec}, {spec.pooling} pooling, {spec.recovery} recovery, {spec.slot_positions} slot positions{ahead}"
 

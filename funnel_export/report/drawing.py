@@ -31,9 +31,11 @@ def funnel_bars(segments: Sequence[Segment]) -> list[Bar]:
 
 
 def _bar(segment: Segment) -> Bar:
-    first, last = segment.layers[0], segment.layers[-1]
-    layers = f"layer {first}" if first == last else f"layers {first}-{last}"
     funnel = segment.funnel
+    if funnel is not None and funnel.drop:
+        dropped = _layers(funnel.pool_layer, funnel.recover_layer - 1)
+        return Bar(segment.name, dropped, "dropped", SHORTEST, after=f"▲ recover: {funnel.recovery}")
+    layers = _layers(segment.layers[0], segment.layers[-1])
     if funnel is None:
         return Bar(segment.name, layers, "L tokens", 1.0)
     length = f"L/{funnel.stride} slots" if funnel.stride > 1 else "L slots"
@@ -41,6 +43,10 @@ def _bar(segment: Segment) -> Bar:
     pool = f"▼ pool: {funnel.pooling} of {funnel.stride} tokens{ahead}, {funnel.slot_positions} positions"
     share = max(SHORTEST, 1 / funnel.stride)
     return Bar(segment.name, layers, length, share, pool, f"▲ recover: {funnel.recovery}")
+
+
+def _layers(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
 
 
 def draw_text(segments: Sequence[Segment]) -> str:

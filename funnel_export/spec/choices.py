@@ -29,6 +29,13 @@ class Recovery(StrEnum):
     ADD = "add"
     AVERAGE = "average"
     REPLACE = "replace"
+    LINEAR = "linear"
+    """`delta` with fitted or trained linear maps."""
+
+    @property
+    def takes_change(self) -> bool:
+        """Whether a token gets what the middle layers changed in its slot, not the slot itself."""
+        return self in (Recovery.DELTA, Recovery.LINEAR)
 
 
 class SlotPositions(StrEnum):

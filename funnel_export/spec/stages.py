@@ -1,7 +1,7 @@
 """Stages: the graphs of a bundle that generates text, each with some of the model's layers.
 
-A dense model has one stage, `decoder`. A model with a funnel has three: `entry` runs on tokens, `middle` on slots, and
-`exit` on tokens again. Every layer is in one of them.
+A dense model has one stage, `decoder`, and so has a model that drops layers. A model with a funnel has three: `entry`
+runs on tokens, `middle` on slots, and `exit` on tokens again. Every layer that is not dropped is in one of them.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,15 @@ class Stage:
     """One graph of a model that generates text."""
 
     role: str
-    layers: range
-    """May be empty: the entry then only embeds, the exit only recovers."""
+    segments: tuple[Segment, ...]
+    """None if it has no layers: the entry then only embeds, the exit only recovers."""
     funnel: FunnelSpec | None
     """The model's funnel, None for a dense model."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Its layers in order."""
+        return tuple(index for segment in self.segments for index in segment.layers)
 
     @property
     def embeds(self) -> bool:
@@ -55,24 +60,20 @@ class Stage:
         return self.stride if original else 1
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
-        """Its layers as a segment; none if it has no layers."""
-        return (Segment(self.role, self.layers, self.funnel if self.pools else None),) if self.layers else ()
-
-    @property
     def pooled_name(self) -> str:
         """Name of the hidden states after pooling."""
-        return Segment(MIDDLE, self.layers, self.funnel).pooled_name
+        return Segment(MIDDLE, range(0), self.funnel).pooled_name
 
     @property
     def recovered_name(self) -> str:
         """Name of the hidden states after recovery."""
-        return Segment(MIDDLE, self.layers, self.funnel).recovered_name
+        return Segment(MIDDLE, range(0), self.funnel).recovered_name
 
     @property
     def steps(self) -> list[str]:
         """Names of the hidden states after pooling or recovery in its graph."""
-        return [self.pooled_name] * self.pools + [self.recovered_name] * self.recovers
+        recovers = self.recovers or any(segment.mapped for segment in self.segments)
+        return [self.pooled_name] * self.pools + [self.recovered_name] * recovers
 
 
 def stages_of(funnel: FunnelSpec | None, num_layers: int) -> dict[str, Stage]:
@@ -81,7 +82,10 @@ def stages_of(funnel: FunnelSpec | None, num_layers: int) -> dict[str, Stage]:
     Raises:
         SpecError: if the funnel does not fit the model.
     """
-    if funnel is None:
-        return {DECODER: Stage(DECODER, range(num_layers), None)}
-    layers = {segment.name: segment.layers for segment in segments_of(funnel, num_layers)}
-    return {role: Stage(role, layers.get(role, range(0)), funnel) for role in (ENTRY, MIDDLE, EXIT)}
+    segments = segments_of(funnel, num_layers)
+    if funnel is None or funnel.drop:
+        return {DECODER: Stage(DECODER, segments, funnel)}
+    return {
+        role: Stage(role, tuple(segment for segment in segments if segment.name == role), funnel)
+        for role in (ENTRY, MIDDLE, EXIT)
+    }

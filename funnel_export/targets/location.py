@@ -11,8 +11,8 @@ def describe_place(node: str, segments: Sequence[Segment]) -> str:
     for segment in segments:
         if segment.pooled and node.startswith(f"{node_prefix(segment.pooled_name)}/"):
             return f"the pooling before layer {segment.layers.start}"
-        if segment.pooled and node.startswith(f"{node_prefix(segment.recovered_name)}/"):
-            return f"the recovery before layer {segment.layers.stop}"
+        if segment.funnel is not None and node.startswith(f"{node_prefix(segment.recovered_name)}/"):
+            return f"the recovery before layer {segment.funnel.recover_layer}"
     if node.startswith("model/"):
         return "outside the layers: embedding, positions, masks, final norm or head"
     layer = re.match(r"layers\.(\d+)/", node)

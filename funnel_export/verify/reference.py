@@ -18,8 +18,11 @@ from funnel_export.errors import BundleError
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import match_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
-from funnel_export.funnel.model import Part, Shape, call_part
+from funnel_export.funnel.maps import attach_maps
+from funnel_export.funnel.parts import Part, Shape, call_part
+from funnel_export.funnel.stored_maps import read_maps
 from funnel_export.spec.choices import Dtype, Logits
+from funnel_export.spec.funnel import MAPS
 from funnel_export.verify.cases import kept_positions
 from funnel_export.verify.float64 import Float64
 from funnel_export.verify.probe import RangeProbe
@@ -33,7 +36,7 @@ REFERENCE_DTYPES = {
 
 
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
-    """Hugging Face's model with the bundle's own weights, without the funnel.
+    """Hugging Face's model with the bundle's own weights, without the funnel but with its maps.
 
     Hugging Face reads config.json itself, so that a key which the export misread shows as a difference. Missing weights
     are refused beforehand, since Hugging Face would initialize them at random.
@@ -41,15 +44,28 @@ def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
     source = Checkpoint.open(bundle.path)
     shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
     match_weights(shapes, source)
-    with without_progress_bars(), computing_in(dtype):
-        model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
+    kind = bundle.family.model_class(bundle.spec.task)
+    with without_progress_bars(), expecting_maps(kind), computing_in(dtype):
+        model: Any = kind.from_pretrained(
             bundle.path,
             dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
             **bundle.family.load_options(source.config),
         )
+    attach_maps(bundle.family.base_of(model), read_maps(bundle.spec.funnel, source))
     return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def expecting_maps(kind: Any) -> Iterator[None]:
+    """Keep Hugging Face from reporting the weights of maps as unexpected, when a model of this class is loaded."""
+    name, known = "_keys_to_ignore_on_load_unexpected", kind._keys_to_ignore_on_load_unexpected
+    setattr(kind, name, [*(known or []), rf"(^|\.){MAPS}\."])
+    try:
+        yield
+    finally:
+        setattr(kind, name, known)
 
 
 def computing_in(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

@@ -53,7 +53,12 @@ def inputs_of(op: Op, lengths: list[int], side: Any, seed: int) -> dict[str, Ten
         "pooled": states[1],
         "middle": states[2],
     }
-    return {name: values[name] for name in op.inputs}
+    weights = {
+        name: torch.randn(operand.axes, generator=generator)
+        for name, operand in op.inputs.items()
+        if name not in values
+    }
+    return {name: (values | weights)[name] for name in op.inputs}
 
 
 def outputs_of(function: Callable[..., Any], inputs: dict[str, Tensor]) -> list[np.ndarray]:

@@ -1,10 +1,13 @@
 """Exported graphs in ONNX Runtime and OpenVINO have the properties of a funnel and match the oracle."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from exported import ALL_LAYERS, CLASSES, COMPACT, FEATURES, TAGS, Recipe, float32_limit, forward_of_bundle
 from models import main_output, make_batch, random_rows
 from properties import (
+    Row,
     alone,
     assert_close,
     check_causal,
@@ -14,6 +17,7 @@ from properties import (
     lengths_around,
     oracle_of,
 )
+from torch import Tensor
 
 from funnel_export import FunnelSpec
 from funnel_export.funnel import apply_funnel
@@ -27,6 +31,9 @@ RECIPES = {
     "S=2 mean delta": Recipe(),
     "S=3 max add compact": COMPACT,
     "S=4 first average": Recipe(funnel=FunnelSpec.parse("1:4:4", pooling="first", recovery="average")),
+    "S=2 linear": Recipe(funnel=FunnelSpec.parse("1:3:2", recovery="linear")),
+    "drop": Recipe(funnel=FunnelSpec.parse("1:3:drop")),
+    "drop linear": Recipe(funnel=FunnelSpec.parse("2:4:drop", recovery="linear"), stored=torch.bfloat16),
     "features S=2 last replace": FEATURES,
     "tagging S=3 mean lookahead": TAGS,
     "classes S=2 max lookahead": CLASSES,
@@ -51,13 +58,19 @@ def stride(recipe: Recipe) -> int:
     return recipe.funnel.stride if recipe.funnel else 2
 
 
+def expected(recipe: Recipe) -> Callable[[Row], Tensor]:
+    """What the oracle says of a recipe's checkpoint and funnel; maps come with the funnel."""
+    model = recipe.model()
+    return oracle_of(model if recipe.funnel is None else apply_funnel(model, recipe.funnel), recipe.funnel)
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_equals_the_oracle(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_bundle(recipe.bundle(), target)
     rows = random_rows(lengths_around(stride(recipe)))
-    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, float32_limit(run, rows))
+    check_rows(run, expected(recipe), rows, float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -93,7 +106,7 @@ def test_extremes_equal_eager_and_the_oracle(name: str) -> None:
     rows = random_rows([1, 13], seed=4)
     within = float32_limit(run, rows)
     check_rows(run, alone(eager), rows, within)
-    check_rows(run, oracle_of(recipe.model(), recipe.funnel), rows, within)
+    check_rows(run, expected(recipe), rows, within)
     batch = make_batch(rows, "left", extra=1)
     got, want = (batch.real(forward(batch.input_ids, batch.attention_mask)) for forward in (run, eager))
     for one, other in zip(got, want, strict=True):

@@ -27,6 +27,7 @@ from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gem
 
 from funnel_export import FunnelSpec
 from funnel_export.funnel import FunnelCache, apply_funnel, model, pooling, remove_funnel
+from funnel_export.funnel.maps import maps_of
 from funnel_export.spec.choices import Pooling, Recovery, SlotPositions
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -144,6 +145,19 @@ def beams_stay(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FunnelCache, "_map_rows", lambda *_: None)
 
 
+def swapped_maps(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    """Tokens that close their window get the map of the others, and these that of the first."""
+    maps: Any = maps_of(base_of(broken))
+    maps.closed, maps.stale = maps.stale, maps.closed
+
+
+def a_map_for_every_token(broken: PreTrainedModel, patch: pytest.MonkeyPatch) -> None:
+    """The first token is mapped too."""
+    maps: Any = maps_of(base_of(broken))
+    forward = maps.forward
+    patch.setattr(maps, "forward", lambda x, *rest: forward(x, *rest[:-1], rest[-1] + 3))
+
+
 @dataclass(frozen=True)
 class Twin:
     """A correct model, a check, and a change that breaks the model."""
@@ -156,6 +170,8 @@ class Twin:
 
 
 AHEAD = replace(SPEC, lookahead=True)
+LINEAR = replace(SPEC, recovery=Recovery.LINEAR)
+DROPPED = FunnelSpec.parse("1:3:drop", recovery=Recovery.LINEAR)
 IDENTITY = replace(SPEC, stride=1)
 LAST = replace(SPEC, recovery=Recovery.REPLACE, pool_layer=0, recover_layer=1)
 ONE_LAYER = {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}
@@ -180,6 +196,9 @@ TWINS = {
     "oracle: reads a slot too early": Twin(equals_oracle, partial(shift_read_out, -1)),
     "oracle: windows shifted back": Twin(equals_oracle, partial(shift_windows, -1)),
     "oracle, lookahead: reads a slot too early": Twin(equals_oracle, partial(shift_read_out, -1), spec=AHEAD),
+    "oracle: closed and stale tokens swapped": Twin(equals_oracle, swapped_maps, spec=LINEAR),
+    "oracle: the first token is mapped": Twin(equals_oracle, a_map_for_every_token, spec=LINEAR),
+    "oracle, drop: the first token is like the rest": Twin(equals_oracle, a_map_for_every_token, spec=DROPPED),
     "dense: attention cap off": Twin(equals_dense, no_attention_cap, spec=IDENTITY),
     "dense: inverted layer types": Twin(equals_dense, inverted_layer_types, spec=IDENTITY),
     "dense: add instead of delta": Twin(equals_dense, partial(refit, recovery=Recovery.ADD), spec=IDENTITY),

@@ -29,7 +29,7 @@ from transformers.models.gemma2 import modeling_gemma2
 from funnel_export import FunnelSpec
 from funnel_export.errors import CheckpointError, FunnelExportError, SpecError
 from funnel_export.funnel import apply_funnel, remove_funnel
-from funnel_export.funnel.model import LayerPart
+from funnel_export.funnel.parts import LayerPart
 from funnel_export.spec.choices import Recovery
 
 SPEC = FunnelSpec(pool_layer=1, recover_layer=3, stride=2)

@@ -17,10 +17,11 @@ def exported(task: Task, funnel: FunnelSpec | None) -> ExportSpec:
     return ExportSpec(task=task, dtype=Dtype.FLOAT32, funnel=funnel)
 
 
-@pytest.mark.parametrize("funnel", [None, "1:3:2", "0:4:3"])
+@pytest.mark.parametrize("recovery", ["delta", "linear"])
+@pytest.mark.parametrize("funnel", [None, "1:3:2", "0:4:3", "1:3:drop"])
 @pytest.mark.parametrize("length", [1, 6, 17])
-def test_equals_the_count_of_torch(funnel: str | None, length: int) -> None:
-    model, spec = tiny_model(dtype=torch.float32), FunnelSpec.parse(funnel) if funnel else None
+def test_equals_the_count_of_torch(funnel: str | None, length: int, recovery: str) -> None:
+    model, spec = tiny_model(dtype=torch.float32), FunnelSpec.parse(funnel, recovery=recovery) if funnel else None
     if spec:
         apply_funnel(model, spec)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -34,6 +35,7 @@ def test_equals_the_count_of_torch(funnel: str | None, length: int) -> None:
 
 def test_lengths_of_layers() -> None:
     assert layer_lengths(5, FunnelSpec.parse("1:3:2"), 7) == [7, 4, 4, 7, 7]
+    assert layer_lengths(5, FunnelSpec.parse("1:3:drop"), 7) == [7, 0, 0, 7, 7]
     assert layer_lengths(2, None, 7) == [7, 7]
 
 

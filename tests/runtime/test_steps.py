@@ -24,6 +24,7 @@ from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM,
 from funnel_export import FunnelSpec
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
+from funnel_export.spec.choices import Recovery
 
 EXACT = 1e-10
 FUNNELS = [None, *(FunnelSpec(pool_layer=1, recover_layer=3, stride=stride) for stride in (1, 2, 3, 4))]
@@ -44,7 +45,8 @@ def test_a_ragged_batch_at_every_phase(spec: FunnelSpec | None, chunk: int | Non
 
 
 OPTIONS = [
-    *({"recovery": recovery} for recovery in ("add", "average", "replace")),
+    *({"recovery": recovery} for recovery in ("add", "average", "replace", "linear")),
+    *({"stride": 1, "drop": True, "recovery": recovery} for recovery in ("delta", "linear")),
     *({"pooling": pooling} for pooling in ("max", "first", "last")),
     *({"slot_positions": "compact", "stride": stride} for stride in (2, 3)),
 ]
@@ -57,10 +59,11 @@ def test_every_pooling_recovery_and_position(options: dict[str, Any]) -> None:
     assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT
 
 
+@pytest.mark.parametrize("recovery", ["delta", "linear"])
 @pytest.mark.parametrize("place", [(0, 4), (0, 2), (2, 4)], ids=str)
-def test_a_stage_without_layers(place: tuple[int, int]) -> None:
+def test_a_stage_without_layers(place: tuple[int, int], recovery: Recovery) -> None:
     """A funnel from the embedding on leaves the entry without layers, one to the last layer the exit."""
-    spec = FunnelSpec(pool_layer=place[0], recover_layer=place[1], stride=3)
+    spec = FunnelSpec(pool_layer=place[0], recover_layer=place[1], stride=3, recovery=recovery)
     rows = texts([14, 9])
     _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([14, 9], [5, 2]))
     assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) < EXACT

@@ -37,7 +37,7 @@ def test_dict_round_trip(spec: FunnelSpec) -> None:
 
 @given(any_spec)
 def test_text_round_trip(spec: FunnelSpec) -> None:
-    options = {name: getattr(spec, name) for name in field_names[3:]}
+    options = {name: getattr(spec, name) for name in field_names[3:] if name != "drop"}
     assert FunnelSpec.parse(str(spec), **options) == spec
 
 
@@ -58,7 +58,9 @@ def test_any_text_is_a_funnel_or_an_error(text: str) -> None:
         spec = FunnelSpec.parse(text)
     except SpecError:
         return
-    assert [int(number) for number in text.split(":")] == [spec.pool_layer, spec.recover_layer, spec.stride]
+    numbers = text.strip().removesuffix("drop").split(":")
+    assert [int(number or 1) for number in numbers] == [spec.pool_layer, spec.recover_layer, spec.stride]
+    assert spec.drop == text.strip().endswith("drop")
 
 
 @given(json_values | st.dictionaries(st.sampled_from(field_names), json_values))
@@ -67,7 +69,7 @@ def test_any_json_is_a_funnel_or_an_error(values: Any) -> None:
         spec = FunnelSpec.from_dict(values)
     except SpecError:
         return
-    assert values.items() <= spec.to_dict().items()
+    assert values.items() <= {"drop": False, **spec.to_dict()}.items()
 
 
 @given(st.fixed_dictionaries({**dict.fromkeys(MINIMAL, st.integers(-1, 5))}), st.sampled_from(field_names), json_values)
@@ -77,8 +79,9 @@ def test_any_value_is_accepted_or_refused(values: dict[str, Any], name: str, val
         spec = FunnelSpec.from_dict(values)
     except SpecError:
         return
-    assert spec.to_dict()[name] == value
-    assert type(spec.to_dict()[name]) is type(value)
+    found = {"drop": False, **spec.to_dict()}[name]
+    assert found == value
+    assert type(found) is type(value)
     assert 0 <= spec.pool_layer < spec.recover_layer
     assert spec.stride >= 1
 
@@ -96,6 +99,8 @@ def test_any_value_is_accepted_or_refused(values: dict[str, Any], name: str, val
         ("6:6:2", "pool_layer < recover_layer"),
         ("6:5:2", "pool_layer < recover_layer"),
         ("6:20:0", "stride >= 1"),
+        ("6:20:Drop", "P:R:drop"),
+        ("6:6:drop", "pool_layer < recover_layer"),
     ],
 )
 def test_bad_text_is_explained(text: str, says: str) -> None:
@@ -114,6 +119,10 @@ def test_bad_text_is_explained(text: str, says: str) -> None:
         ({"pooling": "median"}, "mean | max | first | last"),
         ({"recovery": None}, "delta | add | average | replace"),
         ({"slot_positions": []}, "original | compact"),
+        ({"drop": 1}, "true or false"),
+        ({"drop": True}, "has no slots\n  got: stride 2"),
+        ({"drop": True, "stride": 1, "pooling": "max", "recovery": "add"}, "got: pooling max, recovery add"),
+        ({"drop": True, "stride": 1, "lookahead": True}, "got: lookahead True"),
         ({"depth": 3}, "fields"),
     ],
 )
@@ -140,8 +149,10 @@ def test_bad_option_beside_the_text_is_refused() -> None:
         FunnelSpec.parse("6:20:2", pooling="median")
 
 
-@given(any_spec, st.integers(1, 50))
+@given(any_spec, st.integers(2, 50))
 def test_fits_models_with_enough_layers(spec: FunnelSpec, num_layers: int) -> None:
+    if spec.drop and (spec.pool_layer, spec.recover_layer) == (0, num_layers):
+        return
     if spec.recover_layer <= num_layers:
         spec.validate(num_layers)
         return
@@ -162,7 +173,7 @@ def test_lookahead_is_refused_for_generation_only(task: Task, lookahead: bool) -
         spec.validate_task(task)
 
 
-@given(any_spec, st.integers(1, 60))
+@given(any_spec.filter(lambda spec: not spec.drop), st.integers(1, 60))
 def test_number_of_slots_is_the_number_of_windows(spec: FunnelSpec, num_tokens: int) -> None:
     assert spec.num_slots(num_tokens) == len(oracle.list_windows(num_tokens, spec.stride, spec.lookahead))
 
@@ -184,9 +195,18 @@ def test_segments_have_layers_and_lengths() -> None:
     ]
     assert [segment.length(8) for segment in (entry, middle, exit_)] == [8, 3, 8]
     assert [segment.name for segment in FunnelSpec.parse("0:7:2").segments(7)] == ["middle"]
+    dropped = FunnelSpec.parse("2:5:drop", recovery="linear").segments(7)
+    assert [(s.name, [*s.layers], s.pooled, s.recovers) for s in dropped] == [
+        ("entry", [0, 1], False, False),
+        ("middle", [], False, True),
+        ("exit", [5, 6], False, False),
+    ]
+    assert boundary_names(dropped)[1:4] == ["layers.1", "funnel.recovered", "layers.5"]
     assert [segment.name for segment in segments_of(None, 7)] == ["dense"]
     with pytest.raises(SpecError, match="beyond the model's layers"):
         FunnelSpec.parse("2:8:2").segments(7)
+    with pytest.raises(SpecError, match="drops all layers"):
+        FunnelSpec.parse("0:7:drop").segments(7)
 
 
 def test_two_funnels_have_different_boundaries_and_places() -> None:
