@@ -114,13 +114,35 @@ def _to_onnx(
         )
         captured.run_decompositions = lambda *_, **__: captured
         try:
-            program = translated()
+            with _computed_once(captured.graph):
+                program = translated()
         except torch.onnx.OnnxExporterError as err:
             logging.getLogger(__name__).debug("decomposing, which takes twice as long: %s", err)
             del captured.run_decompositions
             program = translated()
     model: ir.Model = program.model
     return model
+
+
+@contextlib.contextmanager
+def _computed_once(graph: torch.fx.Graph) -> Iterator[None]:
+    """Let the nodes of a captured graph keep the values that they were captured with, as long as nothing changes them.
+
+    Torch's exporter computes every node again, to make type promotions explicit; that takes as long as all the rest of
+    the translation. Nodes that it changes or adds, it still computes.
+    """
+    compute = torch.fx.Interpreter.run_node
+    captured = {node: (node.target, node.args, node.kwargs) for node in graph.nodes if node.op == "call_function"}
+
+    def keep(interpreter: torch.fx.Interpreter, node: torch.fx.Node) -> Any:
+        unchanged = captured.get(node) == (node.target, node.args, node.kwargs)
+        return node.meta["val"] if unchanged and "val" in node.meta else compute(interpreter, node)
+
+    torch.fx.Interpreter.run_node = keep  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.fx.Interpreter.run_node = compute  # type: ignore[method-assign]
 
 
 def _softmax(x: Any, dim: int, dtype: int = -1) -> Any:

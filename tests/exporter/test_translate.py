@@ -37,6 +37,13 @@ class Either(nn.Module):
         return ((x > 0) | (y > 0)).to(torch.float32), x.sum(0)
 
 
+class Mixed(nn.Module):
+    """Uses operators that promote integers, before others that take what they give."""
+
+    def forward(self, n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp(n / 2), (n + x) * x
+
+
 def run(model: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
@@ -54,6 +61,23 @@ def test_pieces_keep_their_names() -> None:
     assert (first.graph.inputs[0].name, second.graph.inputs[0].name, second.graph.outputs[0].name) == ("x", "x", "y")
     x = np.full((1, 1), 0.5, np.float32)
     np.testing.assert_allclose(run(second, x=x)[0], np.tanh(x), rtol=1e-6)
+
+
+def test_promotions_of_types_are_made_explicit() -> None:
+    halves, numbers = Operand(torch.float16, ("row",)), Operand(torch.int64, ("row",))
+    (model,) = translate([Piece(Mixed(), {"n": numbers, "x": halves}, ("one", "other"))], 20, FakeTensorMode())
+    n, x = np.array([1, 2, 3]), np.array([0.25, 0.5, 0.75], np.float16)
+    wants = Mixed()(torch.from_numpy(n), torch.from_numpy(x))
+    for got, want in zip(run(model, n=n, x=x), wants, strict=True):
+        assert got.dtype == want.numpy().dtype
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
+
+
+def test_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[object] = []
+    monkeypatch.setattr(torch.fx.Interpreter, "call_function", lambda *call: computed.append(call))
+    translate([Piece(nn.Tanh(), {"x": FLOATS}, ("y",))], 20, FakeTensorMode())
+    assert computed == []
 
 
 @pytest.mark.traces
