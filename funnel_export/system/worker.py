@@ -16,6 +16,10 @@ SILENCE = 3600.0
 """Default seconds to wait for a line from a worker: a build or a first run may take many minutes."""
 
 
+PATIENCE = 5.0
+"""Seconds in which a process that has closed its end must have ended."""
+
+
 class WorkerSilentError(Exception):
     """A worker has not answered in time; it has been killed."""
 
@@ -86,9 +90,9 @@ class Worker:
         return self._end() == -signal.SIGKILL and not self._killed_here
 
     def _end(self) -> int:
-        """The exit code; a process that still runs after 5 seconds is killed."""
+        """The exit code; a process that still runs after `PATIENCE` is killed."""
         try:
-            return self._process.wait(timeout=5)
+            return self._process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             return self._kill()
 

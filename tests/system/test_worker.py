@@ -26,12 +26,13 @@ def test_one_that_hangs_is_ended_and_has_its_last_words() -> None:
     program = "import sys, time; print('loading', file=sys.stderr, flush=True); time.sleep(600)"
     start = time.monotonic()
     with Worker(("-c", program)) as worker, pytest.raises(WorkerSilentError) as caught:
-        worker.receive(3)
-    assert str(caught.value) == "no answer in 3 s; signal SIGKILL\nloading"
+        worker.receive(2)
+    assert str(caught.value) == "no answer in 2 s; signal SIGKILL\nloading"
     assert time.monotonic() - start < 60
 
 
-def test_one_that_closes_its_end_and_lives_on_is_ended() -> None:
+def test_one_that_closes_its_end_and_lives_on_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("funnel_export.system.worker.PATIENCE", 0.5)
     with Worker(("-c", "import os, time; os.close(1); time.sleep(600)")) as worker:
         assert worker.receive(30) is None
         assert worker.death() == "signal SIGKILL"

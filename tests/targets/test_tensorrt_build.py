@@ -297,21 +297,21 @@ def test_a_plan_that_cannot_be_written_is_told(bundle: Bundle, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("program", "message"),
+    ("program", "timeout", "message"),
     [
-        ("import time; time.sleep(600)", r"(?s)timed out.*no answer in 3 s.*--timeout"),
-        ("print('hello')", "sent an invalid message"),
-        ("print()", "sent an invalid message"),
-        ("import sys; sys.exit(5)", r"(?s)died.*exit code 5"),
+        ("import time; time.sleep(600)", 1, r"(?s)timed out.*no answer in 1 s.*--timeout"),
+        ("print('hello')", 60, "sent an invalid message"),
+        ("print()", 60, "sent an invalid message"),
+        ("import sys; sys.exit(5)", 60, r"(?s)died.*exit code 5"),
     ],
     ids=["silent", "no answer", "an empty line", "at an end"],
 )
 def test_a_builder_that_hangs_or_talks_nonsense_is_ended(
-    program: str, message: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    program: str, timeout: int, message: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "PROGRAM", ("-c", program))
     with pytest.raises(TargetRefusedError, match=message):
-        compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL], timeout=3)
+        compile_bundle(bundle, "tensorrt-rtx", profiles=[SMALL], timeout=timeout)
     assert not list((bundle.path / "engines").glob("*"))
 
 
