@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ class Picture:
 
     def png(self) -> bytes:
         """All panels with their titles on a white background, as a PNG file."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         columns = 2 if len(self.panels) == 4 else min(COLUMNS, len(self.panels))
         rows = math.ceil(len(self.panels) / columns)
         height = max(panel.height for panel in self.panels) + 26
@@ -68,25 +71,24 @@ class Picture:
                 axes.set_title(_shorten(panel.title), loc="left", fontweight="bold", pad=panel.head, parse_math=False)
             for axes in grid[len(self.panels) :]:
                 axes.set_axis_off()
-            dpi = min(DPI, LARGEST * 72 / (height * rows))
-            return _saved(figure, format="png", dpi=dpi, facecolor=LIGHT["page"])
+            figure.set(dpi=min(DPI, LARGEST * 72 / (height * rows)), facecolor=LIGHT["page"])
+            return _written(FigureCanvasAgg(figure).print_png)
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width / 72, height / 72), dpi=72, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure((width / 72, height / 72), dpi=72, layout="constrained", facecolor="none")
 
 
 def _svg(panel: Panel, prefix: str) -> str:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with _style(SENTINELS):
         figure = _figure(WIDTH, panel.height)
         panel.draw(figure.subplots(), SENTINELS)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        svg = _saved(figure, format="svg", transparent=True, metadata=metadata).decode()
+        svg = _written(partial(FigureCanvasSVG(figure).print_svg, metadata=metadata)).decode()
     view_box = re.search(r'viewBox="([^"]*)"', svg)
     assert view_box is not None
     body = svg[svg.index(">", view_box.end()) + 1 :]
@@ -97,11 +99,12 @@ def _svg(panel: Panel, prefix: str) -> str:
     return opening + themed(body).strip()
 
 
-def _saved(figure: "Figure", **options: object) -> bytes:
+def _written(write: Callable[[io.BytesIO], None]) -> bytes:
+    """What a canvas writes. `Figure.savefig` would draw everything twice."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib warns of characters that are missing in the font
-        figure.savefig(stream, **options)  # type: ignore[arg-type]
+        write(stream)
     return stream.getvalue()
 
 
