@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers.initialization import no_init_weights
 
 from funnel_export.errors import CheckpointError, ExportError
 from funnel_export.families.base import Family
@@ -61,7 +62,9 @@ def build_skeleton(family: Family, config: Mapping[str, Any], spec: ExportSpec) 
     mode = FakeTensorMode(allow_non_fake_inputs=True)  # buffers have values
     compute = getattr(torch, spec.dtype)
     with _default_dtype(compute), mode:
-        model: Any = family.model_class(spec.task)(built)
+        with no_init_weights():  # numbers that are not kept take most of the time
+            model: Any = family.model_class(spec.task)(built)
+        model.tie_weights()
         attach_maps(family.base_of(model), make_maps(spec.funnel, built.hidden_size))
         model.eval().requires_grad_(False)
     family.make_buffers(family.base_of(model), built, compute)
