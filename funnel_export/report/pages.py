@@ -52,19 +52,7 @@ def write_reports(bundle: Bundle, reports: str | os.PathLike[str] | None = None)
         SpecError: if `reports` cannot be written, or holds other files of these names.
     """
     folder = reports_folder(bundle, reports)
-    parity = _read(_found(bundle, folder, PARITY), ParityReport, "check")
-    latency = _read(_found(bundle, folder, LATENCY), LatencyReport, "bench")
-    if parity is not None:
-        check_made_from(parity, bundle, str(_found(bundle, folder, PARITY)), _again("check"))
-    if latency is not None:
-        check_made_from(latency.parity, bundle, str(_found(bundle, folder, LATENCY)), _again("bench"))
-    if latency is not None and len(latency.rows) > MOST_ROWS:
-        raise BundleError(
-            "too many rows of latency",
-            got=len(latency.rows),
-            wanted=f"at most {MOST_ROWS}",
-            hint="funnel-export bench again, or remove the file",
-        )
+    parity, latency = read_results(bundle, folder)
     try:
         contents = collect(bundle, parity, latency)
         texts = {folder / MARKDOWN: render_markdown(contents), folder / HTML: render_html(contents)}
@@ -78,6 +66,32 @@ def write_reports(bundle: Bundle, reports: str | os.PathLike[str] | None = None)
         full = no_room(err, folder)
         raise full or BundleError("the reports cannot be written", got=err, wanted=wanted, hint=ELSEWHERE) from err
     return [*texts, *pictures]
+
+
+def read_results(bundle: Bundle, folder: Path) -> tuple[ParityReport | None, LatencyReport | None]:
+    """What `check` and `bench` wrote, of which the pages are made; None for what was not run.
+
+    Args:
+        bundle: a verified bundle.
+        folder: the folder of the pages.
+
+    Raises:
+        BundleError: if one of the two is damaged, too large, or of another bundle.
+    """
+    parity = _read(_found(bundle, folder, PARITY), ParityReport, "check")
+    latency = _read(_found(bundle, folder, LATENCY), LatencyReport, "bench")
+    if parity is not None:
+        check_made_from(parity, bundle, str(_found(bundle, folder, PARITY)), _again("check"))
+    if latency is not None:
+        check_made_from(latency.parity, bundle, str(_found(bundle, folder, LATENCY)), _again("bench"))
+    if latency is not None and len(latency.rows) > MOST_ROWS:
+        raise BundleError(
+            "too many rows of latency",
+            got=len(latency.rows),
+            wanted=f"at most {MOST_ROWS}",
+            hint="funnel-export bench again, or remove the file",
+        )
+    return parity, latency
 
 
 def _replace(folder: Path, texts: Mapping[Path, str], pictures: Mapping[Path, bytes]) -> None:

@@ -18,9 +18,12 @@ from typer.testing import CliRunner
 
 from funnel_export import Bundle, check, compile_bundle
 from funnel_export.cli import app
+from funnel_export.commands.check import compare
 from funnel_export.latency.latency_report import Place, RunnerResult
 from funnel_export.report import numbers
-from funnel_export.report.pages import write_reports
+from funnel_export.report.contents import collect
+from funnel_export.report.pages import read_results, render_html, render_markdown, write_reports
+from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.ranges import Range, describe_ranges, magnitude
 
 FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png", "ranges.png"]
@@ -42,11 +45,17 @@ class Page(HTMLParser):
 
 
 def pages(bundle: Bundle) -> tuple[str, str]:
-    """The text of the HTML page and of the rendered Markdown page."""
-    write_reports(bundle)
-    texts = [(bundle.path / "reports" / name).read_text() for name in ("report.html", "report.md")]
-    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(texts[1])
-    return Page(texts[0]).text, Page(rendered).text
+    """The text of the HTML page and of the rendered Markdown page, without the pictures for the latter."""
+    contents = collect(bundle, *read_results(bundle, bundle.path / "reports"))
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(render_markdown(contents))
+    return Page(render_html(contents)).text, Page(rendered).text
+
+
+def checked(bundle: Bundle, max_length: int, targets: list[str] | None = None) -> ParityReport:
+    """The report of a check, laid into the bundle without pages."""
+    parity = compare(bundle, targets=targets, max_length=max_length)
+    put(bundle, parity)
+    return parity
 
 
 def test_check_writes_the_same_files_as_report(bundle: Bundle) -> None:
@@ -63,7 +72,7 @@ def test_check_writes_the_same_files_as_report(bundle: Bundle) -> None:
 def test_every_number_is_shown(bundle: Bundle) -> None:
     latency = make_latency(bundle)
     put(bundle, latency)
-    parity = check(bundle, max_length=6)
+    parity = checked(bundle, 6)
     for page in pages(bundle):
         for row in latency.rows:
             for number in (row.dense, row.funnel):
@@ -109,6 +118,7 @@ def test_before_check_and_bench(bundle: Bundle) -> None:
 def test_after_bench_only(bundle: Bundle) -> None:
     """The page shows the parity check that `bench` ran."""
     put(bundle, make_latency(bundle, min_speedup=None))
+    assert bundle.path / "reports" / "latency.png" in write_reports(bundle)
     for page in pages(bundle):
         assert "not run" not in page
         assert "2 of 2 targets compute what eager PyTorch computes" in page
@@ -116,11 +126,12 @@ def test_after_bench_only(bundle: Bundle) -> None:
     put(bundle, make_latency(bundle, rows=[], min_speedup=None))
     for page in pages(bundle):
         assert "No runtime has numbers for both models." in page
+    write_reports(bundle)
     assert not (bundle.path / "reports" / "latency.png").exists()
 
 
 def test_after_check_only(bundle: Bundle) -> None:
-    check(bundle, targets=["onnxruntime"], max_length=4)
+    checked(bundle, 4, ["onnxruntime"])
     for page in pages(bundle):
         assert page.count("not run") == 1
         assert "1 of 1 targets compute what eager PyTorch computes" in page
@@ -167,7 +178,7 @@ def test_the_headline_counts_targets_only(bundle: Bundle) -> None:
 def test_a_dense_bundle(tmp_path: Path) -> None:
     shared = Recipe(funnel=None).bundle()
     bundle = replace(shared, path=shutil.copytree(shared.path, tmp_path / "bundle"))
-    check(bundle, targets=["onnxruntime"], max_length=3)
+    checked(bundle, 3, ["onnxruntime"])
     for page in pages(bundle):
         assert "none (dense)" in page
 
@@ -178,7 +189,7 @@ def test_a_failed_parity_is_shown(bundle: Bundle, tmp_path: Path) -> None:
 
     (tmp_path / "broken").mkdir()
     other = broken(bundle, tmp_path / "broken", not_a_number)
-    report = check(other, targets=["onnxruntime"], max_length=3)
+    report = checked(other, 3, ["onnxruntime"])
     assert not report.passed
     for page in pages(other):
         assert "onnxruntime first differs at layers.1 (error not finite" in page
@@ -197,10 +208,11 @@ def test_an_overflow_in_float16_is_shown(bundle: Bundle) -> None:
         assert page.count(text) == 2, "in the verdict and in the parity section"
         assert all(value in page for value in ("1,234", "777,777", "mlp.down_proj", "1187.3 %", "15,266,243 ×"))
         assert "FAILED" not in page
-    assert (bundle.path / "reports" / "ranges.png").exists()
+    assert bundle.path / "reports" / "ranges.png" in write_reports(bundle)
     put(bundle, make_parity(bundle))
     for page in pages(bundle):
         assert "largest value" not in page.lower()
+    write_reports(bundle)
     assert not (bundle.path / "reports" / "ranges.png").exists()
 
 
@@ -230,7 +242,7 @@ def test_hostile_names_are_escaped(bundle: Bundle) -> None:
     missing = RunnerResult(runtime=HOSTILE, model="funnel", dtype=bundle.spec.dtype, error=HOSTILE)
     rows = [make_row(HOSTILE, 1, 16, 5.0)]
     put(bundle, make_latency(bundle, rows=rows, conditions={HOSTILE: HOSTILE}, runners=[missing]))
-    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    parity = checked(bundle, 3, ["onnxruntime"])
     target = parity.targets[0].model_copy(update={"engine": HOSTILE, "error": HOSTILE, "passed": False})
     ranges = [Range(name=f"layers.{HOSTILE}", largest=1, inside=HOSTILE, largest_inside=2)]
     put(bundle, parity.model_copy(update={"targets": [target], "passed": False, "ranges": ranges}))
@@ -249,7 +261,8 @@ def test_hostile_names_are_escaped(bundle: Bundle) -> None:
 
 def test_the_page_loads_nothing(bundle: Bundle) -> None:
     put(bundle, make_latency(bundle))
-    check(bundle, targets=["onnxruntime"], max_length=3)
+    checked(bundle, 3, ["onnxruntime"])
+    write_reports(bundle)
     html = (bundle.path / "reports" / "report.html").read_text()
     assert not re.search(
         r"https?:|@import|<script|<link(?! rel=\"icon\" href=\"data:)|<img|src=", html.lower().replace("img-src", "")
@@ -261,7 +274,7 @@ def test_the_page_loads_nothing(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("value", [1e308, -1.0, float("nan"), float("inf")])
 def test_errors_of_any_value_are_drawn(bundle: Bundle, value: float) -> None:
-    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    parity = checked(bundle, 3, ["onnxruntime"])
     (target,) = parity.targets
     places = [place.model_copy(update={"rms_rel": value}) for place in target.boundaries]
     put(bundle, parity.model_copy(update={"targets": [target.model_copy(update={"boundaries": places})]}))
@@ -286,11 +299,13 @@ def test_many_failures_are_folded(bundle: Bundle) -> None:
 
 
 def test_a_target_that_could_not_run_has_no_picture(bundle: Bundle) -> None:
-    parity = check(bundle, targets=["onnxruntime"], max_length=3)
+    parity = checked(bundle, 3, ["onnxruntime"])
+    assert bundle.path / "reports" / "boundaries.png" in write_reports(bundle)
     update = {"cases": [], "boundaries": [], "passed": False, "error": "it refused the graph"}
     target = parity.targets[0].model_copy(update=update)
     put(bundle, parity.model_copy(update={"targets": [target], "passed": False}))
     for page in pages(bundle):
         assert "onnxruntime: it refused the graph" in page
         assert "Error per boundary" not in page
+    write_reports(bundle)
     assert not (bundle.path / "reports" / "boundaries.png").exists()
