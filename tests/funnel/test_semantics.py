@@ -25,6 +25,7 @@ from properties import (
     oracle_of,
     specs,
 )
+from soak import LONG
 from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model, PreTrainedModel
 
 from funnel_export import FunnelSpec
@@ -43,6 +44,8 @@ PER_TOKEN = [cls for cls in ALL_CLASSES if cls is not Gemma2ForSequenceClassific
 CLASSES_AND_LOOKAHEAD = [(cls, False) for cls in ALL_CLASSES] + [
     (cls, True) for cls in ALL_CLASSES if cls is not Gemma2ForCausalLM
 ]
+CHUNKS = ((1, 2), (2, 1), (2, 5), (3, 1), (3, 2), (4, 5))
+"""Strides and chunks of every run: within a window, over one end of a window and over several."""
 seeds = st.integers(0, 99)
 
 
@@ -89,9 +92,15 @@ def test_any_funnel_equals_oracle(
     check_rows(forward_of(model), oracle_of(model, spec), random_rows(lengths, seed))
 
 
-@pytest.mark.parametrize("cls", ALL_CLASSES)
 @pytest.mark.parametrize("recovery", [Recovery.DELTA, Recovery.REPLACE])
-@pytest.mark.parametrize(("pool_layer", "recover_layer"), FUNNELS)
+@pytest.mark.parametrize(
+    ("cls", "pool_layer", "recover_layer"),
+    [
+        pytest.param(cls, *funnel, marks=[] if cls is Gemma2Model or funnel == FUNNELS[0] else LONG)
+        for cls in ALL_CLASSES
+        for funnel in FUNNELS
+    ],
+)
 def test_stride_one_is_dense(
     cls: type[PreTrainedModel], recovery: Recovery, pool_layer: int, recover_layer: int
 ) -> None:
@@ -143,7 +152,15 @@ def test_sliding_window_counts_tokens_unless_compact(positions: SlotPositions, f
 
 @pytest.mark.parametrize(
     ("cls", "lookahead", "way"),
-    [(cls, ahead, way) for cls, ahead in CLASSES_AND_LOOKAHEAD for way in (WAYS[::3] if cls is Gemma2Model else FEW)],
+    [
+        *((Gemma2Model, ahead, way) for ahead in (False, True) for way in WAYS[::3]),
+        *(
+            pytest.param(cls, ahead, way, marks=[] if way in FEW[::2] else LONG)
+            for cls, ahead in CLASSES_AND_LOOKAHEAD
+            if cls is not Gemma2Model
+            for way in FEW
+        ),
+    ],
 )
 def test_row_is_the_same_everywhere(
     cls: type[PreTrainedModel], lookahead: bool, way: tuple[Pooling, Recovery, SlotPositions]
@@ -162,7 +179,11 @@ def test_any_row_is_the_same_everywhere(spec: FunnelSpec, lengths: list[int], se
 @pytest.mark.parametrize(
     ("cls", "stride", "chunk"),
     [
-        *((Gemma2Model, stride, chunk) for stride in (1, 2, 3, 4) for chunk in (1, 2, 5)),
+        *(
+            pytest.param(Gemma2Model, stride, chunk, marks=[] if (stride, chunk) in CHUNKS else LONG)
+            for stride in (1, 2, 3, 4)
+            for chunk in (1, 2, 5)
+        ),
         *((Gemma2ForCausalLM, stride, 2) for stride in (2, 3)),
     ],
 )
