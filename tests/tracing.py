@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch._dynamo.config
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -34,13 +33,7 @@ FOLDER = Path(os.environ[_VARIABLE])
 
 
 def share_traces() -> None:
-    """Trace and assemble each model once, and load torch's translations of operators once.
-
-    A trace has few calls that are alike: torch's cache of results of fake tensors takes a sixth of its time. So it is
-    off, here and in processes that tests start.
-    """
-    torch._dynamo.config.fake_tensor_cache_enabled = False
-    os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"
+    """Trace and assemble each model once, and load torch's translations of operators once."""
     ONNXRegistry.from_torchlib = staticmethod(_copy_operators)  # type: ignore[assignment]
     build.trace, build.assemble = _keep, _assemble_once  # type: ignore[assignment]
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op  # the lowest opset of an export; later opsets may add attributes
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -96,7 +97,7 @@ def _to_onnx(
     """
     dims = {name: torch.export.Dim(name) for name in dict.fromkeys(name for a in axes for name in a.values())}
     dynamic = tuple({i: dims[name] for i, name in a.items()} for a in axes)
-    with _quiet(), torch.no_grad(), _any_length():
+    with _quiet(), torch.no_grad(), _any_length(), _uncached():
         captured = torch.export.export(
             module, args, dynamic_shapes=(dynamic,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -218,6 +219,12 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _uncached() -> contextlib.AbstractContextManager[None]:
+    """Keep no results of fake tensors: few calls of a capture are alike, and looking for them takes a fifth of it."""
+    patch: contextlib.AbstractContextManager[None] = dynamo_config.patch(fake_tensor_cache_enabled=False)
+    return patch
 
 
 def _any_length() -> contextlib.AbstractContextManager[None]:
