@@ -48,18 +48,23 @@ gc.freeze()
 FIRST = (
     "test_exports.py",
     "test_bench.py",
-    "test_graphs.py",
-    "gates",
     "test_readme.py",
+    "gates",
+    "test_graphs.py",
     "verify",
     "test_semantics.py",
-    "test_pages.py",
-    "test_tensorrt_build.py",
     "test_places.py",
+    "test_tensorrt_build.py",
+    "test_bench_steps.py",
+    "test_pages.py",
+    "test_optimum.py",
     "fuzz",
+    "test_room.py",
+    "test_trials.py",
+    "test_steps.py",
+    "test_cli.py",
     "exporter",
     "bundle",
-    "test_optimum.py",
 )
 """Names of files and folders, those that take longest first: so both workers end with short ones, and together."""
 
