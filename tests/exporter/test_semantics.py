@@ -1,10 +1,11 @@
 """Exported graphs in ONNX Runtime and OpenVINO have the properties of a funnel and match the oracle."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
 import torch
-from exported import ALL_LAYERS, CLASSES, COMPACT, FEATURES, TAGS, Recipe, float32_limit, forward_of_bundle
+from exported import ALL_LAYERS, CLASSES, COMPACT, FEATURES, TAGS, Forward, Recipe, float32_limit, forward_of_bundle
 from models import main_output, make_batch, random_rows
 from properties import (
     Row,
@@ -64,11 +65,17 @@ def expected(recipe: Recipe) -> Callable[[Row], Tensor]:
     return oracle_of(model if recipe.funnel is None else apply_funnel(model, recipe.funnel), recipe.funnel)
 
 
+@functools.cache
+def forward_of_recipe(name: str, target: str = "onnxruntime") -> Forward:
+    """A recipe's graph as a forward, loaded once."""
+    return forward_of_bundle(RECIPES[name].bundle(), target)
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_equals_the_oracle(name: str, target: str) -> None:
     recipe = RECIPES[name]
-    run = forward_of_bundle(recipe.bundle(), target)
+    run = forward_of_recipe(name, target)
     rows = random_rows(lengths_around(stride(recipe)))
     check_rows(run, expected(recipe), rows, float32_limit(run, rows))
 
@@ -77,20 +84,20 @@ def test_equals_the_oracle(name: str, target: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_padding_and_other_rows_change_nothing(name: str, target: str) -> None:
     recipe = RECIPES[name]
-    run = forward_of_bundle(recipe.bundle(), target)
+    run = forward_of_recipe(name, target)
     rows = random_rows([stride(recipe) + 1, 1, 14, 7], seed=1)
     check_padding(run, rows, float32_limit(run, rows))
 
 
 @pytest.mark.parametrize("name", ["dense", "S=2 mean delta", "S=3 max add compact", "features S=2 last replace"])
 def test_causal(name: str) -> None:
-    check_causal(forward_of_bundle(RECIPES[name].bundle()), random_rows([13], seed=2)[0])
+    check_causal(forward_of_recipe(name), random_rows([13], seed=2)[0])
 
 
 @pytest.mark.parametrize("name", ["dense", "S=1 delta", "S=1 replace, all layers"])
 def test_dense_and_stride_one_equal_hugging_face(name: str) -> None:
     recipe = RECIPES[name]
-    run, model = forward_of_bundle(recipe.bundle()), recipe.model(torch.float32)
+    run, model = forward_of_recipe(name), recipe.model(torch.float32)
     rows = random_rows(lengths_around(3), seed=3)
     with torch.no_grad():
         check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, float32_limit(run, rows))
