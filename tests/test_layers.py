@@ -15,6 +15,7 @@ ROOT = Path(funnel_export.__file__).parent
 STATIONS = [
     "errors",
     "progress",
+    "intervals",
     "system",
     "spec",
     "families",
