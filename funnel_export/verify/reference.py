@@ -20,6 +20,7 @@ from funnel_export.exporter.weights import match_weights
 from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.model import Part, Shape, call_part
 from funnel_export.spec.choices import Dtype, Logits
+from funnel_export.spec.export import ExportSpec
 from funnel_export.verify.cases import kept_positions
 from funnel_export.verify.float64 import Float64
 from funnel_export.verify.probe import RangeProbe
@@ -33,21 +34,24 @@ REFERENCE_DTYPES = {
 
 
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
-    """Hugging Face's model with the bundle's own weights, without the funnel.
+    """Hugging Face's model with the bundle's own weights, without the funnel; see `load_checkpoint`."""
+    return load_checkpoint(Checkpoint.open(bundle.path), bundle.spec, dtype)
+
+
+def load_checkpoint(source: Checkpoint, spec: ExportSpec, dtype: torch.dtype) -> Any:
+    """Hugging Face's model of a checkpoint for a task, without the funnel.
 
     Hugging Face reads config.json itself, so that a key which the export misread shows as a difference. Missing weights
     are refused beforehand, since Hugging Face would initialize them at random.
     """
-    source = Checkpoint.open(bundle.path)
-    shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
-    match_weights(shapes, source)
+    match_weights(build_skeleton(source.family, source.config, spec).shapes, source)
     with without_progress_bars(), computing_in(dtype):
-        model: Any = bundle.family.model_class(bundle.spec.task).from_pretrained(
-            bundle.path,
+        model: Any = source.family.model_class(spec.task).from_pretrained(
+            source.path,
             dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
-            **bundle.family.load_options(source.config),
+            **source.family.load_options(source.config),
         )
     return model.eval().requires_grad_(False)
 
