@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from funnel_export.commands.bench import bench
     from funnel_export.commands.check import check
     from funnel_export.commands.compile import compile_bundle
+    from funnel_export.commands.evaluate import evaluate
     from funnel_export.commands.export import export
     from funnel_export.commands.generate import Generated, generate
     from funnel_export.commands.package import package
     from funnel_export.errors import (
         BundleError,
         CheckpointError,
+        DataError,
         ExportError,
         FunnelExportError,
         FunnelExportWarning,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from funnel_export.runtime.batch import Batch
     from funnel_export.runtime.model import FunnelModelForCausalLM
     from funnel_export.runtime.request import Request, Sampling
+    from funnel_export.spec.data import DataSpec
     from funnel_export.spec.funnel import FunnelSpec
     from funnel_export.spec.profile import Profile
 
@@ -38,6 +41,8 @@ _HOMES = {
     "Bundle": "bundle.load",
     "BundleError": "errors",
     "CheckpointError": "errors",
+    "DataError": "errors",
+    "DataSpec": "spec.data",
     "ExportError": "errors",
     "FunnelCache": "funnel",
     "FunnelExportError": "errors",
@@ -55,6 +60,7 @@ _HOMES = {
     "bench": "commands.bench",
     "check": "commands.check",
     "compile_bundle": "commands.compile",
+    "evaluate": "commands.evaluate",
     "export": "commands.export",
     "generate": "commands.generate",
     "load_bundle": "bundle.load",
@@ -68,6 +74,8 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "DataError",
+    "DataSpec",
     "ExportError",
     "FunnelCache",
     "FunnelExportError",
@@ -86,6 +94,7 @@ __all__ = [
     "bench",
     "check",
     "compile_bundle",
+    "evaluate",
     "export",
     "generate",
     "load_bundle",

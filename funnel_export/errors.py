@@ -67,6 +67,10 @@ class CheckpointError(FunnelExportError):
     """A checkpoint that cannot be exported."""
 
 
+class DataError(FunnelExportError):
+    """Documents that cannot be read, or that do not fit the model."""
+
+
 class ExportError(FunnelExportError):
     """A graph that failed the export's audit or could not be made."""
 

@@ -15,6 +15,7 @@ ROOT = Path(funnel_export.__file__).parent
 STATIONS = [
     "errors",
     "progress",
+    "intervals",
     "system",
     "spec",
     "families",
@@ -26,6 +27,7 @@ STATIONS = [
     "runtime",
     "verify",
     "latency",
+    "quality",
     "report",
     "packaging",
     "commands",
@@ -72,7 +74,19 @@ def loaded_by(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "numpy", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "matplotlib",
+    "datasets",
+    "seqeval",
+}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

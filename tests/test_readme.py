@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 from command_line import call
@@ -18,7 +19,7 @@ from funnel_export.commands.demo import make_tokenizer
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "deploy")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "evaluate", "deploy")),
 ]
 """In the order in which they are read: later ones use what earlier ones make."""
 LONGEST = 150
@@ -35,12 +36,15 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny."""
+    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny; and a folder of texts."""
     folder = tmp_path_factory.mktemp("readme")
     tokenizer = make_tokenizer()
     checkpoint = folder / "demo-out" / "checkpoint"
     save_tiny_checkpoint(checkpoint, num_hidden_layers=12, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(checkpoint)
+    (folder / "texts").mkdir()
+    for name in ("with", "for", "while"):
+        (folder / "texts" / f"{name}.txt").write_text(topics[name])
     return folder
 
 

@@ -18,6 +18,7 @@ from funnel_export.cli.app import make_app
 from funnel_export.cli.bundles import export, inspect
 from funnel_export.cli.dev import dev
 from funnel_export.cli.engines import compile_, package
+from funnel_export.cli.evaluating import evaluate
 from funnel_export.cli.generating import generate
 from funnel_export.cli.judging import bench, check, report
 from funnel_export.cli.machine import demo, doctor
@@ -27,6 +28,7 @@ from funnel_export.errors import FunnelExportError, FunnelExportWarning
 PANELS = {
     "First steps": (demo, doctor),
     "Bundles": (export, inspect, check, bench, report),
+    "Quality": (evaluate,),
     "Production": (compile_, package, generate),
 }
 GROUPS = {"Development": dev}

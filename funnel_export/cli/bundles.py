@@ -2,21 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from funnel_export.cli.options import NONE, BundleFolder, DtypeName, Json, TaskName, default_of
+from funnel_export.cli.options import (
+    BundleFolder,
+    DtypeName,
+    Funnel,
+    Json,
+    Lookahead,
+    PoolingName,
+    RecoveryName,
+    SlotPositionsName,
+    TaskName,
+    chosen_funnel,
+)
 from funnel_export.cli.output import say, show_progress
-from funnel_export.errors import SpecError
-from funnel_export.spec.choices import AUTO, Logits, Pooling, Recovery, SlotPositions
+from funnel_export.spec.choices import AUTO, Logits
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, OPSETS
-from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.system.place import Placing
 
-FUNNEL, GRAPH, FILES = "Funnel", "Graph", "Files"
-"""Headings of the options of `export`."""
+GRAPH, FILES = "Graph", "Files"
+"""Headings of options of `export`."""
 
 
 def export(
@@ -27,47 +36,11 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle; an earlier bundle is replaced.")],
-    funnel: Annotated[
-        str,
-        typer.Option(
-            metavar="P:R:S",
-            help="Pool before layer P, recover before layer R, with stride S; `drop` for S leaves the layers out. "
-            "`none` is the dense model, `auto` the funnel that the checkpoint's config names.",
-            rich_help_panel=FUNNEL,
-        ),
-    ] = AUTO,
-    pooling: Annotated[
-        Pooling | None,
-        typer.Option(
-            help="How the tokens of a window become one slot.",
-            show_default=default_of("pooling"),
-            rich_help_panel=FUNNEL,
-        ),
-    ] = None,
-    recovery: Annotated[
-        Recovery | None,
-        typer.Option(
-            help="How a token is updated from its slot after the middle layers. `linear` needs a fitted checkpoint.",
-            show_default=default_of("recovery"),
-            rich_help_panel=FUNNEL,
-        ),
-    ] = None,
-    slot_positions: Annotated[
-        SlotPositions | None,
-        typer.Option(
-            help="Position of a slot in RoPE and masks: its window's last token, or its own index.",
-            show_default=default_of("slot_positions"),
-            rich_help_panel=FUNNEL,
-        ),
-    ] = None,
-    lookahead: Annotated[
-        bool,
-        typer.Option(
-            "--lookahead",
-            help="Also pool an unfinished last window. Not for text generation.",
-            rich_help_panel=FUNNEL,
-        ),
-    ] = False,
+    funnel: Funnel = AUTO,
+    pooling: PoolingName = None,
+    recovery: RecoveryName = None,
+    slot_positions: SlotPositionsName = None,
+    lookahead: Lookahead = False,
     task: Annotated[
         TaskName,
         typer.Option(
@@ -121,13 +94,7 @@ def export(
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
     from funnel_export.commands.export import export as run_export
 
-    options = {"pooling": pooling, "recovery": recovery, "slot_positions": slot_positions}
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if lookahead:
-        given["lookahead"] = True
-    if given and funnel in (AUTO, NONE):
-        raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
-    spec = funnel if funnel in (AUTO, NONE) else FunnelSpec.parse(funnel, **given)
+    spec = chosen_funnel(funnel, pooling=pooling, recovery=recovery, slot_positions=slot_positions, lookahead=lookahead)
     with show_progress() as progress:
         bundle = run_export(
             checkpoint,

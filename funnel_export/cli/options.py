@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from funnel_export.cli.output import GENERAL
-from funnel_export.spec.choices import AUTO, PYTORCH, Dtype, Task
+from funnel_export.errors import SpecError
+from funnel_export.spec.choices import AUTO, PYTORCH, Dtype, Pooling, Recovery, SlotPositions, Task
 from funnel_export.spec.funnel import FunnelSpec
 
 NONE = "none"
 """The value for no funnel, or for no run of PyTorch."""
+FUNNEL = "Funnel"
+"""Heading of the options of a funnel."""
 
 if TYPE_CHECKING:
     TaskName = str
@@ -78,3 +81,64 @@ Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the random 
 def default_of(field: str) -> str:
     """The default of a field of `FunnelSpec`."""
     return str(FunnelSpec.__dataclass_fields__[field].default)
+
+
+Funnel = Annotated[
+    str,
+    typer.Option(
+        metavar="P:R:S",
+        help="Pool before layer P, recover before layer R, with stride S; `drop` for S leaves the layers out. `none` "
+        "is the dense model, `auto` the funnel that the checkpoint's config names.",
+        rich_help_panel=FUNNEL,
+    ),
+]
+PoolingName = Annotated[
+    Pooling | None,
+    typer.Option(
+        help="How the tokens of a window become one slot.", show_default=default_of("pooling"), rich_help_panel=FUNNEL
+    ),
+]
+RecoveryName = Annotated[
+    Recovery | None,
+    typer.Option(
+        help="How a token is updated from its slot after the middle layers. `linear` needs a fitted checkpoint.",
+        show_default=default_of("recovery"),
+        rich_help_panel=FUNNEL,
+    ),
+]
+SlotPositionsName = Annotated[
+    SlotPositions | None,
+    typer.Option(
+        help="Position of a slot in RoPE and masks: its window's last token, or its own index.",
+        show_default=default_of("slot_positions"),
+        rich_help_panel=FUNNEL,
+    ),
+]
+Lookahead = Annotated[
+    bool,
+    typer.Option(
+        "--lookahead", help="Also pool an unfinished last window. Not for text generation.", rich_help_panel=FUNNEL
+    ),
+]
+
+
+def chosen_funnel(
+    funnel: str,
+    *,
+    pooling: Pooling | None,
+    recovery: Recovery | None,
+    slot_positions: SlotPositions | None,
+    lookahead: bool,
+) -> FunnelSpec | str:
+    """The funnel that the options describe; `auto` and `none` as they are.
+
+    Raises:
+        SpecError: for an invalid funnel, or options of a funnel without one.
+    """
+    options = {"pooling": pooling, "recovery": recovery, "slot_positions": slot_positions}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if lookahead:
+        given["lookahead"] = True
+    if given and funnel in (AUTO, NONE):
+        raise SpecError(f"{', '.join(given)} without a funnel", got=f"--funnel {funnel}", wanted="--funnel P:R:S")
+    return funnel if funnel in (AUTO, NONE) else FunnelSpec.parse(funnel, **given)

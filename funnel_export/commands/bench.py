@@ -1,10 +1,8 @@
 """`bench`: the latency of a bundle compared with the dense model in the same runtimes."""
 
 import os
-import platform
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from funnel_export.bundle.engine import changed_engines
@@ -19,7 +17,7 @@ from funnel_export.report.files import LATENCY
 from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE, Device, parse_choice
 from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
 from funnel_export.spec.profile import SEQUENCE, Profile, Range
-from funnel_export.system.machine import processor
+from funnel_export.system.machine import conditions
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import validate_timeout
 from funnel_export.verify.candidates import candidates
@@ -326,11 +324,5 @@ def _in_targets(
 
 def _conditions(found: Sequence["Candidate"]) -> dict[str, str]:
     """Processor and versions, on which latencies depend."""
-    packages = ("torch", "transformers", "funnel-export")
-    return {
-        "processor": processor(),
-        "cpus": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-        **{each.target.name: str(each.target.availability().version) for each in found},
-    }
+    targets = {each.target.name: str(each.target.availability().version) for each in found}
+    return conditions(("torch", "transformers", "funnel-export")) | targets

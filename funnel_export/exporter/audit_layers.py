@@ -184,13 +184,19 @@ def _frequencies(nodes: Sequence[ir.Node]) -> list[float] | None:
         if node is None or node in seen or (node in nodes and node.op_type not in ("Unsqueeze", "Cast", "Reshape")):
             continue
         seen.add(node)
-        constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
         if node.op_type in ("Mul", "MatMul"):
-            for constant in constants:
-                if constant.size > 1 and constant.dtype is ir.DataType.FLOAT:
+            for constant in map(_broadcast_constant, node.inputs):
+                if constant is not None and constant.size > 1 and constant.dtype is ir.DataType.FLOAT:
                     return [float(f) for f in np.asarray(constant.numpy()).reshape(-1)]
         pending += [value.producer() for value in node.inputs if value is not None]
     return None
+
+
+def _broadcast_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The constant that a value is, or whose elements it repeats: some versions of torch leave the `Expand`."""
+    node = producer(value, "Expand")
+    source = value if node is None else node.inputs[0]
+    return None if source is None else source.const_value
 
 
 def prefix_of(node: ir.Node) -> str:

@@ -1,22 +1,20 @@
 """The results of `bench` as data: medians and ratios with bootstrap intervals. This module does not import torch."""
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from funnel_export.bundle.record import SCHEMA, Funnel, SchemaVersion
+from funnel_export.intervals import interval
 from funnel_export.latency.shape import Shape
 from funnel_export.spec.choices import TORCH_COMPILE, Dtype, Task
 from funnel_export.verify.parity_report import ParityReport
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 Measured = Annotated[float, Field(ge=1e-9, le=1e9)]
 """Milliseconds or a ratio of them, within a plausible range."""
 Count = Annotated[int, Field(gt=0, le=1 << 20)]
@@ -206,7 +204,7 @@ class LatencyReport(_Report):
 
 def summarize(seconds: Sequence[float]) -> Latency:
     """The median of call times in seconds, with its interval."""
-    low, value, high = _interval(np.median, (np.asarray(seconds),))
+    low, value, high = interval(np.median, (np.asarray(seconds),))
     return Latency(median_ms=value * 1000, low_ms=low * 1000, high_ms=high * 1000, rounds=len(seconds))
 
 
@@ -215,32 +213,10 @@ def compare(one: Sequence[float], other: Sequence[float]) -> Ratio:
 
     Rounds are resampled in pairs, since a disturbance of a round affects both calls.
     """
-    low, value, high = _interval(_ratio_of_medians, (np.asarray(one), np.asarray(other)))
+    low, value, high = interval(_ratio_of_medians, (np.asarray(one), np.asarray(other)))
     return Ratio(value=value, low=low, high=high)
 
 
 def _ratio_of_medians(one: NDArray[np.float64], other: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
     ratio: NDArray[np.float64] = np.median(one, axis=axis) / np.median(other, axis=axis)
     return ratio
-
-
-def _interval(statistic: Callable[..., Any], samples: tuple[NDArray[np.float64], ...]) -> tuple[float, float, float]:
-    """Lower end, value and upper end of a percentile bootstrap interval; all equal for a single round."""
-    from scipy.stats import bootstrap
-
-    value = float(statistic(*samples))
-    if len(samples[0]) < 2:
-        return value, value, value
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns if all samples are equal
-        found = bootstrap(
-            samples,
-            statistic,
-            paired=len(samples) > 1,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return min(float(found.low), value), value, max(float(found.high), value)

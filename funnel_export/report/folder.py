@@ -53,14 +53,14 @@ def _foreign(folder: Path) -> Path | None:
     """A file that a report would overwrite but that this package did not write; None if there is none."""
     present = [folder / name for name in (PARITY, LATENCY) if os.path.lexists(folder / name)]
     for path in present:
-        if not _is_report(path):
+        if not is_report(path):
             return path
     pages = [folder / name for name in PAGES if os.path.lexists(folder / name)]
     return pages[0] if pages and not present else None
 
 
-def _is_report(path: Path) -> bool:
-    """Whether this is a report of `check` or `bench`, of any version."""
+def is_report(path: Path) -> bool:
+    """Whether this is a report of `check`, `bench` or `evaluate`, of any version."""
     try:
         content = json.loads(read_bytes(path, LARGEST_JSON))
     except (OSError, ValueError, RecursionError):

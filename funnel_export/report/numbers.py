@@ -62,6 +62,14 @@ def share(value: float | None) -> str:
     return "100 %" if value == 1 else f"{math.floor(value * 1000) / 10:.1f} %"
 
 
+def with_interval(value: float, low: float | None, high: float | None, *, signed: bool = False) -> str:
+    """A measure such as `3.5401 (3.4713 to 3.6120)`, with four decimals, fewer from 10 on; differences have a sign."""
+    decimals = max(0, 4 - math.floor(math.log10(max(1.0, abs(value)))))
+    sign = "+" if signed else ""
+    ends = "" if low is None or high is None else f" ({low:{sign}z,.{decimals}f} to {high:{sign}z,.{decimals}f})"
+    return f"{value:{sign}z,.{decimals}f}{ends}"
+
+
 def _with_interval(value: float, low: float, high: float, decimals: int) -> str:
     return f"{value:,.{decimals}f} ({low:,.{decimals}f}–{high:,.{decimals}f})"
 

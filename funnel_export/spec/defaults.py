@@ -13,3 +13,5 @@ LEAST_ROUNDS = 6
 """The smallest and largest of n calls enclose the median with confidence 1 - 2 / 2^n, so 95 % takes 6 calls."""
 MAX_NEW_TOKENS = 256
 """Largest number of tokens of a generated text."""
+EVALUATED_LENGTH = 512
+"""Most tokens of a row on which a model is evaluated."""

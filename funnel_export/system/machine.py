@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -22,6 +24,16 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def conditions(packages: Iterable[str]) -> dict[str, str]:
+    """Processor and versions of Python and packages, on which measurements depend."""
+    return {
+        "processor": processor(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
 
 
 def memory_bytes() -> int:

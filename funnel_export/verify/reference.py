@@ -22,6 +22,7 @@ from funnel_export.funnel.maps import attach_maps
 from funnel_export.funnel.parts import Part, Shape, call_part
 from funnel_export.funnel.stored_maps import read_maps
 from funnel_export.spec.choices import Dtype, Logits
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import MAPS
 from funnel_export.verify.cases import kept_positions
 from funnel_export.verify.float64 import Float64
@@ -36,24 +37,27 @@ REFERENCE_DTYPES = {
 
 
 def load_model(bundle: Bundle, dtype: torch.dtype) -> Any:
-    """Hugging Face's model with the bundle's own weights, without the funnel but with its maps.
+    """Hugging Face's model with the bundle's own weights, without the funnel; see `load_checkpoint`."""
+    return load_checkpoint(Checkpoint.open(bundle.path), bundle.spec, dtype)
+
+
+def load_checkpoint(source: Checkpoint, spec: ExportSpec, dtype: torch.dtype) -> Any:
+    """Hugging Face's model of a checkpoint for a task, without the funnel but with its maps.
 
     Hugging Face reads config.json itself, so that a key which the export misread shows as a difference. Missing weights
     are refused beforehand, since Hugging Face would initialize them at random.
     """
-    source = Checkpoint.open(bundle.path)
-    shapes = build_skeleton(bundle.family, source.config, bundle.spec).shapes
-    match_weights(shapes, source)
-    kind = bundle.family.model_class(bundle.spec.task)
+    match_weights(build_skeleton(source.family, source.config, spec).shapes, source)
+    kind = source.family.model_class(spec.task)
     with without_progress_bars(), expecting_maps(kind), computing_in(dtype):
         model: Any = kind.from_pretrained(
-            bundle.path,
+            source.path,
             dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
-            **bundle.family.load_options(source.config),
+            **source.family.load_options(source.config),
         )
-    attach_maps(bundle.family.base_of(model), read_maps(bundle.spec.funnel, source))
+    attach_maps(source.family.base_of(model), read_maps(spec.funnel, source))
     return model.eval().requires_grad_(False)
 
 

@@ -13,11 +13,11 @@ from typer.main import get_command
 
 from funnel_export.cli import app
 from funnel_export.spec.choices import PYTORCH, Backend, Device, Dtype, Kind, Logits, Pooling, Task
-from funnel_export.spec.defaults import FACTOR, LENGTHS, ROUNDS
+from funnel_export.spec.defaults import EVALUATED_LENGTH, FACTOR, LENGTHS, ROUNDS
 from funnel_export.spec.export import DEFAULT_OPSET
 from funnel_export.system.place import Placing
 
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "matplotlib"}
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "matplotlib", "datasets"}
 INTERNAL = ("candidate", "contract", "runner", "role", "initializer", "stash", "None", "<bool>", "list[")
 """Terms that only readers of the code know."""
 
@@ -83,6 +83,7 @@ def test_defaults_in_the_help_match_the_code(monkeypatch: pytest.MonkeyPatch) ->
     for path, defaults in {
         "export": [DEFAULT_OPSET, "auto", "(mean)", "(delta)", "link"],
         "check": [FACTOR],
+        "evaluate": [EVALUATED_LENGTH, "float32", "(with a funnel)", "(as many as have 512 tokens)"],
         "bench": [ROUNDS, f"({', '.join(map(str, LENGTHS))})", f"({', '.join(PYTORCH)})"],
     }.items():
         shown = page(path, monkeypatch=monkeypatch)

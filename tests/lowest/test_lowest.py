@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from funnel_export.commands.demo import make_checkpoint
 
-EXTRAS = ("", "onnxruntime", "openvino", "triton")
+EXTRAS = ("", "onnxruntime", "openvino", "quality", "triton")
 """The extras that this environment has; "" stands for none."""
 TARGETS = ("onnxruntime", "openvino")
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -107,6 +107,15 @@ def test_generate(checkpoint: Path, tmp_path: Path) -> None:
     for target in TARGETS:
         found = result("generate", out, "--target", target, "--prompt", "The", "--max-new-tokens", 4, "--greedy")
         assert len(found["tokens"]) == 4
+
+
+def test_evaluate(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "The with statement"}\n{"text": "An iterator"}\n')
+    funnel = result("evaluate", checkpoint, "--data", data, "--funnel", "3:9:2")
+    for target in TARGETS:
+        found = result("evaluate", bundle, "--data", data, "--target", target)
+        assert abs(found["measures"]["loss"]["value"] - funnel["measures"]["loss"]["value"]) < 1e-4
 
 
 def test_optimum(checkpoint: Path, tmp_path: Path) -> None:

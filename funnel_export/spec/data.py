@@ -1,0 +1,31 @@
+"""`DataSpec`: where documents are, and what their columns are called."""
+
+from dataclasses import dataclass
+
+from funnel_export.errors import SpecError
+from funnel_export.spec.choices import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """Documents with which a model is evaluated."""
+
+    places: tuple[str, ...]
+    """Files, folders, or ids of data sets on the Hugging Face Hub."""
+    split: str | None = None
+    """Split of a data set; by default the only one, or `test`."""
+    subset: str | None = None
+    """Subset of a data set on the Hub."""
+    text_column: str | None = None
+    """By default `text`; for token classification, the column of lists of words, by default `tokens`."""
+    label_column: str | None = None
+    """By default `label`; for token classification, the column of lists of labels, by default `tags`."""
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            raise SpecError("no data was given", wanted="files, folders or the id of a data set", hint="--data FILE")
+
+    def columns(self, task: Task) -> tuple[str, str | None]:
+        """The names of the columns with texts and with labels; language models have no labels."""
+        text, label = ("tokens", "tags") if task is Task.TOKEN_CLASSIFICATION else ("text", "label")
+        return self.text_column or text, None if task.generates else self.label_column or label
