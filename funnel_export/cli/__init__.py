@@ -19,6 +19,7 @@ from funnel_export.cli.bundles import export, inspect
 from funnel_export.cli.dev import dev
 from funnel_export.cli.engines import compile_, package
 from funnel_export.cli.evaluating import evaluate
+from funnel_export.cli.fitting import fit
 from funnel_export.cli.generating import generate
 from funnel_export.cli.judging import bench, check, report
 from funnel_export.cli.machine import demo, doctor
@@ -28,7 +29,7 @@ from funnel_export.errors import FunnelExportError, FunnelExportWarning
 PANELS = {
     "First steps": (demo, doctor),
     "Bundles": (export, inspect, check, bench, report),
-    "Quality": (evaluate,),
+    "Quality": (evaluate, fit),
     "Production": (compile_, package, generate),
 }
 GROUPS = {"Development": dev}

@@ -22,6 +22,33 @@ from funnel_export.spec.defaults import EVALUATED_LENGTH, SEED
 
 DATA, RUN = "Data", "Run"
 """Headings of options."""
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PLACE",
+        help="Documents: text files, .jsonl, .json, .csv or .parquet, a folder of these, a folder that datasets "
+        "saved, or the id of a data set on the Hub. May be given several times.",
+        rich_help_panel=DATA,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of the texts, or for token classification of the lists of words.",
+        show_default="text, or tokens",
+        rich_help_panel=DATA,
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Split of a data set.", show_default="the only one, or test", rich_help_panel=DATA
+    ),
+]
+Subset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Subset of a data set on the Hub.", rich_help_panel=DATA)
+]
 
 
 def evaluate(
@@ -31,24 +58,8 @@ def evaluate(
             metavar="MODEL", help="Folder of a Gemma checkpoint, id of a model on the Hugging Face Hub, or a bundle."
         ),
     ],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="PLACE",
-            help="Documents: text files, .jsonl, .json, .csv or .parquet, a folder of these, a folder that datasets "
-            "saved, or the id of a data set on the Hub. May be given several times.",
-            rich_help_panel=DATA,
-        ),
-    ],
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Column of the texts, or for token classification of the lists of words.",
-            show_default="text, or tokens",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    data: Data,
+    text_column: TextColumn = None,
     label_column: Annotated[
         str | None,
         typer.Option(
@@ -58,15 +69,8 @@ def evaluate(
             rich_help_panel=DATA,
         ),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Split of a data set.", show_default="the only one, or test", rich_help_panel=DATA
-        ),
-    ] = None,
-    subset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Subset of a data set on the Hub.", rich_help_panel=DATA)
-    ] = None,
+    split: Split = None,
+    subset: Subset = None,
     max_documents: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Use only the first N documents.", rich_help_panel=DATA),

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from funnel_export.errors import BundleError, CheckpointError, SpecError, Target
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.folder import is_report
 from funnel_export.spec.choices import AUTO, Device, Dtype, Task, parse_choice
-from funnel_export.spec.data import DataSpec
+from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import EVALUATED_LENGTH, SEED
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.spec.profile import BATCH
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Bundle | str | os.PathLike[str],
-    data: DataSpec | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: DataSpec | Places,
     *,
     funnel: FunnelSpec | str | None = AUTO,
     dtype: Dtype | str = Dtype.FLOAT32,
@@ -80,7 +79,7 @@ def evaluate(
         TargetRefusedError: if the target refuses the graph.
     """
     asked, computing = parse_choice("device", Device, device), parse_choice("dtype", Dtype, dtype)
-    documents = data if isinstance(data, DataSpec) else DataSpec(places=_places(data))
+    documents = DataSpec.of(data)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size must be at least 1", got=batch_size, wanted=">= 1")
     place = None if out is None else _checked(Path(out))
@@ -110,11 +109,6 @@ def evaluate(
     if place is not None:
         _write(place, report)
     return report
-
-
-def _places(data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    given = [data] if isinstance(data, (str, os.PathLike)) else data
-    return tuple(os.fspath(place) for place in given)
 
 
 def _checked(out: Path) -> Path:

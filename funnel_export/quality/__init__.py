@@ -1,1 +1,1 @@
-"""What a funnel costs: losses and scores of a model on documents, beside those of the dense model."""
+"""What a funnel costs: scores on documents beside those of the dense model; and fitting its recovery."""

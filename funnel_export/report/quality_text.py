@@ -1,8 +1,10 @@
-"""Text for the console: the results of `evaluate`."""
+"""Text for the console: the results of `evaluate` and of `fit`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+from funnel_export.quality.fit_report import FitReport, MapReport
 from funnel_export.quality.quality_report import Group, Measure, QualityReport
 from funnel_export.report import numbers
 from funnel_export.report.columns import NONE, Column, console_table
@@ -119,3 +121,25 @@ def _remarks(report: QualityReport) -> str:
         lines.append(f"documents that were cut: {report.cut:,}")
     lines.append(f"{report.seconds:.1f} s, peak memory {numbers.size(report.peak_memory_bytes)}")
     return "\n".join(lines)
+
+
+def describe_fit(report: FitReport, out: Path) -> str:
+    """The results of `fit` as text: the error that each map leaves, and the losses."""
+    funnel = FunnelSpec.from_dict(report.funnel)
+    columns: list[Column[tuple[str, MapReport]]] = [
+        Column("tokens of a text", None, lambda row: row[0], number=False),
+        Column("fitted to", None, lambda row: f"{row[1].tokens:,}"),
+        Column("ridge", None, lambda row: f"{row[1].ridge:g}"),
+        Column("error left", None, lambda row: f"{row[1].error:.0%}"),
+    ]
+    parts = [
+        f"{out}: funnel {funnel}, recovery {funnel.recovery}, fitted to {report.tokens:,} tokens",
+        console_table(columns, list(report.maps.items())),
+    ]
+    if report.losses is not None:
+        losses = report.losses
+        parts.append(
+            f"loss on {report.held_out:,} held-out tokens, nats a token: dense {losses.dense:.3f}, "
+            f"funnel {losses.before:.3f}, fitted {losses.fitted:.3f}"
+        )
+    return "\n\n".join(parts)

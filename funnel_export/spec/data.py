@@ -1,9 +1,14 @@
 """`DataSpec`: where documents are, and what their columns are called."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from funnel_export.errors import SpecError
 from funnel_export.spec.choices import Task
+
+Places = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One place of documents, or several."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +29,13 @@ class DataSpec:
     def __post_init__(self) -> None:
         if not self.places:
             raise SpecError("no data was given", wanted="files, folders or the id of a data set", hint="--data FILE")
+
+    @classmethod
+    def of(cls, data: "DataSpec | Places") -> "DataSpec":
+        """The documents at some places, or as they are described already."""
+        if isinstance(data, DataSpec):
+            return data
+        return cls(places=tuple(os.fspath(each) for each in ([data] if isinstance(data, (str, os.PathLike)) else data)))
 
     def columns(self, task: Task) -> tuple[str, str | None]:
         """The names of the columns with texts and with labels; language models have no labels."""

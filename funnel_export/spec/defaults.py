@@ -1,5 +1,6 @@
 """Defaults of the commands, shared by the command line, the Python functions and the pytest plugin."""
 
+from funnel_export.spec.choices import Dtype
 from funnel_export.system.place import Placing
 
 EXPORT_WEIGHTS, PACKAGE_WEIGHTS = Placing.LINK, Placing.AUTO
@@ -15,3 +16,5 @@ MAX_NEW_TOKENS = 256
 """Largest number of tokens of a generated text."""
 EVALUATED_LENGTH = 512
 """Most tokens of a row on which a model is evaluated."""
+FIT_TOKENS, FIT_LENGTH, FIT_DTYPE = 25_000, 512, Dtype.BFLOAT16
+"""Tokens that `fit` uses, held-out ones included, tokens of a row, and the dtype in which it runs the model."""
