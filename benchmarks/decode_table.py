@@ -1,4 +1,4 @@
-"""The tables of decoding: the time to the first token, and milliseconds a token with a cache."""
+"""The tables of decoding: times of prompts and tokens, where the time of a step goes, and the largest shapes."""
 
 import json
 from collections.abc import Mapping
@@ -47,3 +47,49 @@ def _table(shape: Mapping[str, Any], gb_s: float) -> str:
 
 def _listed(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FullyConnected"}
+"""Products of matrices, under the names of both runtimes."""
+SHOWN = 6
+"""Kinds of operations other than products that are listed."""
+
+
+def profile() -> str:
+    """What a step spends its time on, in each runtime."""
+    result: dict[str, Any] = json.loads((RESULTS / "decode_profile.json").read_text())
+    lines = []
+    for title, name in (("ONNX Runtime", "OnnxRuntimeProfile"), ("OpenVINO", "OpenVinoProfile")):
+        found = result[name]
+        operations: dict[str, float] = found["operations_ms"]
+        products = sum(operations.pop(kind, 0.0) for kind in PRODUCTS)
+        rest = sorted(operations.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{kind} {time:.1f}" for kind, time in rest[:SHOWN])
+        speed = result["bytes"] / products / 1e6
+        share = f"{products:.1f} ms ({speed:.1f} GB/s, {speed / result['bandwidth_gb_s']:.0%} of the bandwidth)"
+        others = sum(operations.values())
+        lines.append((title, f"{found['step_ms']:.1f} ms", share, f"{others:.1f} ms: {listed}"))
+    headers = ("", "a step, profiled", "products", "other operations")
+    table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    return f"{table}\n\n({_listed(result['conditions'])}; bandwidth {result['bandwidth_gb_s']:.1f} GB/s)"
+
+
+def generate_2b() -> str:
+    """Export, one text and three plans at Gemma2-2B's shapes."""
+    result: dict[str, Any] = json.loads((RESULTS / "generate_2b.json").read_text())
+    made, run = result["export"], result["openvino"]
+    lines = [
+        (f"export, {made['dtype']}, {result['funnel']}", f"{made['seconds']:.0f} s", f"{made['peak_gb']:.1f} GB", ""),
+        ("OpenVINO, load", f"{run['load_s']:.0f} s", f"{run['peak_gb']:.1f} GB", ""),
+        (f"OpenVINO, a prompt of {result['prompt']}", f"{run['prompt_s']:.1f} s", "", ""),
+        (f"OpenVINO, a token, median of {result['steps']}", f"{run['median_step_s'] * 1e3:.0f} ms", "", ""),
+    ]
+    for graph, plan in result["plans"].items():
+        if plan["state"] != "built":
+            lines.append((f"TensorRT-RTX, {graph}", plan["state"], "", ""))
+            continue
+        figures = f"{plan['seconds']:.0f} s", f"{plan['peak_gb']:.1f} GB", f"{plan['bytes'] / 1e9:.2f} GB"
+        lines.append((f"TensorRT-RTX, {graph}", *figures))
+    table = tabulate(lines, ("", "time", "peak memory", "plan"), tablefmt="github", disable_numparse=True)
+    weights = f"{result['weights_gb']} GB of weights, a cache of {run['cache_gb'] * 1e3:.0f} MB at the end"
+    return f"{table}\n\n{weights}.\n\n({_listed(result['conditions'])})"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import decode_table
+import real_table
 import repeat
 import shapes_table
 from choosing import choosing
@@ -323,6 +324,9 @@ TABLES = {
         "gpu_latency": gpu_latency,
         "shapes": shapes_table.shapes,
         "decode": decode_table.decode,
+        "decode_profile": decode_table.profile,
+        "generate_2b": decode_table.generate_2b,
+        "real": real_table.real,
     },
 }
 
