@@ -171,6 +171,7 @@ def _report(source: "Source", data: DataSpec, rows: "TokenRows", found: "Compare
     spec, bundle, labels = source.spec, source.bundle, Labels.of(source.checkpoint.architecture)
     measuring = Measuring(rows=rows, task=spec.task, labels=labels, seed=facts["seed"])
     places = spec.task is not Task.TEXT_CLASSIFICATION  # its outputs have no place in the text
+    stride = 1 if spec.funnel is None else spec.funnel.stride
     packages = ("torch", "transformers", "funnel-export")
     return QualityReport(
         model=source.name,
@@ -189,7 +190,7 @@ def _report(source: "Source", data: DataSpec, rows: "TokenRows", found: "Compare
         measures=measuring.of_model(found.model),
         dense=None if found.dense is None else measuring.of_model(found.dense),
         distance=measuring.of_distance(found),
-        by_phase=measuring.by_phase(found, spec.funnel.stride) if places and spec.funnel is not None else [],
+        by_phase=measuring.by_phase(found, stride) if places and stride > 1 else [],
         by_position=measuring.by_position(found) if places else [],
         peak_memory_bytes=peak_bytes(),
         conditions=conditions(packages) | source.versions,

@@ -116,7 +116,7 @@ class QualityReport(_Report):
     """Of the model with the same weights and no funnel, in eager PyTorch."""
     distance: Distance | None = None
     by_phase: list[Group] = []
-    """By the number of the predicting token in its row, modulo the stride; empty without a funnel."""
+    """By the number of the predicting token in its row, modulo the stride; empty if that is 1."""
     by_position: list[Group] = []
     """By the number of tokens that the prediction has seen in its row, in ranges that double."""
     seconds: float

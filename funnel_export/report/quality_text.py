@@ -140,6 +140,6 @@ def describe_fit(report: FitReport, out: Path) -> str:
         losses = report.losses
         parts.append(
             f"loss on {report.held_out:,} held-out tokens, nats a token: dense {losses.dense:.3f}, "
-            f"funnel {losses.before:.3f}, fitted {losses.fitted:.3f}"
+            f"as it is {losses.before:.3f}, fitted {losses.fitted:.3f}"
         )
     return "\n\n".join(parts)
