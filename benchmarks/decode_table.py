@@ -19,7 +19,11 @@ def decode() -> str:
     parts = [_table(part, max(speeds)) for part in measured]
     speed = f"between {min(speeds):.1f} and {max(speeds):.1f} GB/s after the parts; the largest counts"
     parts.append(f"Bandwidth of a float32 matrix-vector product: {speed}.")
-    parts += [f"({_listed(each)})" for each in (measured[0]["conditions"], *result["versions"].values())]
+    different = [
+        each["conditions"] for n, each in enumerate(measured) if each["conditions"] != measured[n - 1]["conditions"]
+    ]
+    conditions = different or [measured[0]["conditions"]]
+    parts += [f"({_listed(each)})" for each in (*conditions, *result["versions"].values())]
     return "\n\n".join(parts)
 
 
