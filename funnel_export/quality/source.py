@@ -58,6 +58,7 @@ class Source:
         spec = ExportSpec(task=_checked(checkpoint.task), dtype=dtype, funnel=chosen)
         if chosen is not None:
             chosen.validate(checkpoint.architecture.num_hidden_layers)
+            chosen.validate_maps(checkpoint.funnel)
         return cls(found.name, checkpoint, spec)
 
     @classmethod

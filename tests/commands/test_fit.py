@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers_of_words import save_tokenizer
 from transformers import Gemma2ForCausalLM
 
-from funnel_export import FunnelSpec, apply_funnel, check, export, fit
+from funnel_export import FunnelSpec, apply_funnel, check, evaluate, export, fit
 from funnel_export.commands.fit import REPORT
 from funnel_export.errors import BundleError, CheckpointError, DataError, SpecError
 
@@ -115,6 +115,17 @@ def test_bad_input_is_refused_and_nothing_is_written(
     with pytest.raises(error, match=says):
         fit(checkpoint, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fitted_checkpoint_is_evaluated_with_its_maps(checkpoint: Path, texts: Path, fitted: Path) -> None:
+    mapped, delta = (
+        evaluate(each, texts, funnel="1:3:2" if each == checkpoint else "auto") for each in (fitted, checkpoint)
+    )
+    assert mapped.rows_sha256 == delta.rows_sha256
+    assert mapped.dense == delta.dense
+    assert mapped.distance.kl.value < delta.distance.kl.value
+    with pytest.raises(SpecError, match="no maps for recovery linear"):
+        evaluate(checkpoint, texts, funnel=SPEC)
 
 
 def test_maps_among_other_weights_are_refused(texts: Path, tmp_path: Path) -> None:
