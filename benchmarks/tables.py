@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import decode_table
+import quality_table
 import real_table
 import repeat
 import shapes_table
@@ -310,6 +311,7 @@ def gpu_latency() -> str:
 TABLES = {
     "README.md": {"demo": demo},
     "docs/choosing.md": {"choosing": choosing},
+    "docs/fit.md": {"quality": quality_table.quality},
     "benchmarks/README.md": {
         "export_peers": export_peers,
         "export_shapes": export_shapes,

@@ -67,7 +67,7 @@ def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout.startswith("True ")
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/choosing.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "docs/choosing.md", "docs/fit.md", "benchmarks/README.md"])
 def test_tables_are_made_from_the_result_files(file: str) -> None:
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["rendered"](file) == (ROOT / file).read_text()
