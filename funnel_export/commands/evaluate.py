@@ -141,12 +141,6 @@ def _read(
     from funnel_export.runtime.tokenizer import load_tokenizer
 
     architecture, task = source.checkpoint.architecture, source.spec.task
-    if length > architecture.max_position_embeddings:
-        raise SpecError(
-            "length exceeds max_position_embeddings",
-            got=f"length {length}",
-            wanted=f"at most {architecture.max_position_embeddings} tokens",
-        )
     spec = RowSpec(task=task, length=length, max_documents=max_documents, max_tokens=max_tokens)
     documents = read_documents(data, task)
     tokenizer = load_tokenizer(source.checkpoint.path, CheckpointError if source.bundle is None else BundleError)

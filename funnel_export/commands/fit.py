@@ -12,7 +12,7 @@ import numpy as np
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.fitted import files_without_maps, write_fitted
 from funnel_export.checkpoint.hub import find_checkpoint
-from funnel_export.errors import DataError, SpecError
+from funnel_export.errors import DataError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Recovery, Task, parse_choice
 from funnel_export.spec.data import DataSpec, Places
@@ -88,7 +88,7 @@ def fit(
 
     import torch
 
-    from funnel_export.quality.fit_report import FitReport, MapReport
+    from funnel_export.quality.fit_report import FitReport
     from funnel_export.quality.fitting import fit_maps
     from funnel_export.verify.reference import load_checkpoint
 
@@ -106,7 +106,7 @@ def fit(
         held_out=sum(len(row.tokens) for row in held_out.rows),
         length=length,
         dtype=plain.dtype,
-        maps={name: MapReport(tokens=each.tokens, ridge=each.ridge, error=each.error) for name, each in how.items()},
+        maps=how,
         losses=_losses(model, spec, maps, held_out, source) if source.task.generates else None,
     )
     progress("writing the checkpoint")
@@ -128,9 +128,6 @@ def _rows(source: Checkpoint, data: DataSpec, tokens: int, length: int, seed: in
     from funnel_export.quality.rows import RowSpec, make_rows
     from funnel_export.runtime.tokenizer import load_tokenizer
 
-    longest = source.architecture.max_position_embeddings
-    if length > longest:
-        raise SpecError("length exceeds max_position_embeddings", got=length, wanted=f"at most {longest} tokens")
     spec = RowSpec(task=Task.TEXT_GENERATION, length=length, max_tokens=tokens)
     documents = list(itertools.islice(read_documents(data, Task.TEXT_GENERATION), SHUFFLED))
     order = np.random.default_rng(seed).permutation(len(documents))

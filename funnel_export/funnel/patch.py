@@ -49,7 +49,7 @@ def apply_funnel(model: M, spec: FunnelSpec | None = None) -> M:
     family, task = family_of(model)
     spec.validate_task(task)
     base, own = family.base_of(model), model.config
-    patch_forward(model, spec, maps=_stored_maps(model, spec, family))
+    patch_forward(model, spec, maps=None if maps_of(base) is not None else _stored_maps(model, spec, family))
     base.funnel_plan = replace(base.funnel_plan, config=own)
     model.config = base.config = copy.deepcopy(own)  # other models may have been made from the same config object
     model.config.funnel = spec.to_dict()

@@ -14,25 +14,15 @@ import torch
 from torch import Tensor
 
 from funnel_export.funnel.maps import DropMap, SlotMaps, make_maps
+from funnel_export.quality.fit_report import MapReport
 from funnel_export.quality.moments import Moments
 from funnel_export.quality.states import States, read_states
 from funnel_export.spec.funnel import FunnelSpec
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Strengths that are tried, as shares of each input's own sum of squares."""
-FIRST, CLOSED, STALE, REST = "first", "closed", "stale", "rest"
-"""Classes of tokens; each but the first, which gets a constant, is the name of its map."""
-
-
-@dataclass(frozen=True, slots=True)
-class FittedMap:
-    """How the map of a class of tokens was fitted."""
-
-    tokens: int
-    """Tokens that it was fitted to."""
-    ridge: float
-    error: float
-    """The squared error on held-out tokens, as a share of the error without the map."""
+CLOSED, STALE, REST = "closed", "stale", "rest"
+"""Classes of tokens, and names of their maps."""
 
 
 @dataclass(slots=True)
@@ -68,7 +58,7 @@ def classes_of(spec: FunnelSpec, length: int) -> Iterator[tuple[str, Tensor]]:
 
 def fit_maps(
     model: Any, spec: FunnelSpec, texts: Iterable[Sequence[int]], held_out: Iterable[Sequence[int]]
-) -> tuple[SlotMaps | DropMap, dict[str, FittedMap]]:
+) -> tuple[SlotMaps | DropMap, dict[str, MapReport]]:
     """Fit the maps of a funnel to a dense model.
 
     Args:
@@ -98,7 +88,7 @@ def fit_maps(
     return maps, found
 
 
-def _choose(moments: Moments, checked: Moments, *, slots: bool) -> tuple[Tensor, FittedMap]:
+def _choose(moments: Moments, checked: Moments, *, slots: bool) -> tuple[Tensor, MapReport]:
     """The solution whose strength of the ridge has the least error on held-out tokens."""
     start = torch.zeros_like(moments.xy)
     if slots:  # pull towards the best multiple of the slot's change, which alone wins much of what is lost
@@ -108,4 +98,4 @@ def _choose(moments: Moments, checked: Moments, *, slots: bool) -> tuple[Tensor,
     solutions = {ridge: moments.solve(ridge, start) for ridge in RIDGES}
     errors = {ridge: checked.error(solution) for ridge, solution in solutions.items()}
     best = min(errors, key=errors.__getitem__)
-    return solutions[best], FittedMap(moments.rows, best, errors[best])
+    return solutions[best], MapReport(tokens=moments.rows, ridge=best, error=errors[best])

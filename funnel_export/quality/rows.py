@@ -113,7 +113,14 @@ def make_rows(documents: Iterable[Document], tokenizer: Any, architecture: Archi
     Raises:
         DataError: if a document cannot be read, has a label that the model does not have, or a word without tokens; if
             no document has tokens; if the tokenizer does not fit the model.
+        SpecError: if rows may be longer than the model's positions.
     """
+    if spec.length > architecture.max_position_embeddings:
+        raise SpecError(
+            "length exceeds max_position_embeddings",
+            got=f"length {spec.length}",
+            wanted=f"at most {architecture.max_position_embeddings} tokens",
+        )
     labels, rows, sizes, skipped, cut = Labels.of(architecture), list[Row](), list[int](), 0, 0
     left = spec.max_tokens
     for document in documents:
