@@ -131,6 +131,13 @@ def shifted_window(model: ir.Model) -> None:
     scaled(model, node(model, "funnel/pool/", "Gather"), 1, -1, add=True)
 
 
+def shifted_column(model: ir.Model) -> None:
+    """Let a trimmed layer run on the column before each chosen one."""
+    gathers = [each for each in model.graph if str(each.name).startswith("model/Gather")]
+    states = [each for each in gathers if each.outputs[0].dtype != ir.DataType.INT64]
+    scaled(model, states[-1], 1, -1, add=True)  # the embedding is gathered before them
+
+
 def swapped_weights(model: ir.Model) -> None:
     one, other = (model.graph.initializers[f"model.layers.3.mlp.{name}_proj.weight"] for name in ("gate", "up"))
     one.const_value, other.const_value = other.const_value, one.const_value

@@ -64,7 +64,14 @@ def find_faults(
     return [
         *_ops(model, spec),
         *_contract(model, signature),
-        *layer_faults(model, family, architecture, segments, stage.tokens_per_position if stage else 1),
+        *layer_faults(
+            model,
+            family,
+            architecture,
+            segments,
+            stage.tokens_per_position if stage else 1,
+            spec.trimmed_layer(architecture.num_hidden_layers),
+        ),
         *head_faults(model, architecture, capped=spec.task.generates and ends),
         *_dtypes(model, spec.dtype),
         *_funnel(model, segments, steps),

@@ -25,6 +25,7 @@ def layer_faults(
     architecture: Architecture,
     segments: Sequence[Segment],
     tokens_per_position: int = 1,
+    trimmed_layer: int | None = None,
 ) -> Iterator[str]:
     """Everything in the decoder layers of a graph that is not what the family wants.
 
@@ -34,6 +35,7 @@ def layer_faults(
         architecture: what its config says.
         segments: the layers that the graph has.
         tokens_per_position: what sliding windows are divided by, where masks count slots.
+        trimmed_layer: the layer that norms all columns for keys and values, and the chosen ones for queries.
     """
     by_layer: dict[str, list[ir.Node]] = {}
     for node in model.graph:
@@ -57,8 +59,9 @@ def layer_faults(
         if facts.scale != 1.0 and not (len(scales) == 1 and _close(scales[0], facts.scale)):
             yield f"{name}: scores are scaled by {scales}, and config.json says {facts.scale:.6g}"
         norms = sum(node.op_type == "ReduceMean" for node in nodes)
-        if norms != facts.norms:
-            yield f"{name}: {norms} norms, and a {family.title} has {facts.norms}"
+        keys = index == trimmed_layer
+        if norms != facts.norms + keys:
+            yield f"{name}: {norms} norms, and a {family.title} has {facts.norms}{', with one more for keys' * keys}"
         yield from (f"{name}: {fault}" for fault in _rope_faults(nodes, facts.rope, architecture.head_dim))
     yield from (f"{name}: one mask for tokens and slots" for name, ends in by_mask.items() if len(ends) > 1)
 

@@ -45,7 +45,7 @@ class Call:
             (o.dtype, tuple(f"axis {axes.index(a)}" if isinstance(a, str) else a for a in o.axes))
             for o in self.operands
         )
-        return shapes, scalars, pattern, self.results
+        return type(self.part), shapes, scalars, pattern, self.results
 
 
 class Survey:

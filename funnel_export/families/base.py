@@ -43,6 +43,8 @@ class LayerCost:
 
     weights: int
     """Weights of the projections of attention and MLP, each used once for a position."""
+    keys: int
+    """Those of them that make keys and values."""
     attention: int
     """Multiplications of scores and weighted values for one pair of positions."""
 
@@ -224,6 +226,6 @@ class Family(ABC):
             architecture.num_attention_heads,
             architecture.num_key_value_heads,
         )
-        projections = hidden * 2 * (heads + kv_heads) * architecture.head_dim
+        keys, queries = (hidden * 2 * each * architecture.head_dim for each in (kv_heads, heads))
         mlp = 3 * hidden * architecture.intermediate_size
-        return LayerCost(weights=projections + mlp, attention=2 * heads * architecture.head_dim)
+        return LayerCost(weights=keys + queries + mlp, keys=keys, attention=2 * heads * architecture.head_dim)

@@ -1,13 +1,13 @@
 """Gathering columns of a batch, row by row."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Num
 from torch import Tensor
 
 
 def take_columns(
-    x: Float[Tensor, "batch column width"], columns: Int[Tensor, "batch taken"]
-) -> Float[Tensor, "batch taken width"]:
+    x: Num[Tensor, "batch column width"], columns: Int[Tensor, "batch taken"]
+) -> Num[Tensor, "batch taken width"]:
     """Gather columns of each row with one gather over all rows, which every runtime supports.
 
     Columns outside the tensor are clamped; only absent slots and padding have such columns.

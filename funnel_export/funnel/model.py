@@ -1,6 +1,5 @@
 """The forward of a funnel model: it runs some layers on slots, in one pass or in chunks with a cache."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,13 +17,14 @@ from funnel_export.families.base import Family
 from funnel_export.funnel.cache import FunnelCache
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.maps import DropMap, SlotMaps
-from funnel_export.funnel.masks import attention_bias
 from funnel_export.funnel.parts import LayerPart, ModulePart, PartRunner, call_part, run_part
 from funnel_export.funnel.pooling import pool
+from funnel_export.funnel.queries import Queries
 from funnel_export.funnel.recovery import recovery_part
 from funnel_export.funnel.rows import Rows, has_values
+from funnel_export.funnel.trimmed import TrimmedLayerPart
 from funnel_export.funnel.windows import closed_slots, read_slots, slot_positions
-from funnel_export.spec.funnel import MAPS, FunnelSpec, Segment, layer_name
+from funnel_export.spec.funnel import MAPS, FunnelSpec, Segment, last_on_tokens, layer_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Plan:
     config: PreTrainedConfig | None = None
     """The model's original config, if a copy with the funnel replaced it."""
     last_only: bool = False
-    """Whether only each row's last token goes through the final norm and the head."""
+    """Whether only each row's last token goes through the final norm and the head; and, in a pass without a cache,
+    through the last layer except for its keys and values."""
     maps: SlotMaps | DropMap | None = None
     """The maps of recovery `linear`."""
 
@@ -83,19 +84,9 @@ def funnel_forward(
     if attention != "eager":
         raise SpecError("a funnel model needs eager attention", got=attention, wanted="eager")
     tokens = Resolution(Context(model, plan.family, plan.run, cache, kwargs), rows.queries, rows.keys)
-    for segment in plan.segments:
-        if segment.funnel is None:
-            x = tokens.run_layers(x, segment.layers)
-        elif segment.pooled:
-            x = _run_on_slots(plan, tokens.context, segment, x, rows)
-        elif plan.maps is not None:
-            x = run_part(
-                plan.run, segment.recovered_name, ModulePart(plan.maps, MAPS), x, rows.queries, length=x.shape[1]
-            )
+    x = _run_segments(plan, tokens, x, rows)
     if cache is not None:
         cache.columns = rows.keys.shape[1]
-    if plan.last_only:
-        x = take_columns(x, rows.first + rows.length - 1)
     return BaseModelOutputWithPast(last_hidden_state=plan.family.final_norm(model)(x), past_key_values=cache)
 
 
@@ -111,43 +102,58 @@ class Context:
     kwargs: dict[str, Any]
     """Further keyword arguments of the caller, passed to Hugging Face's layers."""
 
+    def layer_type_of(self, layer: int) -> str:
+        """The attention of a layer."""
+        return self.family.layer_type_of(self.model.config, layer)
+
 
 class Resolution:
-    """Runs layers on the same positions; they share attention biases and RoPE angles.
+    """Runs layers on the same positions.
 
-    `queries`, [batch, length], are the positions of the hidden states; `keys`, [batch, keys], those of all keys,
-    cached ones included.
+    `positions`, [batch, length], are those of the hidden states; `keys`, [batch, keys], those of all keys, cached ones
+    included.
     """
 
-    def __init__(self, context: Context, queries: Tensor, keys: Tensor) -> None:
-        self.context, self.queries, self.keys = context, queries, keys
-        self._biases: dict[str, Tensor] = {}
-        self._angles: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    def __init__(self, context: Context, positions: Tensor, keys: Tensor) -> None:
+        self.context = context
+        self.queries = Queries(context.family, context.model, positions, [keys], padded=True)
 
     def run_layers(self, x: Tensor, layers: range) -> Tensor:
         """Run the given layers on hidden states [batch, length, width]."""
-        model, family = self.context.model, self.context.family
+        context = self.context
         for index in layers:
-            layer_type = family.layer_type_of(model.config, index)
-            if self._angles is None:
-                self._angles = family.angles(model, x, self.queries.clamp(min=0))
-            name = layer_name(index)
-            part = LayerPart(model.layers[index], name, self.context.cache, self.context.kwargs)
-            operands = x, self._bias(layer_type, x.dtype), *self._angles[layer_type]
-            x = run_part(self.context.run, name, part, *operands, length=x.shape[1])
+            kind, name = context.layer_type_of(index), layer_name(index)
+            part = LayerPart(context.model.layers[index], name, context.cache, context.kwargs)
+            angles = self.queries.angles(kind, x)
+            operands = x, *self.queries.biases(kind, x.dtype), *angles
+            x = run_part(context.run, name, part, *operands, length=x.shape[1])
         return x
 
-    def _bias(self, layer_type: str, dtype: torch.dtype) -> Tensor:
-        if layer_type not in self._biases:
-            family, config = self.context.family, self.context.model.config
-            self._biases[layer_type] = attention_bias(
-                self.queries,
-                self.keys,
-                sliding_window=family.window_of(config, layer_type),
-                dtype=dtype,
-                bidirectional=family.is_bidirectional(config),
-            )
-        return self._biases[layer_type]
+    def run_trimmed(self, x: Tensor, layer: int, columns: Tensor) -> Tensor:
+        """Run a layer without a cache; returns hidden states of the columns [batch, chosen]."""
+        context = self.context
+        kind, name = context.layer_type_of(layer), layer_name(layer)
+        part = TrimmedLayerPart(context.model.layers[layer], name, None, context.kwargs)
+        queries, chosen, angles = self.queries.at(columns), take_columns(x, columns), self.queries.angles(kind, x)
+        operands = x, chosen, *angles, *queries.biases(kind, x.dtype), *queries.angles(kind, x)
+        return run_part(context.run, name, part, *operands, length=chosen.shape[1])
+
+
+def _run_segments(plan: Plan, tokens: Resolution, x: Tensor, rows: Rows) -> Tensor:
+    """Run all segments; returns the hidden states of all columns, or with `last_only` of each row's last token."""
+    run, last, numbers = plan.run, rows.first + rows.length - 1, rows.queries
+    trimmed = last_on_tokens(plan.segments) if plan.last_only and tokens.context.cache is None else None
+    for segment in plan.segments:
+        if trimmed is not None and trimmed in segment.layers:
+            x = tokens.run_layers(x, segment.layers[:-1])
+            x, numbers = tokens.run_trimmed(x, trimmed, last), rows.length - 1
+        elif segment.funnel is None:
+            x = tokens.run_layers(x, segment.layers)
+        elif segment.pooled:
+            x = _run_on_slots(plan, tokens.context, segment, x, rows)
+        elif plan.maps is not None:
+            x = run_part(run, segment.recovered_name, ModulePart(plan.maps, MAPS), x, numbers, length=x.shape[1])
+    return take_columns(x, last) if plan.last_only and trimmed is None else x
 
 
 def _run_on_slots(plan: Plan, context: Context, segment: Segment, x: Tensor, rows: Rows) -> Tensor:

@@ -23,10 +23,17 @@ class Past:
     """Of earlier positions."""
     value: Tensor
     bias: Tensor
-    """[batch, 1, length, earlier], added to the scores of earlier positions."""
+    """[batch, 1, queries, earlier], added to the scores of earlier positions."""
     new_key: Tensor | None = None
     """Of the chunk: set by the attention."""
     new_value: Tensor | None = None
+
+    @property
+    def new(self) -> tuple[Tensor, Tensor]:
+        """The chunk's keys and values, after the attention."""
+        assert self.new_key is not None
+        assert self.new_value is not None
+        return self.new_key, self.new_value
 
 
 def split_attention(
@@ -34,10 +41,10 @@ def split_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     *,
     scaling: float,
-    past: Past,
+    past: Past | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -47,30 +54,34 @@ def split_attention(
 
     Args:
         module: Hugging Face's attention; not used.
-        query: [batch, heads, length, head_dim].
+        query: [batch, heads, queries, head_dim].
         key: the chunk's, [batch, key_value_heads, length, head_dim].
         value: the chunk's, as `key`.
-        attention_mask: [batch, 1, length, length], added to the scores of the chunk's positions.
+        attention_mask: [batch, 1, queries, length], added to the scores of the chunk's positions; None without `past`.
         scaling: what scores are multiplied by.
-        past: the earlier keys and values; gets the chunk's.
+        past: the earlier keys and values; gets the chunk's. None where only the chunk's keys and values are of use, and
+            a cache takes them: then nothing is computed, and the result is the queries.
         softcap: the cap c of tanh(scores / c) * c, None without one.
 
     Returns:
-        [batch, length, heads, head_dim], and no weights.
+        [batch, queries, heads, head_dim], and no weights.
     """
+    if past is None:
+        return query.transpose(1, 2), None
+    assert attention_mask is not None
     past.new_key, past.new_value = key, value
-    batch, heads, length, width = query.shape
-    groups, earlier = key.shape[1], past.key.shape[2]
+    batch, heads, queries, width = query.shape
+    groups, length, earlier = key.shape[1], key.shape[2], past.key.shape[2]
     folded = query.reshape(batch, groups, -1, width)
     scores = torch.cat([folded @ past.key.transpose(2, 3), folded @ key.transpose(2, 3)], dim=-1)
-    scores = scores.reshape(batch, heads, length, earlier + length) * scaling
+    scores = scores.reshape(batch, heads, queries, earlier + length) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     bias = torch.cat([past.bias, attention_mask], dim=-1)
     weights = nn.functional.softmax(scores + bias, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = weights.reshape(batch, groups, -1, earlier + length)
     result = weights[..., :earlier] @ past.value + weights[..., earlier:] @ value
-    return result.reshape(batch, heads, length, width).transpose(1, 2), None
+    return result.reshape(batch, heads, queries, width).transpose(1, 2), None
 
 
 AttentionInterface.register(SPLIT, split_attention)

@@ -34,28 +34,16 @@ from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.maps import maps_of
-from funnel_export.funnel.masks import attention_bias
 from funnel_export.funnel.parts import LayerPart, ModulePart, PartRunner, call_part, run_part
 from funnel_export.funnel.pooling import pool
+from funnel_export.funnel.queries import Queries
 from funnel_export.funnel.recovery import change_of, change_part
-from funnel_export.funnel.split import SPLIT, Past
+from funnel_export.funnel.split import SPLIT
+from funnel_export.funnel.split_layers import SplitLayerPart, SplitTrimmedLayerPart
 from funnel_export.funnel.windows import ABSENT
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import MAPS, layer_name
 from funnel_export.spec.stages import Stage
-
-
-class SplitLayerPart(LayerPart):
-    """A decoder layer with earlier keys and values: returns hidden states, new keys and new values."""
-
-    def __call__(  # type: ignore[override]
-        self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, past_bias: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, ...]:
-        past = Past(key, value, past_bias)
-        out: Tensor = self.module(x, attention_mask=bias, position_embeddings=(cos, sin), past=past)
-        assert past.new_key is not None
-        assert past.new_value is not None
-        return out, past.new_key, past.new_value
 
 
 class StageModule(nn.Module):
@@ -99,7 +87,9 @@ class StageModule(nn.Module):
         present: list[Tensor] = []
         if self.stage.layers:
             x, present = self._layers(x, _numbers(x, given), given)
-        return self._logits(take_columns(x, given[LOGIT_COLUMNS])) if self.stage.ends else x, *present
+        elif self.stage.ends:
+            x = take_columns(x, given[LOGIT_COLUMNS])
+        return self._logits(x) if self.stage.ends else x, *present
 
     def _on_slots(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Pool the windows that the chunk closes, and run the layers on their slots."""
@@ -127,32 +117,33 @@ class StageModule(nn.Module):
         assert maps is not None
         return run_part(self.run, self.stage.recovered_name, ModulePart(maps, MAPS), x, numbers, length=x.shape[1])
 
-    def _layers(self, x: Tensor, queries: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers on positions `queries`, [batch, length]; returns hidden states, and new keys and values."""
-        family, config = self.family, self.base.config
+    def _layers(self, x: Tensor, positions: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers at positions [batch, length]; returns hidden states, and new keys and values.
+
+        A stage that ends the model returns hidden states of the columns whose logits are wanted.
+        """
+        family, base = self.family, self.base
         earlier = torch.arange(given[past_name(self.stage.layers[0], "key")].shape[2], device=x.device)[None]
-        earlier = torch.where(earlier < queries[:, :1], earlier, ABSENT)
+        earlier = torch.where(earlier < positions[:, :1], earlier, ABSENT)
         stride = self.stage.tokens_per_position
-        angles = family.angles(self.base, x, queries * stride if stride > 1 else queries)
-        biases: dict[str, list[Tensor]] = {}
-        present = []
+        every = Queries(family, base, positions, (positions, earlier), tokens_per_position=stride)
+        queries, present = every, []
         for segment in self.stage.segments:
             for index in segment.layers:
-                kind = family.layer_type_of(config, index)
-                if kind not in biases:
-                    window = family.window_of(config, kind)
-                    window = None if window is None else -(-window // stride)
-                    biases[kind] = [
-                        attention_bias(queries, keys, sliding_window=window, dtype=x.dtype)
-                        for keys in (queries, earlier)
-                    ]
-                name, past = layer_name(index), [given[past_name(index, which)] for which in ("key", "value")]
+                kind, layer, name = family.layer_type_of(base.config, index), base.layers[index], layer_name(index)
+                past = [given[past_name(index, which)] for which in ("key", "value")]
                 shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
-                part, operands = SplitLayerPart(self.base.layers[index], name), (*past, *biases[kind], *angles[kind])
-                x, *new = self.run(name, part, x, *operands, shapes=[tuple(x.shape), shape, shape])
+                part: LayerPart = SplitLayerPart(layer, name)
+                operands, angles = [x], queries.angles(kind, x)
+                if index == self.stage.trimmed_layer:
+                    part, columns = SplitTrimmedLayerPart(layer, name), given[LOGIT_COLUMNS]
+                    queries, chosen = every.at(columns), take_columns(x, columns)
+                    operands, angles, x = [x, chosen, *angles], queries.angles(kind, x), chosen
+                operands += [*past, *queries.biases(kind, x.dtype), *angles]
+                x, *new = self.run(name, part, *operands, shapes=[tuple(x.shape), shape, shape])
                 present += new
             if segment.mapped:
-                x = self._mapped(x, queries)
+                x = self._mapped(x, queries.positions)
         return x, present
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from funnel_export.bundle.load import Bundle
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
-from funnel_export.spec.choices import Logits, Task
+from funnel_export.spec.choices import Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec, segments_of
 
@@ -31,10 +31,18 @@ class Operations:
 
 
 def count_operations(family: Family, architecture: Architecture, spec: ExportSpec, length: int) -> Operations:
-    """Operations for a row of `length` tokens."""
-    lengths = layer_lengths(architecture.num_hidden_layers, spec.funnel, length)
-    costs = [(family.layer_cost(architecture, layer), n) for layer, n in enumerate(lengths)]
-    maps = 0 if spec.funnel is None else spec.funnel.map_weights(architecture.hidden_size)
+    """Operations for a row of `length` tokens; where tokens are chosen, for its last one, as after a prompt."""
+    layers = attention = 0
+    trimmed = spec.trimmed_layer(architecture.num_hidden_layers)
+    for layer, keys in enumerate(layer_lengths(architecture.num_hidden_layers, spec.funnel, length)):
+        cost, queries = family.layer_cost(architecture, layer), 1 if layer == trimmed else keys
+        layers += 2 * (cost.keys * keys + (cost.weights - cost.keys) * queries)
+        attention += 2 * cost.attention * keys * queries
+    maps, mapped = 0, length
+    if spec.funnel is not None:
+        maps = spec.funnel.map_weights(architecture.hidden_size)
+        if trimmed is not None and trimmed < spec.funnel.pool_layer:  # all layers after it are dropped
+            mapped = 1
     outputs = {
         Task.FEATURE_EXTRACTION: 0,
         Task.TEXT_GENERATION: architecture.vocab_size,
@@ -42,15 +50,10 @@ def count_operations(family: Family, architecture: Architecture, spec: ExportSpe
         Task.TOKEN_CLASSIFICATION: architecture.num_labels,
     }[spec.task.single_pass]
     return Operations(
-        layers=sum(2 * cost.weights * n for cost, n in costs) + 2 * maps * length,
-        attention=sum(2 * cost.attention * n * n for cost, n in costs),
-        head=2 * architecture.hidden_size * outputs * (1 if _only_last(spec) else length),
+        layers=layers + 2 * maps * mapped,
+        attention=attention,
+        head=2 * architecture.hidden_size * outputs * (1 if spec.chooses_tokens else length),
     )
-
-
-def _only_last(spec: ExportSpec) -> bool:
-    """Whether the head runs on each row's last token only; a prompt that is continued needs no other."""
-    return spec.logits is Logits.LAST or spec.task.has_past
 
 
 def layer_lengths(num_layers: int, funnel: FunnelSpec | None, length: int) -> list[int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from funnel_export.errors import SpecError
 from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import FunnelSpec, last_on_tokens, segments_of
 
 OPSETS = range(18, 23)
 """ONNX opsets that can be exported."""
@@ -40,6 +40,18 @@ class ExportSpec:
             if not isinstance(self.funnel, FunnelSpec):
                 raise SpecError("the funnel is not a FunnelSpec", got=repr(self.funnel), wanted="a FunnelSpec or None")
             self.funnel.validate_task(self.task)
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """Whether logits are computed for chosen tokens only: each row's last, or those that a caller asks for."""
+        return self.task.has_past or self.logits is Logits.LAST
+
+    def trimmed_layer(self, num_layers: int) -> int | None:
+        """The layer that computes keys and values of all tokens, and everything else of the chosen ones only.
+
+        It is the last layer, unless that runs on slots. None if there are no chosen tokens.
+        """
+        return last_on_tokens(segments_of(self.funnel, num_layers)) if self.chooses_tokens else None
 
 
 def validate_opset(opset: int) -> None:

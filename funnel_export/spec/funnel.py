@@ -270,6 +270,12 @@ def segment_of(segments: Sequence[Segment], layer: int) -> Segment:
     return next(segment for segment in segments if layer in segment.layers)
 
 
+def last_on_tokens(segments: Sequence[Segment]) -> int | None:
+    """The model's last layer, None if it runs on slots."""
+    *_, last = (segment for segment in segments if segment.layers)
+    return None if last.pooled else last.layers[-1]
+
+
 def boundary_names(segments: Sequence[Segment]) -> list[str]:
     """Names of the hidden states between the parts of a model, in the order of computation."""
     names: list[str] = []

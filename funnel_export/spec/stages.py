@@ -49,6 +49,11 @@ class Stage:
         return self.role in (DECODER, EXIT)
 
     @property
+    def trimmed_layer(self) -> int | None:
+        """Its last layer, if it returns logits; see `ExportSpec.trimmed_layer`."""
+        return self.layers[-1] if self.ends and self.layers else None
+
+    @property
     def stride(self) -> int:
         """Tokens per position of its caches."""
         return self.funnel.stride if self.pools and self.funnel is not None else 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind
 from funnel_export.spec.funnel import boundary_names, layer_name
-from funnel_export.verify.cases import Case
+from funnel_export.verify.cases import Case, last_token_names
 from funnel_export.verify.metrics import measure
 from funnel_export.verify.parity_report import Boundary
 from funnel_export.verify.readers import Reader
@@ -29,7 +29,8 @@ class Inside:
     case: Case
     inputs: Mapping[PortKind, NDArray[Any]]
     values: Mapping[str, NDArray[Any]]
-    """Reference values by name of the boundary, [positions of all rows, width] in the order of the rows."""
+    """Reference values by name of the boundary, [positions of all rows, width] in the order of the rows; of rows' last
+    positions where a graph has no others."""
     floors: Mapping[str, float]
     """Relative rms error of eager PyTorch in the bundle's dtype, by name of the boundary."""
 
@@ -96,6 +97,8 @@ def _at_boundary(value: NDArray[Any], name: str, case: Case, bundle: Bundle) -> 
     if value.ndim != 3:
         return None
     real = case.real
+    if name in last_token_names(bundle.spec, bundle.architecture.num_hidden_layers):
+        real = np.ones((len(case.lengths), 1), np.bool_)
     for segment in bundle.segments:
         inner = [segment.pooled_name, *map(layer_name, segment.layers)]
         if segment.pooled and name in inner:

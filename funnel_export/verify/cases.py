@@ -10,7 +10,7 @@ from funnel_export.bundle.ports import PortKind
 from funnel_export.families.architecture import Architecture
 from funnel_export.spec.choices import Logits, SlotPositions
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.funnel import FunnelSpec, boundary_names, layer_name, segments_of
 from funnel_export.spec.profile import SINGLE_PASS, Profile
 
 
@@ -79,6 +79,15 @@ def compared_positions(spec: ExportSpec, length: int) -> int:
     if spec.task.has_past:
         return len(kept_positions(length))
     return 1 if spec.logits is Logits.LAST else length
+
+
+def last_token_names(spec: ExportSpec, num_layers: int) -> frozenset[str]:
+    """The boundaries that a single pass has for each row's last token only: a trimmed layer's, and those after it."""
+    layer = None if spec.task.has_past else spec.trimmed_layer(num_layers)
+    if layer is None:
+        return frozenset()
+    names = boundary_names(segments_of(spec.funnel, num_layers))
+    return frozenset(names[names.index(layer_name(layer)) :])
 
 
 @dataclass(frozen=True, slots=True)

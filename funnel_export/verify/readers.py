@@ -111,11 +111,12 @@ class InSteps:
         return np.concatenate([each for row_found in found for each in row_found])
 
     def boundaries(self, case: Case, inputs: Inputs) -> tuple[Case, Mapping[str, NDArray[Any]]]:
-        """See `Reader.boundaries`: the rows are read in one chunk."""
+        """See `Reader.boundaries`: the rows are read in one chunk, with the logits of every token."""
         aligned = replace(case, padding="right")
         tokens = np.zeros(case.shape, np.int64)
         tokens[aligned.real] = np.concatenate(_rows(inputs))
-        self._stepper.step(self._stepper.new_state(len(case.lengths)), tokens, np.array(case.lengths))
+        columns = np.tile(np.arange(tokens.shape[1]), (len(tokens), 1))
+        self._stepper.step(self._stepper.new_state(len(tokens)), tokens, np.array(case.lengths), columns)
         return aligned, {self._renamed.get(name, name): value for name, value in self._seen.items()}
 
     def close(self) -> None:

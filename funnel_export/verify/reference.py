@@ -24,7 +24,7 @@ from funnel_export.funnel.stored_maps import read_maps
 from funnel_export.spec.choices import Dtype, Logits
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import MAPS
-from funnel_export.verify.cases import kept_positions
+from funnel_export.verify.cases import kept_positions, last_token_names
 from funnel_export.verify.float64 import Float64
 from funnel_export.verify.probe import RangeProbe
 
@@ -101,6 +101,7 @@ class Eager:
         self._dtype, self._probe = dtype, probe
         self._bundle = bundle
         self._seen: dict[str, Tensor | None] = {}
+        self._last_only = last_token_names(bundle.spec, bundle.architecture.num_hidden_layers)
         if probe is not None:
             probe.watch(self.model)
         if not self.dense:
@@ -109,7 +110,7 @@ class Eager:
     def _run(self, name: str, part: Part, *tensors: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
         results = call_part(name, part, *tensors, shapes=shapes)
         if name in self._seen:
-            self._seen[name] = results[0]
+            self._seen[name] = results[0][:, -1:] if name in self._last_only else results[0]
         if self._probe is not None:
             self._probe.see(name, results[0])
         return results
@@ -122,7 +123,8 @@ class Eager:
             boundaries: names of boundaries whose hidden states are returned too.
 
         Returns:
-            The model's output and the boundaries by name, each [positions of all rows, width] in the order of the rows.
+            The model's output and the boundaries by name, each [positions of all rows, width] in the order of the rows;
+            of rows' last positions where the bundle's graph has no others.
 
         Raises:
             BundleError: if PyTorch cannot run the model.

@@ -1,5 +1,6 @@
 """`logits="last"`: the same values as with all tokens, and the head runs on the last tokens only."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from breaks import another_softcap, broken
+from breaks import another_softcap, broken, shifted_column
 from exported import Recipe
 from models import tiny_config
+from numpy.typing import NDArray
 from soak import LONG
 
 from funnel_export import FunnelSpec, bench, export
-from funnel_export.bundle.ports import feed
+from funnel_export.bundle.load import Graph
+from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.commands.check import compare
 from funnel_export.errors import SpecError
 from funnel_export.exporter.audit import find_faults
@@ -55,32 +58,82 @@ def test_parity_holds_and_can_fail(funnel: FunnelSpec | None, tmp_path: Path) ->
     assert refused.targets[0].first_difference.name == "layers.2"
 
 
-def test_the_head_multiplies_one_row_for_each_text() -> None:
-    model = ir.load(Recipe(logits="last").bundle().model.path)
-    (head,) = [node for node in model.graph if node.op_type == "MatMul" and str(node.name).startswith("model/")]
-    seen, value = set(), head.inputs[0]
-    while value is not None and value.producer() is not None and not str(value.name).startswith("layers."):
-        seen.add(value.producer().op_type)
-        value = value.producer().inputs[0]
-    assert "Gather" in seen
+@pytest.mark.parametrize(
+    ("funnel", "whole"), [(None, ["k_proj", "v_proj"]), ("1:4:3", [])], ids=["dense", "S=3 to the end"]
+)
+def test_one_row_for_each_text_is_multiplied(funnel: str | None, whole: list[str]) -> None:
+    """By the head, and by all of the last layer but the projections of keys and values, unless it runs on slots."""
+    bundle = Recipe(funnel=None if funnel is None else FunnelSpec.parse(funnel), logits="last").bundle()
+    rows = rows_of_products(bundle.model, Case((5, 5)).tokens(bundle.architecture, seed=3))
+    assert rows.pop("embed_tokens") == 1
+    last = {name.split(".")[-1]: count for name, count in rows.items() if name.startswith("layers.3.")}
+    slots = 2 if funnel else None
+    assert last == {name: slots or (5 if name in whole else 1) for name in PROJECTIONS}
+    assert {count for name, count in rows.items() if name.startswith("layers.0.")} == {5}
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def rows_of_products(graph: Graph, tokens: Mapping[PortKind, NDArray[np.int64]]) -> dict[str, int]:
+    """How many positions of each text every weight multiplies, by the weight's module."""
+    results = {}
+    for node in ir.load(graph.path).graph:
+        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        weight = None if transpose is None else transpose.inputs[0]
+        if weight is not None and str(weight.name).endswith(".weight"):
+            results[str(node.outputs[0].name)] = str(weight.name).removeprefix("model.").removesuffix(".weight")
+    found = get_target("onnxruntime").load(graph, outputs=[*results]).run(feed(graph.inputs, tokens))
+    return {weight: found[result].shape[1] for result, weight in results.items()}
 
 
 def test_the_audit_refuses_logits_of_other_tokens() -> None:
-    for logits, other in (("all", Logits.LAST), ("last", Logits.ALL)):
+    for logits, other, norms in (("all", Logits.LAST, "4 norms"), ("last", Logits.ALL, "5 norms")):
         bundle = Recipe(logits=logits).bundle()
         model, files = ir.load(bundle.model.path), {weight.file for weight in bundle.manifest.weights}
         assert find_faults("model", model, bundle.family, bundle.architecture, bundle.spec, files) == []
         meant = replace(bundle.spec, logits=other)
-        (fault,) = find_faults("model", model, bundle.family, bundle.architecture, meant, files)
-        assert fault.startswith("output logits is logits")
+        output, layer = find_faults("model", model, bundle.family, bundle.architecture, meant, files)
+        assert output.startswith("output logits is logits")
+        assert layer.startswith(f"layers.3: {norms}")
 
 
-def test_operations_of_the_head_are_those_of_one_token() -> None:
+@pytest.mark.parametrize(
+    ("funnel", "layer", "end"), [("1:3:2", "layers.3", "layers.3"), ("2:4:drop", "layers.1", "funnel.recovered")]
+)
+def test_parity_at_the_trimmed_layer(funnel: str, layer: str, end: str, tmp_path: Path) -> None:
+    """From its boundary on there is one position of each row; a layer one column off is seen there."""
+    bundle = Recipe(funnel=FunnelSpec.parse(funnel, recovery="linear"), logits="last").bundle()
+    report = compare(bundle, targets=["onnxruntime"])
+    assert report.passed
+    assert [place.name for place in report.targets[0].boundaries][-1] == end
+    assert all(place.passed for place in report.targets[0].boundaries)
+    refused = compare(broken(bundle, tmp_path, shifted_column), targets=["onnxruntime"])
+    assert not refused.passed
+    assert refused.targets[0].first_difference is not None
+    assert refused.targets[0].first_difference.name == layer
+
+
+@pytest.mark.parametrize("funnel", [None, "1:3:2", "1:4:2", "2:4:drop"], ids=str)
+def test_operations_after_the_last_keys_are_those_of_one_token(funnel: str | None) -> None:
     architecture = Gemma2Architecture.of(tiny_config().to_dict())
-    specs = (ExportSpec(task=Task.TEXT_GENERATION, dtype=Dtype.FLOAT32, logits=logits) for logits in Logits)
-    every, last = (count_operations(GEMMA2, architecture, spec, 40) for spec in specs)
+    spec = ExportSpec(
+        task=Task.TEXT_GENERATION,
+        dtype=Dtype.FLOAT32,
+        funnel=None if funnel is None else FunnelSpec.parse(funnel, recovery="linear"),
+    )
+    every, last = (count_operations(GEMMA2, architecture, replace(spec, logits=logits), 40) for logits in Logits)
+    past = count_operations(GEMMA2, architecture, replace(spec, task=Task.TEXT_GENERATION_WITH_PAST), 40)
+    assert past == last
     assert every.head == 40 * last.head
-    assert every.layers == last.layers
+    if funnel == "1:4:2":  # the last layer runs on slots
+        assert (every.layers, every.attention) == (last.layers, last.attention)
+        return
+    cost = GEMMA2.layer_cost(architecture, 3)
+    assert cost.keys == 2 * 40 * 16
+    maps = 40 * 40 if funnel == "2:4:drop" else 0  # those of a funnel before the last layer are for all tokens
+    assert every.layers - last.layers == 2 * 39 * (cost.weights - cost.keys + maps)
+    assert every.attention - last.attention == 2 * 40 * 39 * cost.attention
 
 
 @LONG

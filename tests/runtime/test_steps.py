@@ -22,6 +22,7 @@ from stepping import (
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 
 from funnel_export import FunnelSpec
+from funnel_export.funnel import queries
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.spec.choices import Recovery
@@ -143,13 +144,11 @@ def _padded_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from funnel_export.funnel import stages
-
-    bias = stages.attention_bias
+    bias = queries.attention_bias
     wider: Callable[..., Any] = lambda *args, sliding_window, **more: bias(  # noqa: E731
         *args, sliding_window=None if sliding_window is None else sliding_window + 1, **more
     )
-    monkeypatch.setattr(stages, "attention_bias", wider)
+    monkeypatch.setattr(queries, "attention_bias", wider)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +156,10 @@ def _window_off_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_wrong_step_is_seen(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     rows, spec = texts([20, 26, 23]), funnel()
+    wanted = whole(Gemma2ForCausalLM, spec, rows)
     fault(monkeypatch)
     _, found = read(eager_stepper(Gemma2ForCausalLM, spec), rows, steps_of([20, 26, 23], [4, 10, 7]))
-    assert largest_error(found, whole(Gemma2ForCausalLM, spec, rows)) > 1e-3
+    assert largest_error(found, wanted) > 1e-3
 
 
 def test_bytes_of_a_token() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from breaks import set_constants
+from breaks import scaled, set_constants, shifted_column
 from exported import Recipe
 from soak import LONG
 from stepping import forgets_the_open_window, reads_one_early, stale_change
@@ -86,8 +86,21 @@ FAULTS: dict[str, tuple[str, Callable[[ir.Model], None], str]] = {
     "softcap": ("entry", lambda model: set_constants(model, "Mul", "layers.0/", 2.5, 2.4), "layers.0"),
     "window": ("middle", lambda model: _wider_window(model), "layers.2"),
     "pooling": ("middle", lambda model: _first_of_window(model), "funnel.pooled"),
+    "column": ("exit", shifted_column, "layers.3"),
+    "position": ("exit", lambda model: _shifted_position(model), "layers.3"),
     "logits": ("exit", lambda model: set_constants(model, "Mul", "model/", 3.0, 2.9), ""),
 }
+
+
+def _shifted_position(model: ir.Model) -> None:
+    """Let the last layer's queries have the position before theirs, in RoPE and masks."""
+    reshape = next(n for n in model.graph if n.op_type == "Reshape" and _gathers_positions(n))
+    scaled(model, reshape, 0, -1, add=True)
+
+
+def _gathers_positions(reshape: ir.Node) -> bool:
+    gathered = reshape.inputs[0].producer() if reshape.inputs[0] is not None else None
+    return gathered is not None and gathered.op_type == "Gather" and reshape.outputs[0].dtype == ir.DataType.INT64
 
 
 def _wider_window(model: ir.Model) -> None:
