@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from funnel_export.commands.fit import fit
     from funnel_export.commands.generate import Generated, generate
     from funnel_export.commands.package import package
+    from funnel_export.commands.transplant import transplant
     from funnel_export.errors import (
         BundleError,
         CheckpointError,
@@ -68,6 +69,7 @@ _HOMES = {
     "load_bundle": "bundle.load",
     "package": "commands.package",
     "remove_funnel": "funnel",
+    "transplant": "commands.transplant",
 }
 """Where each public name lives."""
 
@@ -103,6 +105,7 @@ __all__ = [
     "load_bundle",
     "package",
     "remove_funnel",
+    "transplant",
 ]
 
 

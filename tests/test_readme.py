@@ -3,23 +3,27 @@
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+import torch
 from command_line import call
 from models import save_tiny_checkpoint
 from optimum.commands import optimum_cli
+from safetensors.torch import load_file, save_file
 
 from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
+PAGE_NAMES = ("export", "funnel", "compile", "gates", "evaluate", "fit", "transplant", "deploy")
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("export", "funnel", "compile", "gates", "evaluate", "fit", "deploy")),
+    *(ROOT / "docs" / f"{name}.md" for name in PAGE_NAMES),
 ]
 """In the order in which they are read: later ones use what earlier ones make."""
 LONGEST = 150
@@ -36,12 +40,16 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny; and a folder of texts."""
+    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny; one that was tuned from it; and texts."""
     folder = tmp_path_factory.mktemp("readme")
     tokenizer = make_tokenizer()
     checkpoint = folder / "demo-out" / "checkpoint"
     save_tiny_checkpoint(checkpoint, num_hidden_layers=12, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(checkpoint)
+    shutil.copytree(checkpoint, folder / "instruct")
+    weights = load_file(folder / "instruct" / "model.safetensors")
+    tuned = {name: weight * (1 + 0.01 * torch.rand(weight.shape)) for name, weight in weights.items()}
+    save_file(tuned, folder / "instruct" / "model.safetensors", {"format": "pt"})
     (folder / "texts").mkdir()
     for name in ("with", "for", "while"):
         (folder / "texts" / f"{name}.txt").write_text(topics[name])

@@ -25,6 +25,13 @@ Activation = Literal["gelu_pytorch_tanh", "gelu", "gelu_new", "silu", "relu"]
 
 SLIDING: LayerType = "sliding_attention"
 FULL: LayerType = "full_attention"
+NO_FACTS = frozenset(
+    {
+        *("architectures", "id2label", "labels", "pad_token_id", "bos_token_id"),
+        *("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq", "sliding_window_pattern"),
+    }
+)
+"""Fields that `Architecture.facts` leaves out: hidden states do not depend on them, or files write them differently."""
 
 
 class Architecture(BaseModel, ABC):
@@ -101,6 +108,14 @@ class Architecture(BaseModel, ABC):
     def bidirectional(self) -> bool:
         """Whether a token sees the tokens after it."""
         return bool(self.use_bidirectional_attention)
+
+    def facts(self) -> dict[str, Any]:
+        """What two models of the same weights must agree on to compute the same, however their files write it."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in NO_FACTS}
+        values["use_bidirectional_attention"] = self.bidirectional
+        for layer_type in sorted(set(self.layer_types)):
+            values |= {f"{name} of {layer_type}": value for name, value in self.rope(layer_type).facts().items()}
+        return values
 
     @classmethod
     @abstractmethod

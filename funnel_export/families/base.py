@@ -163,6 +163,12 @@ class Family(ABC):
         bare = parameter.removeprefix("model.")
         return tuple(dict.fromkeys((parameter, bare, f"model.{bare}")))
 
+    def bare_name(self, stored: str) -> str:
+        """The name of a stored tensor without its prefix, which depends on the class and the version that saved it."""
+        heads = (name.removesuffix(self.head) for name in self.stored_names(self.head))
+        prefixes = sorted({*self.stored_names("model."), *heads}, key=len, reverse=True)
+        return stored.removeprefix(next(prefix for prefix in prefixes if stored.startswith(prefix)))
+
     def may_be_unused(self, stored: str) -> bool:
         """Whether a checkpoint may have this tensor without using it: a head, maps of a funnel, what is computed."""
         begins = (*self.task_heads, *self.other_parts, *self.stored_names(f"{MAPS}."))

@@ -45,6 +45,11 @@ class GemmaArchitecture(UniformRope):
             raise ValueError("layer_types: Hugging Face's Gemma has full attention in every layer")
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """See `Architecture.facts`."""
+        act = "gelu_pytorch_tanh" if self.hidden_act == "gelu" else self.hidden_act
+        return super().facts() | {"hidden_act": act}
+
     @classmethod
     def default_layer_types(cls, num_layers: int, config: Mapping[str, Any]) -> list[LayerType]:  # noqa: ARG003
         """No layer slides."""

@@ -42,6 +42,11 @@ class Rope(BaseModel):
         """These parameters, with this base unless they name one themselves."""
         return self if "rope_theta" in self.model_fields_set else self.model_copy(update={"rope_theta": theta})
 
+    def facts(self) -> dict[str, Any]:
+        """The parameters on which its angles depend, the same however a file writes them."""
+        used = {"default": {"rope_theta"}, "linear": {"rope_theta", "factor"}}.get(self.kind)
+        return {"rope_type": self.kind} | self.model_dump(include=used, exclude={"rope_type", "type"})
+
     def frequencies(self, head_dim: int) -> list[float] | None:
         """Radians a position for each pair of dimensions; None for types that Hugging Face alone computes."""
         if self.kind not in ("default", "linear"):

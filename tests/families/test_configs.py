@@ -1,6 +1,7 @@
 """The numbers read from config.json are those that transformers reads, for every family."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -101,6 +102,17 @@ def _frequencies(config: PreTrainedConfig, layer_type: str) -> torch.Tensor:
         return getattr(Gemma3RotaryEmbedding(config), f"{layer_type}_inv_freq")
     rope: Any = Gemma2RotaryEmbedding(config)  # the other families' is the same
     return rope.inv_freq
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_facts_stay_when_transformers_writes_it_again(name: str) -> None:
+    kind, values = CONFIGS[name]
+    family = get_family(kind.model_type)
+    again = json.loads(kind.from_dict(copy.deepcopy(values)).to_json_string(use_diff=False))
+    facts = family.read_architecture(values).facts()
+    assert facts == family.read_architecture(again).facts()
+    wider = family.read_architecture(again | {"rms_norm_eps": 0.5}).facts()
+    assert {key for key in facts if facts[key] != wider[key]} == {"rms_norm_eps"}
 
 
 def test_what_a_graph_cannot_promise_is_left_to_hugging_face() -> None:

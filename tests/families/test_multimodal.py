@@ -20,6 +20,7 @@ from transformers import (
 
 from funnel_export import CheckpointError, FunnelSpec, export
 from funnel_export.commands.check import compare
+from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Task
 
 IMAGES = {
@@ -64,6 +65,16 @@ def as_transformers_5_nests_it(folder: Path) -> None:
     }
     assert renamed.keys() != tensors.keys()
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_bare_names_do_not_depend_on_the_version(tmp_path: Path) -> None:
+    save(tmp_path, Gemma3ForConditionalGeneration)
+    family, before = get_family("gemma3"), set(load_file(tmp_path / "model.safetensors"))
+    as_transformers_5_nests_it(tmp_path)
+    after = set(load_file(tmp_path / "model.safetensors"))
+    assert {family.bare_name(name) for name in before} == {family.bare_name(name) for name in after}
+    assert len({family.bare_name(name) for name in before}) == len(before)
+    assert family.bare_name("language_model.lm_head.weight") == family.bare_name("lm_head.weight") == "lm_head.weight"
 
 
 @pytest.mark.parametrize("nested_anew", [False, True])
