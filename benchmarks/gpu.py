@@ -41,6 +41,8 @@ CASES = (
     (Task.TOKEN_CLASSIFICATION, "lookahead, S=2"),
 )
 STEPS = ("parity", "S=2", "decode S=2", "S=4", "decode S=4")
+LONGEST = 8000
+"""Most tokens of a prompt with a cache: the model has 8,192 positions, and steps follow."""
 FUNNELS = {"2B": "6:20", "tiny": "2:5"}
 PACKAGES = ("torch", "transformers", "onnx", "funnel-export")
 
@@ -68,15 +70,16 @@ def latency(folder: Path, options: argparse.Namespace, stride: int, task: Task) 
             make_checkpoint(checkpoint, Task.TEXT_GENERATION, Dtype.BFLOAT16)
     funnel = f"{FUNNELS[options.shape]}:{stride}"
     logits = Logits.ALL if task.has_past else Logits.LAST  # with a cache, the caller chooses the tokens
+    lengths = [min(length, LONGEST) for length in options.lengths] if task.has_past else options.lengths
     bundle = export(checkpoint, folder / f"{task}-S{stride}", funnel=funnel, task=task, logits=logits, progress=say)
     targets, not_built = None, {}
     if options.device == "cuda":
         targets = [name for name in GPU_TARGETS if availability_of(get_target(name)).available]
-        not_built = compile_engines(bundle, targets, options.lengths)
+        not_built = compile_engines(bundle, targets, lengths)
     report = bench(
         bundle,
         targets=targets and [name for name in targets if name not in not_built],
-        lengths=options.lengths,
+        lengths=lengths,
         rounds=options.rounds,
         max_length=8,  # the reference runs on the CPU; the timed lengths are compared with eager PyTorch on the GPU
         device=options.device,

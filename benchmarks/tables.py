@@ -308,6 +308,25 @@ def gpu_latency() -> str:
     return "\n\n".join(parts)
 
 
+def gpu_decode() -> str:
+    """Gemma2-2B's shapes with a cache on a GPU: a prompt, and milliseconds a token after it."""
+    found = json.loads((RESULTS / "gpu.json").read_text())["decode S=2"]
+    report = LatencyReport.model_validate(found["report"])
+    rows = [
+        (
+            f"{row.runtime}, {f'a token after {row.length}' if row.steps else f'prompt of {row.length}'}",
+            f"{row.dense.median_ms:.1f} ms",
+            f"{row.funnel.median_ms:.1f} ms",
+            f"{row.ratio.value:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})",
+            f"{row.predicted:.2f}",
+        )
+        for row in report.rows
+    ]
+    headers = ("", "dense", "funnel {pool_layer}:{recover_layer}:{stride}".format_map(report.funnel), "funnel / dense")
+    table = tabulate(rows, (*headers, "predicted"), tablefmt="github", disable_numparse=True)
+    return f"{table}\n\n({listed(found['conditions'] | {'rounds': report.rounds})})"
+
+
 TABLES = {
     "README.md": {"demo": demo},
     "docs/choosing.md": {"choosing": choosing},
@@ -324,6 +343,7 @@ TABLES = {
         "compile_large": compile_large,
         "gpu_parity": gpu_parity,
         "gpu_latency": gpu_latency,
+        "gpu_decode": gpu_decode,
         "shapes": shapes_table.shapes,
         "decode": decode_table.decode,
         "decode_profile": decode_table.profile,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.bundle.engine import BuiltFor, Engine
@@ -182,18 +183,20 @@ class OnnxRuntimeSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
         try:
-            values = self._session.run(None, dict(inputs))
+            if any(map(_is_bfloat16, inputs.values())):
+                held = {name: _value(array, "cpu") for name, array in inputs.items()}
+                values = [value.numpy() for value in self._session.run_with_ort_values(None, held)]
+            else:
+                values = self._session.run(None, dict(inputs))
         except ort_errors() as err:
             raise TargetRefusedError("ONNX Runtime failed while running the graph", got=err) from err
         return {name.removesuffix(_CAST): value for name, value in zip(self._names, values, strict=True)}
 
     def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> Callable[[], object]:
-        """See `Session.prepare`."""
-        import onnxruntime as ort
-
+        """See `Session.prepare`. Inputs in bfloat16 stay in host memory, so on a GPU every call copies them."""
         device = "cuda" if self.device == CUDA else "cpu"
         binding = self._session.io_binding()
-        held = {name: ort.OrtValue.ortvalue_from_numpy(array, device) for name, array in inputs.items()}
+        held = {name: _value(array, device) for name, array in inputs.items()}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._names:
@@ -209,6 +212,21 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._session = None
+
+
+def _is_bfloat16(array: NDArray[Any]) -> bool:
+    return array.dtype.name == "bfloat16"
+
+
+def _value(array: NDArray[Any], device: str) -> Any:
+    """An array as a value of ONNX Runtime, which takes NumPy's bfloat16 as 16-bit integers, in host memory only."""
+    import onnxruntime as ort
+    from onnx import TensorProto
+
+    if _is_bfloat16(array):
+        plain = np.ascontiguousarray(array).view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array, device)
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
