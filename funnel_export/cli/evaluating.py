@@ -110,6 +110,15 @@ def evaluate(
             rich_help_panel=RUN,
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Compare with the dense model of this checkpoint, for example the one that training began with.",
+            show_default="the same weights",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     length: Annotated[
         int, typer.Option(min=2, metavar="N", help="Most tokens that the model reads at once.", rich_help_panel=RUN)
     ] = EVALUATED_LENGTH,
@@ -151,6 +160,7 @@ def evaluate(
             target=target,
             engine=engine,
             dense=dense,
+            against=against,
             length=length,
             max_documents=max_documents,
             max_tokens=max_tokens,

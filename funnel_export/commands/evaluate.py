@@ -36,6 +36,7 @@ def evaluate(
     target: str | None = None,
     engine: str | None = None,
     dense: bool | None = None,
+    against: str | os.PathLike[str] | None = None,
     length: int = EVALUATED_LENGTH,
     max_documents: int | None = None,
     max_tokens: int | None = None,
@@ -60,6 +61,8 @@ def evaluate(
         target: for a bundle, the name of a target; by default the first that runs it here.
         engine: for a bundle, the name of an engine.
         dense: whether to compare with the dense model; by default if the model has a funnel.
+        against: checkpoint of another dense model to compare with, for example the one that training began with; by
+            default, the dense model has the same weights.
         length: most tokens of a row, at least 2.
         max_documents: use only so many documents, the first ones.
         max_tokens: for language models, use only so many tokens, the first ones; the last document may be cut.
@@ -82,17 +85,25 @@ def evaluate(
     documents = DataSpec.of(data)
     if batch_size is not None and batch_size < 1:
         raise SpecError("batch_size must be at least 1", got=batch_size, wanted=">= 1")
+    if against is not None and dense is False:
+        raise SpecError(
+            "there is nothing to compare with", got=f"against {against} without dense", wanted="one of them"
+        )
     place = None if out is None else _checked(Path(out))
     progress("opening the model")
     from funnel_export.quality.scores import score
-    from funnel_export.quality.source import open_source
+    from funnel_export.quality.source import open_other, open_source
 
     source = open_source(model, funnel=funnel, dtype=computing, target=target, engine=engine)
-    compares = _compares(source, dense)
+    third = None if against is None else open_other(os.fspath(against), source, computing)
+    compares = third is None and _compares(source, dense)
     progress("reading the data")
     rows = _read(source, documents, length, max_documents, max_tokens)
     begin = time.monotonic()
-    scorer, other = source.load(dense=compares, dtype=computing, device=_chosen(asked), progress=progress)
+    computes = _chosen(asked)
+    scorer, other = source.load(dense=compares, dtype=computing, device=computes, progress=progress)
+    if third is not None:
+        other, _ = third.load(dense=False, dtype=computing, device=computes, progress=progress)
     with contextlib.closing(scorer), contextlib.closing(other) if other else contextlib.nullcontext():
         found = score(
             rows,
@@ -103,7 +114,12 @@ def evaluate(
             columns=source.most(NUM_LOGITS),
             progress=progress,
         )
-    facts = {"device": scorer.device, "precision": scorer.precision, "seconds": time.monotonic() - begin}
+    facts = {
+        "against": third and third.name,
+        "device": scorer.device,
+        "precision": scorer.precision,
+        "seconds": time.monotonic() - begin,
+    }
     progress("intervals")
     report = _report(source, documents, rows, found, length=length, seed=seed, **facts)
     if place is not None:

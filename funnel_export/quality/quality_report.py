@@ -48,7 +48,7 @@ class ModelMeasures(_Report):
 
 
 class Distance(_Report):
-    """A model against the dense model of the same weights; differences are those of paired documents."""
+    """A model against a dense model; differences are those of paired documents."""
 
     loss: Measure
     """Loss of the model less that of the dense model."""
@@ -113,7 +113,9 @@ class QualityReport(_Report):
     """Of the draws of documents for the intervals."""
     measures: ModelMeasures
     dense: ModelMeasures | None = None
-    """Of the model with the same weights and no funnel, in eager PyTorch."""
+    """Of the dense model that it is compared with, in eager PyTorch."""
+    against: str | None = None
+    """The checkpoint of the dense model, as it was named; None if it has the same weights."""
     distance: Distance | None = None
     by_phase: list[Group] = []
     """By the number of the predicting token in its row, modulo the stride; empty if that is 1."""

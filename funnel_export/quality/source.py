@@ -14,6 +14,7 @@ from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import CheckpointError, SpecError, TargetUnavailableError
 from funnel_export.funnel import apply_funnel
 from funnel_export.progress import Progress
+from funnel_export.quality.labels import Labels
 from funnel_export.quality.scorers import InOnePass, InPyTorch, InSteps, Scorer, with_same_weights
 from funnel_export.spec.choices import AUTO, EAGER, Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
@@ -176,6 +177,28 @@ def open_source(
             hint="funnel-export export",
         )
     return Source.of_checkpoint(str(name), funnel, dtype)
+
+
+def open_other(name: str, source: Source, dtype: Dtype) -> Source:
+    """Open the dense model of another checkpoint, to compare a model with.
+
+    Raises:
+        SpecError: if it has another vocabulary, other labels or another task.
+    """
+    other = Source.of_checkpoint(name, None, dtype)
+    for what in ("vocab_size", "labels") if not source.spec.task.generates else ("vocab_size",):
+        own, found = (_fact(each.checkpoint, what) for each in (source, other))
+        if own != found:
+            raise SpecError(f"the models differ in {what}", got=f"{found} in {name}", wanted=own)
+    if other.spec.task is not source.spec.task.single_pass:
+        raise SpecError("the models have different tasks", got=other.spec.task, wanted=source.spec.task.single_pass)
+    return other
+
+
+def _fact(checkpoint: Checkpoint, name: str) -> Any:
+    if name == "labels":
+        return Labels.of(checkpoint.architecture).names
+    return getattr(checkpoint.architecture, name)
 
 
 def _checked(task: Task) -> Task:

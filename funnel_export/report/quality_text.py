@@ -115,6 +115,8 @@ def _remarks(report: QualityReport) -> str:
         lines = ["one document: no intervals"]
     elif report.documents < FEW:
         lines = [f"{lines[0]}, which are too narrow for only {report.documents} of them"]
+    if report.against is not None:
+        lines.append(f"dense: {report.against}")
     if report.skipped:
         lines.append(f"documents without tokens: {report.skipped:,}")
     if report.cut:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 from corpora import BOS, LENGTHS, bundle_of, checkpoint_of, corpus, ids_of, text_of
 from exported import Recipe
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from funnel_export import FunnelSpec, apply_funnel, compile_bundle, evaluate
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.commands.compile import default_profiles
+from funnel_export.errors import SpecError
 from funnel_export.quality import scorers
 from funnel_export.quality.quality_report import Measure, QualityReport
 from funnel_export.quality.source import Source
@@ -108,6 +111,32 @@ def test_a_funnel_beside_the_dense_model(checkpoint: Path, data: Path) -> None:
     close(report.distance.kl, kl.mean())
     close(report.distance.top1, same.mean())
     assert kl.mean() > 0.01, "the funnel changes what the model says"
+
+
+def test_the_dense_model_of_another_checkpoint(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight * 1.1 for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    alone = evaluate(checkpoint, data, length=LENGTH, funnel=FUNNEL, dense=False)
+    found = evaluate(checkpoint, data, length=LENGTH, funnel=FUNNEL, against=other)
+    own = evaluate(other, data, length=LENGTH)
+    assert found.against == str(other)
+    assert found.dense is not None
+    assert found.distance is not None
+    assert found.measures == alone.measures
+    assert found.dense == own.measures
+    assert found.distance.loss is not None
+    assert found.distance.loss.value == pytest.approx(found.measures.loss.value - own.measures.loss.value, abs=1e-9)
+    same = evaluate(checkpoint, data, length=LENGTH, funnel=FUNNEL, against=checkpoint)
+    assert same.distance == evaluate(checkpoint, data, length=LENGTH, funnel=FUNNEL).distance
+
+
+def test_another_checkpoint_must_fit(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    classifier = checkpoint_of(Recipe(task=Task.TEXT_CLASSIFICATION), tmp_path / "classifier")
+    with pytest.raises(SpecError, match="the models have different tasks"):
+        evaluate(checkpoint, data, against=classifier)
+    with pytest.raises(SpecError, match="there is nothing to compare with"):
+        evaluate(checkpoint, data, against=checkpoint, dense=False)
 
 
 def test_phases_and_positions_counted_by_hand(checkpoint: Path, data: Path) -> None:
