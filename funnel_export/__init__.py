@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from funnel_export.bundle.load import Bundle, load_bundle
+    from funnel_export.commands.adapt import adapt
     from funnel_export.commands.bench import bench
     from funnel_export.commands.check import check
     from funnel_export.commands.compile import compile_bundle
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from funnel_export.spec.data import DataSpec
     from funnel_export.spec.funnel import FunnelSpec
     from funnel_export.spec.profile import Profile
+    from funnel_export.spec.training import TrainingSpec
 
 __version__ = "0.1.0.dev0"
 
@@ -58,6 +60,8 @@ _HOMES = {
     "SpecError": "errors",
     "TargetRefusedError": "errors",
     "TargetUnavailableError": "errors",
+    "TrainingSpec": "spec.training",
+    "adapt": "commands.adapt",
     "apply_funnel": "funnel",
     "bench": "commands.bench",
     "check": "commands.check",
@@ -93,7 +97,9 @@ __all__ = [
     "SpecError",
     "TargetRefusedError",
     "TargetUnavailableError",
+    "TrainingSpec",
     "__version__",
+    "adapt",
     "apply_funnel",
     "bench",
     "check",

@@ -28,6 +28,7 @@ STATIONS = [
     "verify",
     "latency",
     "quality",
+    "training",
     "report",
     "packaging",
     "commands",

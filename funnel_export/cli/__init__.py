@@ -24,13 +24,14 @@ from funnel_export.cli.generating import generate
 from funnel_export.cli.judging import bench, check, report
 from funnel_export.cli.machine import demo, doctor
 from funnel_export.cli.output import USUAL, is_verbose, say, set_loudness, show_warning, tell
+from funnel_export.cli.training import adapt
 from funnel_export.cli.transplanting import transplant
 from funnel_export.errors import FunnelExportError, FunnelExportWarning
 
 PANELS = {
     "First steps": (demo, doctor),
     "Bundles": (export, inspect, check, bench, report),
-    "Quality": (evaluate, fit, transplant),
+    "Quality": (evaluate, fit, adapt, transplant),
     "Production": (compile_, package, generate),
 }
 GROUPS = {"Development": dev}

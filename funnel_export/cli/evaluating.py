@@ -40,6 +40,15 @@ TextColumn = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of the labels, or for token classification of the lists of labels.",
+        show_default="label, or tags",
+        rich_help_panel=DATA,
+    ),
+]
 Split = Annotated[
     str | None,
     typer.Option(
@@ -60,15 +69,7 @@ def evaluate(
     ],
     data: Data,
     text_column: TextColumn = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Column of the labels, or for token classification of the lists of labels.",
-            show_default="label, or tags",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    label_column: LabelColumn = None,
     split: Split = None,
     subset: Subset = None,
     max_documents: Annotated[

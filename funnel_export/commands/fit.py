@@ -12,7 +12,7 @@ import numpy as np
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.fitted import files_without_maps, write_fitted
 from funnel_export.checkpoint.hub import find_checkpoint
-from funnel_export.errors import DataError
+from funnel_export.errors import CheckpointError, DataError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Recovery, Task, parse_choice
 from funnel_export.spec.data import DataSpec, Places
@@ -131,7 +131,8 @@ def _rows(source: Checkpoint, data: DataSpec, tokens: int, length: int, seed: in
     spec = RowSpec(task=Task.TEXT_GENERATION, length=length, max_tokens=tokens)
     documents = list(itertools.islice(read_documents(data, Task.TEXT_GENERATION), SHUFFLED))
     order = np.random.default_rng(seed).permutation(len(documents))
-    rows = make_rows((documents[index] for index in order), load_tokenizer(source.path), source.architecture, spec)
+    tokenizer = load_tokenizer(source.path, CheckpointError)
+    rows = make_rows((documents[index] for index in order), tokenizer, source.architecture, spec)
     if len(rows.rows) < 2:
         raise DataError(
             "there is too little text to fit to",

@@ -170,3 +170,13 @@ def unpatch_forward(model: PreTrainedModel) -> None:
         raise SpecError("the model has no funnel", got=type(model).__name__, wanted="a model after apply_funnel")
     del base.funnel_plan
     del base.forward
+
+
+def set_stride(model: PreTrainedModel, stride: int) -> None:
+    """Give the funnel of a model another stride, in place; the funnel in its config stays."""
+    base = family_of(model)[0].base_of(model)
+    plan = base.funnel_plan
+    spec = replace(plan.spec, stride=stride)
+    if isinstance(plan.maps, SlotMaps):
+        plan.maps.stride = stride
+    base.funnel_plan = replace(plan, spec=spec, segments=segments_of(spec, model.config.num_hidden_layers))

@@ -1,4 +1,4 @@
-"""Text for the console: the results of `evaluate` and of `fit`."""
+"""Text for the console: the results of `evaluate`, `fit` and `adapt`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from funnel_export.quality.quality_report import Group, Measure, QualityReport
 from funnel_export.report import numbers
 from funnel_export.report.columns import NONE, Column, console_table
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.training.adapt_report import AdaptReport
 
 FEW = 20
 """Intervals over fewer documents are too narrow."""
@@ -145,3 +146,21 @@ def describe_fit(report: FitReport, out: Path) -> str:
             f"as it is {losses.before:.3f}, fitted {losses.fitted:.3f}"
         )
     return "\n\n".join(parts)
+
+
+def describe_adapt(report: AdaptReport, out: Path) -> str:
+    """The results of `adapt` as text: what was trained, and the losses before and after."""
+    funnel = None if report.funnel is None else FunnelSpec.from_dict(report.funnel)
+    kind = "dense" if funnel is None else f"funnel {funnel}, recovery {funnel.recovery}"
+    settings, losses = report.training, report.losses
+    dense = "" if losses.dense is None else f"dense {losses.dense:.3f}, "
+    gap = losses.gap_closed
+    return (
+        f"{out}: {kind}\n"
+        f"{report.trained_weights:,} weights ({settings['part']}) trained on {report.seen:,} tokens, {report.tokens:,} "
+        f"different ones, in {report.steps:,} steps: objective {settings['objective']}\n\n"
+        f"loss on {report.held_out:,} held-out {'tokens' if report.task.generates else 'labels'}, nats: "
+        f"{dense}before {losses.before:.3f}, after {losses.after:.3f}"
+        + ("" if gap is None else f"\n{gap:.0%} of the distance to the dense model closed")
+        + f"\n{report.seconds:.0f} s on {report.device}"
+    )
