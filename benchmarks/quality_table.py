@@ -1,62 +1,140 @@
-"""The table of what funnels and dropped layers cost a real model, as they are and fitted."""
+"""Tables and the picture of what funnels and dropped layers cost a real model: as they are, fitted, and trained."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tabulate import tabulate
 
+from funnel_export.report.canvas import Palette, Panel, Picture
 from funnel_export.spec.funnel import FunnelSpec
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 RESULTS = Path(__file__).parent / "results"
-CORPORA = ("brown", "sotu")
+PICTURE = Path(__file__).parents[1] / "docs" / "quality.png"
+CORPORA = {"brown": "Brown", "sotu": "speeches"}
+STATES = {"delta": "as it is", "linear": "fitted", "adapted": "trained"}
+TRAINED = " kl all".replace(" ", "-")
+"""Ending of the names of trained models that are shown."""
 
 
-def quality() -> str:
-    """Losses above the dense model's, by the cost of the layers that are saved."""
-    result: dict[str, Any] = json.loads((RESULTS / "quality.json").read_text())
+class Point(NamedTuple):
+    """A model that was measured on a corpus."""
+
+    funnel: str
+    state: str
+    operations: float
+    """As a share of the dense model's."""
+    loss: Mapping[str, float]
+    """Above the dense model's."""
+    found: Mapping[str, Any]
+
+
+def quality(length: int) -> str:
+    """Losses above the dense model's, by the operations that are left."""
+    points = {corpus: list(_points(corpus, length)) for corpus in CORPORA}
     rows = []
-    for key in dict.fromkeys(name.split(", ")[0] for name in result["measured"]):
-        spec = FunnelSpec.parse(key)
-        saved = (spec.recover_layer - spec.pool_layer) * (1 if spec.drop else 1 - 1 / spec.stride)
+    for funnel, share in sorted({(p.funnel, p.operations) for p in points["brown"]}, key=lambda each: -each[1]):
         cells = [
-            _difference(result["measured"].get(f"{key}, {recovery}, {corpus}"))
+            _cell(next((p for p in points[corpus] if (p.funnel, p.state) == (funnel, state)), None))
             for corpus in CORPORA
-            for recovery in ("delta", "linear")
+            for state in STATES
         ]
-        seconds = result.get("fit_seconds", {}).get(key)
-        rows.append((saved, spec.drop, key, *cells, "" if seconds is None else f"{seconds:.0f} s"))
-    rows.sort()
-    headers = (
-        "layers saved",
-        "funnel",
-        *(f"{c}, {how}" for c in ("Brown", "speeches") for how in ("as it is", "fitted")),
-    )
-    table = tabulate(
-        [(f"{saved:g}", *rest) for saved, _, *rest in rows],
-        (*headers, "fit"),
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    return "\n\n".join((table, _dense(result), f"({', '.join(f'{k} {v}' for k, v in result['conditions'].items())})"))
+        rows.append((f"{funnel}", f"{share:.2f}", *cells))
+    headers = ("funnel", "operations", *(f"{name}, {state}" for name in CORPORA.values() for state in STATES.values()))
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    found = points["brown"][0].found
+    facts = {"device": found["device"], **found["conditions"]}
+    return "\n\n".join((table, _dense(points), f"({', '.join(f'{k} {v}' for k, v in facts.items())})"))
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
-    """The loss above that of the dense model with its interval, and on how many tokens."""
-    if found is None:
-        return "–"
-    loss = found["distance"]["loss"]
-    return f"{loss['value']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}), {found['scored'] // 1000}k"
+def training() -> str:
+    """What was trained, on how many tokens, and the losses on texts that were held out of the training's."""
+    rows = []
+    for name, report in json.loads((RESULTS / "adapt.json").read_text()).items():
+        losses = report["losses"]
+        closed = (losses["before"] - losses["after"]) / (losses["before"] - losses["dense"])
+        values = (f"{losses[each]:.3f}" for each in ("dense", "before", "after"))
+        rows.append((name, f"{report['seen'] / 1e6:.1f} M", report["steps"], *values, f"{closed:.0%}"))
+    headers = ("run", "tokens", "steps", "dense", "before", "after", "gap closed")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def _dense(result: Mapping[str, Any]) -> str:
-    """The dense model's losses on the larger parts."""
-    texts = []
-    for corpus, name in zip(CORPORA, ("Brown", "speeches"), strict=True):
-        found = max(
-            (each for key, each in result["measured"].items() if key.endswith(corpus)), key=lambda each: each["scored"]
+def picture() -> Picture:
+    """Loss above dense against the operations of a prompt, a panel for each length, on Brown."""
+    panels = [
+        Panel(
+            title=f"{length} tokens",
+            alt="; ".join(f"{p.funnel} {STATES[p.state]}: {p.loss['value']:+.3f}" for p in _points("brown", length)),
+            draw=partial(_draw, list(_points("brown", length))),
         )
-        loss, documents = found["dense"]["loss"], found["documents"]
-        texts.append(f"{loss['value']:.3f} nats on {found['scored']:,} tokens of {name} ({documents} documents)")
+        for length in (512, 2048)
+    ]
+    return Picture(name="quality", caption="", panels=panels)
+
+
+def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
+    looks = {"delta": (":", "none"), "linear": ("--", "none"), "adapted": ("", "full")}
+    for kind, color, marker in (("funnel", palette["funnel"], "o"), ("dropped", palette["dense"], "s")):
+        for state, (line, fill) in looks.items():
+            chosen = sorted(
+                (p.operations, p.loss["value"], p.loss["value"] - p.loss["low"], p.loss["high"] - p.loss["value"])
+                for p in points
+                if p.state == state and p.funnel.endswith("drop") == (kind == "dropped")
+            )
+            x, y, low, high = zip(*chosen, strict=True)
+            axes.errorbar(
+                x,
+                y,
+                (low, high),
+                linestyle=line,
+                marker=marker,
+                fillstyle=fill if line != "--" else "bottom",  # type: ignore[arg-type]
+                color=color,
+                label=f"{kind}, {STATES[state]}",
+                markersize=6,
+            )
+    axes.set_yscale("log")
+    axes.set_ylim(0.05, 4)
+    axes.set_yticks((0.1, 0.2, 0.5, 1, 2), ("0.1", "0.2", "0.5", "1", "2"))
+    axes.set_xlim(0.7, 1.0)
+    axes.set_xlabel("operations of a prompt, dense = 1")
+    axes.set_ylabel("loss above dense, nats a token")
+    axes.grid(visible=True, color=palette["grid"], linewidth=0.5)
+    axes.legend(fontsize=8, loc="upper right")
+
+
+def _points(corpus: str, length: int) -> Iterator[Point]:
+    """The models that were measured on a corpus, in rows of a length."""
+    result = json.loads((RESULTS / "quality.json").read_text())
+    for key, found in result["measured"].items():
+        name, state, *place = key.split(", ")
+        if place == [corpus, str(length)] and (state != "adapted" or name.endswith(TRAINED)):
+            funnel = str(FunnelSpec.from_dict(found["funnel"]))
+            share = result["operations"][f"{funnel}, {length}"]
+            yield Point(funnel, state, share, found["distance"]["loss"], found)
+
+
+def _cell(point: Point | None) -> str:
+    """The loss above that of the dense model, with its interval."""
+    if point is None:
+        return "–"
+    return f"{point.loss['value']:+.3f} ({point.loss['low']:+.3f} to {point.loss['high']:+.3f})"
+
+
+def _dense(points: Mapping[str, list[Point]]) -> str:
+    """The dense model's losses."""
+    texts = []
+    for corpus, name in CORPORA.items():
+        found = points[corpus][0].found
+        loss, documents = found["dense"]["loss"]["value"], found["documents"]
+        texts.append(f"{loss:.3f} nats on {found['scored']:,} tokens of {name} ({documents} documents)")
     return f"Dense: {', '.join(texts)}."
+
+
+if __name__ == "__main__":
+    PICTURE.write_bytes(picture().png())

@@ -330,7 +330,11 @@ def gpu_decode() -> str:
 TABLES = {
     "README.md": {"demo": demo},
     "docs/choosing.md": {"choosing": choosing},
-    "docs/fit.md": {"quality": quality_table.quality},
+    "docs/quality.md": {
+        "quality_512": partial(quality_table.quality, 512),
+        "quality_2048": partial(quality_table.quality, 2048),
+        "training": quality_table.training,
+    },
     "benchmarks/README.md": {
         "export_peers": export_peers,
         "export_shapes": export_shapes,

@@ -20,7 +20,7 @@ from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
-PAGE_NAMES = ("export", "funnel", "compile", "gates", "evaluate", "fit", "transplant", "deploy")
+PAGE_NAMES = ("export", "funnel", "compile", "gates", "evaluate", "fit", "adapt", "transplant", "deploy")
 PAGES = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in PAGE_NAMES),
@@ -75,7 +75,7 @@ def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.stdout.startswith("True ")
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/choosing.md", "docs/fit.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("file", ["README.md", "docs/choosing.md", "docs/quality.md", "benchmarks/README.md"])
 def test_tables_are_made_from_the_result_files(file: str) -> None:
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["rendered"](file) == (ROOT / file).read_text()
