@@ -161,6 +161,6 @@ def describe_adapt(report: AdaptReport, out: Path) -> str:
         f"different ones, in {report.steps:,} steps: objective {settings['objective']}\n\n"
         f"loss on {report.held_out:,} held-out {'tokens' if report.task.generates else 'labels'}, nats: "
         f"{dense}before {losses.before:.3f}, after {losses.after:.3f}"
-        + ("" if gap is None else f"\n{gap:.0%} of the distance to the dense model closed")
+        + ("" if gap is None else f"\n{gap:z.0%} of the distance to the dense model closed")
         + f"\n{report.seconds:.0f} s on {report.device}"
     )

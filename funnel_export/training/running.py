@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,6 @@ def run(
         seed=spec.seed,
         save_strategy="steps",
         save_steps=spec.save_steps,
-        save_total_limit=1,
         logging_steps=1,  # what was summed up since the last log is not part of a state
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
@@ -98,9 +98,10 @@ def run(
         remove_unused_columns=False,
         use_cpu=device.type == "cpu",
         label_names=[],
+        ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # with more, `Trainer` copies the model to all GPUs in each step
-    callbacks: list[TrainerCallback] = [_Measure(spec, measure), _Show(progress)]
+    callbacks: list[TrainerCallback] = [_Measure(spec, measure), _Show(progress), _KeepLast()]
     if spec.strides:
         callbacks.insert(0, _DrawStride(spec, model))
     trainer = Trainer(
@@ -149,6 +150,17 @@ def last_state(folder: Path) -> Path | None:
         with contextlib.suppress(OSError, ValueError, KeyError):  # a state that a killed run did not complete
             found[int(from_json((path / STATE).read_bytes())["global_step"])] = path
     return found[max(found)] if found else None
+
+
+class _KeepLast(TrainerCallback):
+    """Removes all states but the last once it is complete, those of a killed run too."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Remove the others."""
+        if state.is_world_process_zero:
+            for path in Path(str(args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                if path.name != f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}":
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class _DrawStride(TrainerCallback):

@@ -86,7 +86,7 @@ def train(
     )
     progress("measuring the loss")
     final = trained.finish(getattr(torch, plan.source.dtype))
-    after = _loss(final, texts.held_out, texts, device)
+    after = measure(final)
     return Outcome(
         model=final.cpu(),
         losses=Losses(dense=dense_loss, before=before, after=after),
