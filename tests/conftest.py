@@ -48,6 +48,7 @@ gc.freeze()
 FIRST = (
     "test_exports.py",
     "test_bench.py",
+    "test_adapt.py",
     "test_readme.py",
     "gates",
     "test_graphs.py",

@@ -114,6 +114,7 @@ def end_early(run: Run, out: Path, step: str = "step 5 ") -> Path:
     with pytest.raises(Ended):
         run(out, progress=end_at(step))
     assert [path.name for path in out.iterdir()] == [STATE]
+    assert len(list((out / STATE).glob("checkpoint-*"))) <= 1
     return out / STATE
 
 
@@ -131,8 +132,11 @@ LEARNED = {
 
 
 @pytest.mark.parametrize("settings", LEARNED.values(), ids=LEARNED)
-def test_training_lowers_the_objective(settings: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    report = run(tmp_path / "out", training=TRAINING | {"steps": 20} | settings)
+def test_training_lowers_the_objective(
+    settings: dict[str, Any], run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = run(tmp_path / "out", training=TRAINING | {"steps": 20, "save_steps": 5} | settings)
+    assert capfd.readouterr() == ("", "")
     first, last = report.history
     assert (first.step, last.step) == (10, 20)
     assert last.training < 0.97 * first.training
@@ -237,6 +241,7 @@ def test_a_later_state_that_is_not_complete_is_skipped(adapted: Path, run: Run, 
     shutil.copytree(state / "checkpoint-4", state / "checkpoint-6")
     (state / "checkpoint-6" / "trainer_state.json").unlink()
     (state / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
+    (state / "checkpoint-9").mkdir()
     steps = list[str]()
     run(tmp_path / "out", resume=True, progress=lambda step, *_: steps.append(step))
     assert [step.split(" of")[0] for step in steps if step.startswith("step")] == ["step 5", "step 6", "step 7"]

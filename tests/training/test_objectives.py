@@ -28,6 +28,7 @@ from funnel_export.quality.rows import Row
 from funnel_export.training import objectives
 from funnel_export.training.batches import TrainingBatch
 from funnel_export.training.objectives import HiddenLoss, KLLoss, Loss, TargetLoss
+from funnel_export.training.session import checkpoint_activations
 
 SPEC = FunnelSpec.parse(FUNNEL)
 LABELS = 3
@@ -154,8 +155,9 @@ def test_hidden_equals_the_distance_of_states() -> None:
 
 
 def losses(model: Any, dense: Any) -> dict[str, Loss]:
-    """The losses that make logits."""
+    """All losses."""
     return {
+        "hidden": HiddenLoss(model, dense, SPEC),
         "targets": TargetLoss(model),
         "kl": KLLoss(model, dense, None),
         "kl of some": KLLoss(model, dense, KEPT),
@@ -176,6 +178,22 @@ def test_logits_in_parts_change_nothing(name: str, monkeypatch: pytest.MonkeyPat
     found = gradients(model)
     assert found.keys() == expected.keys() == {each for each, _ in model.named_parameters()}
     for each, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[each], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["targets", "kl", "hidden"])
+def test_activations_that_are_computed_again_change_nothing(name: str) -> None:
+    (model, dense), (batch, _) = pair_of(), language_batch()
+    plain = losses(model, dense)[name](batch)
+    plain.backward()
+    expected = gradients(model)
+    model.zero_grad()  # makes new gradients
+    checkpoint_activations(model)
+    again = losses(model.train(), dense)[name](batch)
+    again.backward()
+    assert torch.equal(again, plain)
+    assert gradients(model).keys() == expected.keys()
+    for each, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[each], **CLOSE)
 
 
