@@ -50,7 +50,7 @@ from funnel_export.verify.cases import Case
 
 FUNNELS = {"dense": "none", "S=2": "3:9:2", "S=4": "3:9:4"}
 """Half of the layers run on slots."""
-PASTS, STEPS, ROUNDS = (512, 2048), steps_of(4), 11
+PASTS, STEPS, ROUNDS = (512, 1024, 2048), steps_of(4), 11
 PROMPT, PROMPT_ROUNDS = 512, 6
 TOGETHER = 512
 """Longest text at which all processes of a part live at once."""
@@ -59,7 +59,7 @@ MATRIX = (8192, 16384)
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
 OTHERS = {
     "genai": {"float32": "genai", "int4": "genai_int4"},
-    "intel": {"float32": "intel", "int8": "intel_int8", "int4": "intel_int4"},
+    "intel": {"float32": "intel", "bfloat16": "intel", "int8": "intel_int8", "int4": "intel_int4"},
     "llama": {"float32": "llama_f32", "int8": "llama_q8_0", "int4": "llama_q4_0"},
 }
 """Names in `exporters.py` by tool and precision."""
@@ -130,9 +130,11 @@ def other_entry(tool: str, precision: str, python: str | None, checkpoint: Path,
     why = exporter.why_not(out)
     if why or python is None:
         return Entry(runtime=tool, precision=precision, missing=why)
-    runner = other_runner(named(tool, "dense", precision), tool, python, out)
+    runtime = f"{tool}_bf16" if precision == Dtype.BFLOAT16 else tool
+    runner = other_runner(named(tool, "dense", precision), runtime, python, out)
     sizes = [file.stat().st_size for file in out.rglob("*") if file.suffix in (".data", ".bin", ".gguf")]
-    return Entry(runtime=tool, precision=precision, runner=runner, weight_bytes=sum(sizes))
+    stored = 2 if precision == Dtype.BFLOAT16 else 1  # float32 on the disk, converted when loaded
+    return Entry(runtime=tool, precision=precision, runner=runner, weight_bytes=sum(sizes) // stored)
 
 
 def bandwidth() -> float:

@@ -16,8 +16,12 @@ def decode() -> str:
     result: dict[str, Any] = json.loads((RESULTS / "decode.json").read_text())
     measured = list(result["parts"].values())
     speeds = [part["bandwidth_gb_s"] for part in measured]
-    parts = [_table(part, max(speeds)) for part in measured]
-    speed = f"between {min(speeds):.1f} and {max(speeds):.1f} GB/s after the parts; the largest counts"
+    fastest: dict[str, float] = {}
+    for part in measured:  # runs of several days: the machine was not as fast on each
+        run = _listed(part["conditions"])
+        fastest[run] = max(fastest.get(run, 0.0), part["bandwidth_gb_s"])
+    parts = [_table(part, fastest[_listed(part["conditions"])]) for part in measured]
+    speed = f"between {min(speeds):.1f} and {max(speeds):.1f} GB/s after the parts; the largest of a run counts"
     parts.append(f"Bandwidth of a float32 matrix-vector product: {speed}.")
     different = [
         each["conditions"] for n, each in enumerate(measured) if each["conditions"] != measured[n - 1]["conditions"]

@@ -6,6 +6,7 @@ dependencies may be missing: of the package it imports only what needs nothing b
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,11 @@ class Intel:
 
     facts = FACTS
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, precision: str = "f32") -> None:
         import openvino
 
         core = openvino.Core()
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         self._openvino = openvino
         self._request = core.compile_model(Path(folder) / "openvino_model.xml", "CPU", hints).create_infer_request()
         self._inputs = {name for port in self._request.model_inputs for name in port.names}
@@ -196,7 +197,13 @@ def last(logits: Any) -> list[float]:
     return values
 
 
-RUNTIMES: dict[str, Callable[[str], Any]] = {"genai": Genai, "optimum": Optimum, "intel": Intel, "llama": Llama}
+RUNTIMES: dict[str, Callable[[str], Any]] = {
+    "genai": Genai,
+    "optimum": Optimum,
+    "intel": Intel,
+    "intel_bf16": partial(Intel, precision="bf16"),
+    "llama": Llama,
+}
 
 if __name__ == "__main__":
     serve(lambda request: RUNTIMES[request["runtime"]](request["folder"]))
