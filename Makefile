@@ -69,10 +69,10 @@ $(LOWEST)/installed: pyproject.toml plugins/optimum/pyproject.toml
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip compile --quiet --no-deps --resolution lowest-direct --no-emit-package funnel-export \
-		--extra onnxruntime --extra openvino --extra quality --extra triton --output-file $(LOWEST)/lowest.txt \
+		--extra adapt --extra onnxruntime --extra openvino --extra quality --extra triton --output-file $(LOWEST)/lowest.txt \
 		pyproject.toml plugins/optimum/pyproject.toml
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/lowest.txt \
-		--editable '.[onnxruntime,openvino,quality,triton]' --editable plugins/optimum pytest
+		--editable '.[adapt,onnxruntime,openvino,quality,triton]' --editable plugins/optimum pytest
 	touch $@
 
 $(TRITON)/installed: tests/packaging/requirements-triton.txt pyproject.toml

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from funnel_export.commands.demo import make_checkpoint
 
-EXTRAS = ("", "onnxruntime", "openvino", "quality", "triton")
+EXTRAS = ("", "adapt", "onnxruntime", "openvino", "quality", "triton")
 """The extras that this environment has; "" stands for none."""
 TARGETS = ("onnxruntime", "openvino")
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -116,6 +116,16 @@ def test_evaluate(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     for target in TARGETS:
         found = result("evaluate", bundle, "--data", data, "--target", target)
         assert abs(found["measures"]["loss"]["value"] - funnel["measures"]["loss"]["value"]) < 1e-4
+
+
+def test_adapt(checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "The with statement is used to wrap a block."}\n' * 8)
+    fitted, adapted = tmp_path / "fitted", tmp_path / "adapted"
+    result("fit", checkpoint, fitted, "--data", data, "--funnel", "3:9:2", "--length", 16)
+    options = ("--steps", 2, "--batch-size", 2, "--length", 16, "--gradient-checkpointing")
+    assert result("adapt", fitted, adapted, "--data", data, *options)["steps"] == 2
+    assert result("export", adapted, tmp_path / "out")["dtype"] == "float32"
 
 
 def test_optimum(checkpoint: Path, tmp_path: Path) -> None:
