@@ -69,7 +69,7 @@ def find_faults(
             family,
             architecture,
             segments,
-            stage.tokens_per_position if stage else 1,
+            stage,
             spec.trimmed_layer(architecture.num_hidden_layers),
         ),
         *head_faults(model, architecture, capped=spec.task.generates and ends),

@@ -14,6 +14,7 @@ from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family, LayerFacts
 from funnel_export.families.rope import Rope
 from funnel_export.spec.funnel import Segment, layer_name, segment_of
+from funnel_export.spec.stages import Stage
 
 ROUNDING = 2**-7
 """How far a constant may be off its value, as a share of it: it is rounded to the compute dtype."""
@@ -24,7 +25,7 @@ def layer_faults(
     family: Family,
     architecture: Architecture,
     segments: Sequence[Segment],
-    tokens_per_position: int = 1,
+    stage: Stage | None = None,
     trimmed_layer: int | None = None,
 ) -> Iterator[str]:
     """Everything in the decoder layers of a graph that is not what the family wants.
@@ -34,7 +35,7 @@ def layer_faults(
         family: of the checkpoint.
         architecture: what its config says.
         segments: the layers that the graph has.
-        tokens_per_position: what sliding windows are divided by, where masks count slots.
+        stage: the graph's part of a model that generates text; None for a single pass.
         trimmed_layer: the layer that norms all columns for keys and values, and the chosen ones for queries.
     """
     by_layer: dict[str, list[ir.Node]] = {}
@@ -43,8 +44,8 @@ def layer_faults(
     by_mask: dict[str, set[bool]] = {}
     for index in (index for segment in segments for index in segment.layers):
         name, facts = layer_name(index), family.layer_facts(architecture, index)
-        if facts.sliding_window is not None:
-            facts = replace(facts, sliding_window=-(-facts.sliding_window // tokens_per_position))
+        if stage is not None:
+            facts = replace(facts, sliding_window=stage.window(facts.sliding_window))
         nodes = by_layer.get(name, [])
         yield from (f"{name}: {fault}" for fault in _softcap_faults(nodes, facts.softcap))
         softmax = next((node for node in nodes if node.op_type == "Softmax"), None)
@@ -55,6 +56,10 @@ def layer_faults(
         for bias in biases:
             yield from (f"{name}: {fault}" for fault in _mask_faults(bias, architecture.layer_types[index], facts))
             by_mask.setdefault(str(bias.name), set()).add(segment_of(segments, index).pooled)
+        reach = stage.reach(facts.sliding_window, architecture.max_position_embeddings) if stage is not None else None
+        found = {each for bias in biases if (each := _reach(bias)) is not None}
+        if found != {reach} - {None} and (found or reach != 1):  # a cache has an entry, so no minimum with 1 is left
+            yield f"{name}: it reads {found or 'all'} entries of its cache, and {reach or 'all'} are wanted"
         scales = [scale for node in nodes if (scale := _scale(node)) is not None]
         if facts.scale != 1.0 and not (len(scales) == 1 and _close(scales[0], facts.scale)):
             yield f"{name}: scores are scaled by {scales}, and config.json says {facts.scale:.6g}"
@@ -143,6 +148,21 @@ def _terms_of_mask(bias: ir.Value) -> tuple[int | None, int | None, bool]:
             inputs = node.inputs[:1] if node.op_type == "Where" else node.inputs
             pending += [value.producer() for value in inputs if value is not None]
     return window, later, causal
+
+
+def _reach(bias: ir.Value) -> int | None:
+    """The most entries of a cache that a mask is for: r of min(capacity, r) in the positions of its keys."""
+    pending, seen = [bias.producer()], set[ir.Node]()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type == "Min":
+            counts = [count for index in range(len(node.inputs)) if (count := _constant(node, index)) is not None]
+            return int(counts[0]) if counts else None
+        pending += [value.producer() for value in node.inputs if value is not None]
+    return None
 
 
 def _distance(comparison: ir.Node, op_type: str) -> int | None:

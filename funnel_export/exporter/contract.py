@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from funnel_export.exporter.audit_layers import sliding_window_of
+from funnel_export.exporter.audit_layers import producer, sliding_window_of
 from funnel_export.spec.funnel import boundary_of
 
 PRINTED = 16
@@ -154,11 +154,12 @@ def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Sco
 
 def _mask_note(operands: Iterable[ir.Value]) -> str:
     """A comment with the kind of mask among a block's operands."""
-    for value in operands:
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Where" and value.dtype not in (None, ir.DataType.INT64):
-            window = sliding_window_of(value)
-            return "  # full attention" if window is None else f"  # sliding window {window}"
+    for operand in operands:
+        joined = producer(operand, "Concat")  # a mask for earlier keys and one for the chunk's
+        for value in (operand,) if joined is None else joined.inputs:
+            if producer(value, "Where") is not None and value.dtype not in (None, ir.DataType.INT64):
+                window = sliding_window_of(value)
+                return "  # full attention" if window is None else f"  # sliding window {window}"
     return ""
 
 

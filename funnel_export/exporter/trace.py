@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from funnel_export.bundle.manifest import MODEL
-from funnel_export.bundle.signature import Signature, signatures_of
+from funnel_export.bundle.signature import PAST_SEQUENCE, PAST_SLOTS, Signature, signatures_of
 from funnel_export.exporter.outline import Call, Outline, Survey, compare_surveys
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
@@ -92,8 +92,12 @@ def _stage(skeleton: Skeleton, stage: Stage, signature: Signature) -> Forward:
     names = [port.name for port in signature.inputs]
     make = partial(StageModule, skeleton.model, skeleton.family, stage, names)
     axes = dict.fromkeys(axis for port in signature.inputs for axis in port.axes if isinstance(axis, str))
-    sizes = [{axis: size + step * number for number, axis in enumerate(axes)} for size, step in ((2, 1), (3, 2))]
-    return Forward(signature, make, (sizes[0], sizes[1]))
+    small, large = ({axis: a + b * number for number, axis in enumerate(axes)} for a, b in ((2, 1), (3, 2)))
+    # Layers with a sliding window read no more entries of the past than there are: the one size is below the window.
+    windows = skeleton.family.windows(skeleton.family.read_architecture(skeleton.config))
+    for axis in axes.keys() & {PAST_SEQUENCE, PAST_SLOTS}:
+        small[axis], large[axis] = 1, large[axis] + max(windows, default=0)
+    return Forward(signature, make, (small, large))
 
 
 def trace(skeleton: Skeleton, forwards: Mapping[str, Forward], opset: int) -> dict[str, Trace]:

@@ -116,7 +116,7 @@ class Resolution:
 
     def __init__(self, context: Context, positions: Tensor, keys: Tensor) -> None:
         self.context = context
-        self.queries = Queries(context.family, context.model, positions, [keys], padded=True)
+        self.queries = Queries(context.family, context.model, positions, lambda _: [keys], padded=True)
 
     def run_layers(self, x: Tensor, layers: range) -> Tensor:
         """Run the given layers on hidden states [batch, length, width]."""

@@ -1,6 +1,6 @@
 """What decoder layers need to know of positions: RoPE's angles of queries, and biases for the scores of keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ class Queries:
         family: Family,
         base: Any,
         positions: Tensor,
-        keys: Sequence[Tensor],
+        keys: Callable[[int | None], Sequence[Tensor]],
         *,
         tokens_per_position: int = 1,
         padded: bool = False,
@@ -33,7 +33,8 @@ class Queries:
             family: of the model.
             base: the model without its head.
             positions: of the queries, [batch, queries].
-            keys: positions of keys, each [batch, keys]; there is a bias for each of them.
+            keys: gives the positions of keys, each [batch, keys], for a sliding window, or None for full attention;
+                there is a bias for each of them.
             tokens_per_position: what positions are multiplied by for RoPE, and sliding windows divided by.
             padded: whether some positions are absent.
         """
@@ -48,6 +49,11 @@ class Queries:
         stride, padded = self.tokens_per_position, self.padded
         return Queries(self.family, self.base, positions, self.keys, tokens_per_position=stride, padded=padded)
 
+    def window_of(self, layer_type: str) -> int | None:
+        """The sliding window of layers of a type, in positions; None with full attention."""
+        window = self.family.window_of(self.base.config, layer_type)
+        return None if window is None else -(-window // self.tokens_per_position)
+
     def angles(self, layer_type: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, each [batch, queries, head_dim], with the dtype and device of `x`."""
         if self._angles is None:
@@ -59,17 +65,9 @@ class Queries:
     def biases(self, layer_type: str, dtype: torch.dtype) -> list[Tensor]:
         """What is added to the scores of each of the keys, [batch, 1, queries, keys]."""
         if layer_type not in self._biases:
-            config = self.base.config
-            window = self.family.window_of(config, layer_type)
-            window = None if window is None else -(-window // self.tokens_per_position)
+            window, bidirectional = self.window_of(layer_type), self.family.is_bidirectional(self.base.config)
             self._biases[layer_type] = [
-                attention_bias(
-                    self.positions,
-                    keys,
-                    sliding_window=window,
-                    dtype=dtype,
-                    bidirectional=self.family.is_bidirectional(config),
-                )
-                for keys in self.keys
+                attention_bias(self.positions, keys, sliding_window=window, dtype=dtype, bidirectional=bidirectional)
+                for keys in self.keys(window)
             ]
         return self._biases[layer_type]

@@ -32,6 +32,7 @@ from funnel_export.bundle.signature import (
 )
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
+from funnel_export.funnel.earlier import Earlier, Entries
 from funnel_export.funnel.gather import take_columns
 from funnel_export.funnel.maps import maps_of
 from funnel_export.funnel.parts import LayerPart, ModulePart, PartRunner, call_part, run_part
@@ -40,7 +41,6 @@ from funnel_export.funnel.queries import Queries
 from funnel_export.funnel.recovery import change_of, change_part
 from funnel_export.funnel.split import SPLIT
 from funnel_export.funnel.split_layers import SplitLayerPart, SplitTrimmedLayerPart
-from funnel_export.funnel.windows import ABSENT
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import MAPS, layer_name
 from funnel_export.spec.stages import Stage
@@ -123,15 +123,21 @@ class StageModule(nn.Module):
         A stage that ends the model returns hidden states of the columns whose logits are wanted.
         """
         family, base = self.family, self.base
-        earlier = torch.arange(given[past_name(self.stage.layers[0], "key")].shape[2], device=x.device)[None]
-        earlier = torch.where(earlier < positions[:, :1], earlier, ABSENT)
-        stride = self.stage.tokens_per_position
-        every = Queries(family, base, positions, (positions, earlier), tokens_per_position=stride)
+        earlier = Earlier(positions[:, :1], given[past_name(self.stage.layers[0], "key")])
+
+        def within(window: int | None) -> Entries:
+            return earlier.within(self.stage.reach(window, base.config.max_position_embeddings))
+
+        def keys(window: int | None) -> Sequence[Tensor]:
+            return positions, within(window).positions
+
+        every = Queries(family, base, positions, keys, tokens_per_position=self.stage.tokens_per_position)
         queries, present = every, []
         for segment in self.stage.segments:
             for index in segment.layers:
                 kind, layer, name = family.layer_type_of(base.config, index), base.layers[index], layer_name(index)
-                past = [given[past_name(index, which)] for which in ("key", "value")]
+                seen = within(queries.window_of(kind))
+                past = [seen.of(given[past_name(index, which)]) for which in ("key", "value")]
                 shape = past[0].shape[0], past[0].shape[1], x.shape[1], past[0].shape[3]
                 part: LayerPart = SplitLayerPart(layer, name)
                 operands, angles = [x], queries.angles(kind, x)

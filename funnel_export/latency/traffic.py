@@ -6,7 +6,7 @@ from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
-from funnel_export.spec.funnel import segments_of
+from funnel_export.spec.stages import stages_of
 
 ITEMSIZE = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
 """Bytes of one number."""
@@ -16,8 +16,8 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
     """Bytes that a step reads: the weights of layers, maps and head, and the caches of each row.
 
     The middle layers run in one of S steps, since rows that are generated together close their windows together; this
-    is the average. A layer with a sliding window reads its whole cache too. Gathered embeddings and activations are
-    negligible and not counted.
+    is the average. A layer with a sliding window reads the window's entries where they are gathered first (`reach_of`),
+    and its whole cache elsewhere. Gathered embeddings and activations are negligible and not counted.
 
     Args:
         family: the model's family.
@@ -30,10 +30,13 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
     numbers: float = architecture.vocab_size * architecture.hidden_size
     if spec.funnel is not None:
         numbers += spec.funnel.map_weights(architecture.hidden_size)
-    for segment in segments_of(spec.funnel, architecture.num_hidden_layers):
-        for layer in segment.layers:
+    for stage in stages_of(spec.funnel, architecture.num_hidden_layers).values():
+        for layer in stage.layers:
             weights = family.layer_cost(architecture, layer).weights
-            numbers += (weights + batch * entry * past / segment.stride) / segment.stride
+            window = stage.window(family.layer_facts(architecture, layer).sliding_window)
+            reach = stage.reach(window, architecture.max_position_embeddings)
+            entries = min(past / stage.stride, past if reach is None else reach)
+            numbers += (weights + batch * entry * entries) / stage.stride
     return numbers * ITEMSIZE[spec.dtype]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from funnel_export.spec.choices import SlotPositions
 from funnel_export.spec.funnel import FunnelSpec, Segment, segments_of
+from funnel_export.spec.reach import reach_of
 
 DECODER, ENTRY, MIDDLE, EXIT = "decoder", "entry", "middle", "exit"
 """Roles of the graphs."""
@@ -63,6 +64,17 @@ class Stage:
         """What RoPE positions are multiplied by and sliding windows divided by: the stride, or 1 if slots count."""
         original = self.funnel is not None and self.funnel.slot_positions is SlotPositions.ORIGINAL
         return self.stride if original else 1
+
+    def window(self, tokens: int | None) -> int | None:
+        """A sliding window of so many tokens in positions; None if there is none."""
+        return None if tokens is None else -(-tokens // self.tokens_per_position)
+
+    def reach(self, window: int | None, tokens: int) -> int | None:
+        """How many entries of its cache a layer with this window, in positions, reads; see `reach_of`.
+
+        `tokens` is the most that a text of the model has.
+        """
+        return reach_of(window, -(-tokens // self.stride))
 
     @property
     def pooled_name(self) -> str:

@@ -142,13 +142,13 @@ class _Recorded:
 def chunks_of(case: Case, stride: int) -> Iterator[NDArray[np.int64]]:
     """Counts of tokens, [batch], in which the rows of a case are read: a prompt, then single tokens.
 
-    The last tokens of a row, over two windows, come one by one. The prompt before them is read at once if the case is
-    padded on the left, otherwise in two chunks. Rows that are read to their end wait.
+    If the case is padded on the left, all but the last token of a row are read at once. Otherwise the last tokens, over
+    two windows, come one by one, and the prompt before them in two chunks. Rows that are read to their end wait.
     """
-    lengths = np.array(case.lengths)
-    singles = np.minimum(lengths - 1, 2 * stride + 2)
+    lengths, whole = np.array(case.lengths), case.padding == "left"
+    singles = np.minimum(lengths - 1, 1 if whole else 2 * stride + 2)
     prompts = lengths - singles
-    first = prompts if case.padding == "left" else -(-prompts // 2)
+    first = prompts if whole else -(-prompts // 2)
     yield first
     if (prompts > first).any():
         yield prompts - first

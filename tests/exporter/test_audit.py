@@ -1,5 +1,6 @@
 """The audit refuses graphs that do not match the checkpoint and the funnel."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,9 @@ from breaks import another_cap, fixed_axis, loaded, run_audit, set_constants, sw
 from exported import CLASSES, Recipe
 
 from funnel_export.errors import ExportError
+from funnel_export.exporter.audit import find_faults
+from funnel_export.spec.choices import Task
+from funnel_export.spec.stages import DECODER
 
 
 def no_cap(model: ir.Model) -> None:
@@ -125,3 +129,29 @@ def test_refuses_a_dense_graph_for_a_funnel_and_the_reverse() -> None:
         run_audit(loaded(Recipe()), Recipe(), funnel=None)
     with pytest.raises(ExportError, match=r"funnel\.recovered"):
         run_audit(loaded(Recipe(funnel=None)), Recipe())
+
+
+def _gathers_fewer(model: ir.Model) -> None:
+    set_constants(model, "Min", "model/", 4, 3)
+
+
+def _reads_whole_caches(model: ir.Model) -> None:
+    """Let the layers that slide gather as many entries as their caches have."""
+    least = next(node for node in model.graph if node.op_type == "Min")
+    ir.convenience.replace_all_uses_with(least.outputs[0], least.inputs[0])
+    model.graph.remove(least, safe=True)
+
+
+@pytest.mark.parametrize(
+    ("break_", "found"), [(_gathers_fewer, r"\{3\}"), (_reads_whole_caches, "all")], ids=["fewer", "all"]
+)
+def test_refuses_another_number_of_entries_before_a_chunk(break_: Callable[[ir.Model], None], found: str) -> None:
+    recipe = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, funnel=None)
+    bundle = recipe.bundle()
+    model = ir.load(bundle.graphs[DECODER].path)
+    given = bundle.family, bundle.architecture, bundle.spec, ["weights.safetensors"]
+    assert not [fault for fault in find_faults(DECODER, model, *given) if "entries" in fault]
+    break_(model)
+    faults = [fault for fault in find_faults(DECODER, model, *given) if "entries" in fault]
+    assert len(faults) == 2, "of the layers that slide"
+    assert all(re.search(f"reads {found} entries of its cache, and 4 are wanted", fault) for fault in faults)

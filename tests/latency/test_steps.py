@@ -114,25 +114,29 @@ def test_a_call_runs_whole_windows() -> None:
 
 
 def test_bytes_of_a_step_are_those_of_the_weights_and_caches() -> None:
-    """Counted again from the tensors: every matrix of the checkpoint once, and all caches."""
+    """Counted again from the tensors: every matrix once, and of the caches what is not beyond a window of 5."""
     past, rows = 40, 3
     bundle = DENSE.bundle()
     stepper = StagesModel(bundle, "onnxruntime", ())._stepper
     matrices = sum(tensor.numel() for tensor in load_model(bundle, torch.float32).parameters() if tensor.ndim == 2)
-    wanted = 4 * matrices + rows * past * bytes_per_token(stepper.layout)
+    entry = bytes_per_token(stepper.layout) / 4
+    wanted = 4 * matrices + rows * (2 * past + 2 * 4) * entry
     assert step_bytes(bundle.family, bundle.architecture, bundle.spec, past, rows) == wanted
 
 
 def test_a_funnel_reads_its_middle_in_one_of_s_steps() -> None:
-    """Two of four equal layers at S = 3: a third of their weights, and a ninth of their caches."""
+    """Two of four equal layers at S = 3: a third of their weights, and a ninth of their caches.
+
+    One layer in the funnel and one outside of it slide over 5 tokens, which are 2 slots: they read 1 and 4 entries.
+    """
     bundle, past = FUNNEL.bundle(), 30
     model = bundle.family, bundle.architecture
     dense = DENSE.bundle().spec
     head = 4 * bundle.architecture.vocab_size * bundle.architecture.hidden_size
     weights = (step_bytes(*model, dense, 0) - head) / 4
-    caches = (step_bytes(*model, dense, past) - step_bytes(*model, dense, 0)) / 4
+    entry = (step_bytes(*model, dense, 1) - step_bytes(*model, dense, 0)) / 4
     found = step_bytes(*model, bundle.spec, past)
-    assert found == pytest.approx(head + weights * (2 + 2 / 3) + caches * (2 + 2 / 9))
+    assert found == pytest.approx(head + weights * (2 + 2 / 3) + entry * (past + 4 + (past / 3 + 1) / 3))
     ratio = predicted_step_ratio(*model, bundle.spec, past)
     assert ratio == pytest.approx(found / step_bytes(*model, dense, past))
     narrow = Recipe(task=PAST, funnel=FUNNEL.funnel, dtype="bfloat16").bundle().spec

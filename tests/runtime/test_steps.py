@@ -78,6 +78,17 @@ def test_every_family(cls: Any, spec: FunnelSpec | None) -> None:
     assert largest_error(found, whole(cls, spec, rows)) < EXACT
 
 
+@pytest.mark.parametrize("spec", [None, funnel(), funnel(2, slot_positions="compact")], ids=["dense", "S=3", "compact"])
+@pytest.mark.parametrize("window", [1, 2, 3, 100, 128, 300])
+def test_windows_shorter_and_longer_than_the_cache(window: int, spec: FunnelSpec | None) -> None:
+    """Of 512 positions, windows of up to 128 are gathered: also where a cache has fewer entries, or not one to see."""
+    rows = texts([140, 12])
+    found = read(
+        eager_stepper(Gemma2ForCausalLM, spec, sliding_window=window), rows, [[3, 3], [1, 1], [129, 8], [7, 0]]
+    )
+    assert largest_error(found[1], whole(Gemma2ForCausalLM, spec, rows, sliding_window=window)) < EXACT
+
+
 def test_the_oracle_agrees() -> None:
     """The oracle shares no code with the package."""
     spec, rows = funnel(), texts([17, 12])
