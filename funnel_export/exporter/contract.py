@@ -157,7 +157,7 @@ def _mask_note(operands: Iterable[ir.Value]) -> str:
     for operand in operands:
         joined = producer(operand, "Concat")  # a mask for earlier keys and one for the chunk's
         for value in (operand,) if joined is None else joined.inputs:
-            if producer(value, "Where") is not None and value.dtype not in (None, ir.DataType.INT64):
+            if value and producer(value, "Where") and value.dtype not in (None, ir.DataType.INT64):
                 window = sliding_window_of(value)
                 return "  # full attention" if window is None else f"  # sliding window {window}"
     return ""
