@@ -191,3 +191,47 @@ def _as_written(text: str) -> str:
     ):
         text = re.sub(pattern, replacement, text)
     return text
+
+
+TAGS = {
+    "noun": ("NN", "NR"),
+    "proper noun": ("NP",),
+    "pronoun": ("PN", "PP", "WP", "EX"),
+    "verb": ("VB",),
+    "auxiliary": ("BE", "DO", "HV", "MD"),
+    "adjective": ("JJ",),
+    "adverb": ("RB", "RN", "WRB", "WQL", "QL", "NRB"),
+    "determiner": ("AT", "DT", "WDT", "AP", "ABN", "ABL", "ABX"),
+    "adposition": ("IN",),
+    "coordination": ("CC",),
+    "subordination": ("CS",),
+    "numeral": ("CD", "OD"),
+    "particle": ("RP", "TO", "*"),
+    "sign": (".", ",", ":", "(", ")", "'", "`", "--"),
+}
+"""Beginnings of Brown's tags by coarse tag; all others, interjections and foreign words, are `other`."""
+
+
+def write_tagged(folder: Path) -> tuple[Path, Path]:
+    """Files of JSON lines with sentences of Brown, `tokens` and coarse `tags`: for training, and for measuring.
+
+    One document of five is for measuring.
+    """
+    files = folder / "brown-train.jsonl", folder / "brown-measure.jsonl"
+    parts: tuple[list[str], list[str]] = [], []
+    source = MEASURED["brown"]
+    for number, (_, content) in enumerate(sorted(_files(_archive(source.package), source.members))):
+        for line in content.decode("latin-1").splitlines():
+            pairs = [word.rsplit("/", 1) for word in line.split() if "/" in word.strip("/")]
+            row = {"tokens": [word for word, _ in pairs], "tags": [_coarse(tag) for _, tag in pairs]}
+            if pairs:
+                parts[number % ONE_OF == 0].append(json.dumps(row) + "\n")
+    for file, part in zip(files, parts, strict=True):
+        file.write_text("".join(part))
+    return files
+
+
+def _coarse(tag: str) -> str:
+    """The coarse tag of one of Brown's, such as `VBD-HL` or `PPSS+BER`; the first part of a contraction counts."""
+    found = ((len(begin), coarse) for coarse, begins in TAGS.items() for begin in begins if tag.upper().startswith(begin))
+    return max(found, default=(0, "other"))[1]

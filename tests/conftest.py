@@ -17,6 +17,7 @@ collect_ignore = ["interop", "lowest"]
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
 from exported import added_to_shared_bundles  # noqa: E402 - after the hook
+from forked import import_anew, share_imports  # noqa: E402
 from models import true_float64  # noqa: E402
 from references import compute_anew, share_references  # noqa: E402
 from tracing import share_traces, trace_anew  # noqa: E402
@@ -39,6 +40,7 @@ trials.REST = 0.0
 
 share_traces()
 share_references()
+share_imports()
 
 # What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
 gc.collect()
@@ -92,6 +94,12 @@ def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def _references(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("references"):
         compute_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("processes"):
+        import_anew(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,7 @@ def bench(
             engines=engine or None,
             dense=dense,
             pytorch=None if pytorch is None else [each for each in pytorch if each != NONE],
-            lengths=length or LENGTHS,
+            lengths=length or None,
             batches=batch or BATCHES,
             rounds=rounds,
             min_speedup=min_speedup,

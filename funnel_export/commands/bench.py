@@ -37,7 +37,7 @@ def bench(
     engines: Sequence[str] | None = None,
     dense: Bundle | str | os.PathLike[str] | None = None,
     pytorch: Sequence[str] | None = None,
-    lengths: Sequence[int] = LENGTHS,
+    lengths: Sequence[int] | None = None,
     batches: Sequence[int] = BATCHES,
     rounds: int = ROUNDS,
     min_speedup: float | None = None,
@@ -67,7 +67,8 @@ def bench(
             weights, config, task, dtype, opset and logits. It is not written to.
         pytorch: ways to run PyTorch, of `eager` and `torch.compile`; by default both, or `eager` alone for a bundle
             that generates text: torch.compile does not take its growing caches.
-        lengths: tokens per row, at most `max_position_embeddings` with the steps after them.
+        lengths: tokens per row, at most `max_position_embeddings` with the steps after them; by default 128 and 512, or
+            the most that the model takes.
         batches: rows per batch.
         rounds: counted calls of each runner, at least 6, since fewer have no 95 % interval.
         min_speedup: how many times as fast each target must be with the funnel as without, by the lower end of the 95 %
@@ -139,7 +140,7 @@ def bench(
 
 def shapes_to_time(
     bundle: Bundle,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     batches: Sequence[int],
     rounds: int,
     min_speedup: float | None,
@@ -151,12 +152,13 @@ def shapes_to_time(
     """
     from funnel_export.latency.shape import Shape, steps_of
 
-    for name, values in (("length", lengths), ("batch", batches)):
-        if not values or min(values) < 1:
-            raise SpecError(f"{name} of a benchmark must be at least 1", got=list(values), wanted=f"{name} >= 1")
     funnel = bundle.spec.funnel
     steps = steps_of(1 if funnel is None else funnel.stride) if bundle.spec.task.has_past else 0
     longest = bundle.architecture.max_position_embeddings - steps
+    lengths = [min(length, longest) for length in LENGTHS] if lengths is None else lengths
+    for name, values in (("length", lengths), ("batch", batches)):
+        if not values or min(values) < 1:
+            raise SpecError(f"{name} of a benchmark must be at least 1", got=list(values), wanted=f"{name} >= 1")
     if max(lengths) > longest:
         raise SpecError(
             "length exceeds max_position_embeddings",

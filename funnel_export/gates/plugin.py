@@ -179,11 +179,11 @@ def _runtimes(config: pytest.Config) -> dict[str, Any]:
 
 def _timing(config: pytest.Config) -> dict[str, Any]:
     """The shapes, rounds and minimum speedup, as arguments of `bench`."""
-    from funnel_export.spec.defaults import BATCHES, LENGTHS, ROUNDS
+    from funnel_export.spec.defaults import BATCHES, ROUNDS
 
     option, rounds = config.getoption, config.getoption("--funnel-rounds")
     return {
-        "lengths": option("--funnel-length") or LENGTHS,
+        "lengths": option("--funnel-length"),
         "batches": option("--funnel-batch") or BATCHES,
         "rounds": ROUNDS if rounds is None else rounds,
         "min_speedup": option("--funnel-min-speedup"),
