@@ -40,10 +40,13 @@ def run(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict
         data=train,
         funnel=MODELS[name],
         task="text-classification",
+        length=options.length,
         training={"batch_size": options.batch_size, "steps": options.steps, "seed": seed},
         device=options.device,
     )
-    found = evaluate(folder / "adapted", measured, dense=False, device=options.device, dtype="bfloat16")
+    found = evaluate(
+        folder / "adapted", measured, dense=False, length=options.length, device=options.device, dtype="bfloat16"
+    )
     shown = {"documents", "measures", "device"}
     return {
         "adapt": report.model_dump(mode="json", exclude={"history"}),
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--steps", type=int, default=300, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="mails of a step")
+    parser.add_argument("--length", type=int, default=256, metavar="N", help="most tokens of a mail")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()

@@ -233,5 +233,7 @@ def write_tagged(folder: Path) -> tuple[Path, Path]:
 
 def _coarse(tag: str) -> str:
     """The coarse tag of one of Brown's, such as `VBD-HL` or `PPSS+BER`; the first part of a contraction counts."""
-    found = ((len(begin), coarse) for coarse, begins in TAGS.items() for begin in begins if tag.upper().startswith(begin))
+    found = (
+        (len(begin), coarse) for coarse, begins in TAGS.items() for begin in begins if tag.upper().startswith(begin)
+    )
     return max(found, default=(0, "other"))[1]
