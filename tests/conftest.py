@@ -16,7 +16,8 @@ collect_ignore = ["interop", "lowest"]
 # Before any test imports the package: the hook sees only modules loaded after it.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
 
-from exported import added_to_shared_bundles  # noqa: E402 - after the hook
+from drawings import draw_anew, share_drawings  # noqa: E402 - after the hook
+from exported import added_to_shared_bundles  # noqa: E402
 from forked import import_anew, share_imports  # noqa: E402
 from models import true_float64  # noqa: E402
 from references import compute_anew, share_references  # noqa: E402
@@ -41,6 +42,7 @@ trials.REST = 0.0
 share_traces()
 share_references()
 share_imports()
+share_drawings()
 
 # What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
 gc.collect()
@@ -94,6 +96,12 @@ def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def _references(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("references"):
         compute_anew(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("pictures"):
+        draw_anew(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from funnel_export.spec.choices import EAGER, PYTORCH
+
 if TYPE_CHECKING:
     from funnel_export.bundle.load import Bundle
     from funnel_export.latency.latency_report import LatencyReport
@@ -18,6 +20,7 @@ GATES = str(Path(__file__).parent / "test_gates.py")
 BUNDLE = pytest.StashKey["Bundle"]()
 CANDIDATES = pytest.StashKey[list[str]]()
 NOTES = pytest.StashKey[list[str]]()
+NONE = "none"
 ALONE = "latency needs the machine for itself: run pytest without --numprocesses"
 
 
@@ -40,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--funnel-length", action="append", type=int, metavar="N", help="tokens of a row to time")
     group.addoption("--funnel-batch", action="append", type=int, metavar="N", help="rows to time")
     group.addoption("--funnel-rounds", type=int, metavar="N", help="timed calls of each model, at least 6")
+    group.addoption(
+        "--funnel-pytorch",
+        action="append",
+        choices=(*PYTORCH, NONE),
+        help="how to run PyTorch as a baseline (default: eager)",
+    )
     group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
     group.addoption(
         "--funnel-reports", type=Path, metavar="DIR", help="folder for the reports, instead of the bundle's"
@@ -156,7 +165,7 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
 def funnel_latency(
     funnel_bundle: "Bundle", funnel_parity: "ParityReport", pytestconfig: pytest.Config
 ) -> "LatencyReport":
-    """The report of `bench` with eager PyTorch, which is also written into the bundle."""
+    """The report of `bench`, by default with eager PyTorch, which is also written into the bundle."""
     from funnel_export.commands.bench import bench
 
     if hasattr(pytestconfig, "workerinput"):  # a worker of pytest-xdist: several would time at once
@@ -165,7 +174,7 @@ def funnel_latency(
         return bench(
             funnel_bundle,
             **_runtimes(pytestconfig),
-            pytorch=("eager",),
+            pytorch=[way for way in pytestconfig.getoption("--funnel-pytorch") or [EAGER] if way != NONE],
             parity=funnel_parity,
             reports=pytestconfig.getoption("--funnel-reports"),
             **_timing(pytestconfig),

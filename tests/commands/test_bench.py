@@ -219,7 +219,7 @@ def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(("task", "longest"), [(Task.TEXT_GENERATION, 512), (Task.TEXT_GENERATION_WITH_PAST, 504)])
 def test_default_lengths_fit_the_model(task: Task, longest: int) -> None:
     """With a cache, there is room for the steps after the prompt."""
-    shapes = benching.shapes_to_time(Recipe(task=task).bundle(), None, (1,), 6, None)
+    shapes = benching.shapes_to_time(Recipe(task=task, funnel=None).bundle(), None, (1,), 6, None)
     assert {shape.length for shape in shapes} == {128, longest}
     assert max(shape.tokens for shape in shapes) == 512
 

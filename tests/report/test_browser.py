@@ -15,6 +15,8 @@ from PIL import Image
 from funnel_export import check, load_bundle
 from funnel_export.report.palette import DARK, LIGHT
 
+pytestmark = pytest.mark.pictures
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),

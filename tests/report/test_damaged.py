@@ -13,6 +13,8 @@ from funnel_export import Bundle, check
 from funnel_export.errors import BundleError, FunnelExportWarning
 from funnel_export.report.pages import write_reports
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.mark.parametrize("name", ["parity", "latency"])
 def test_a_report_of_another_bundle_is_refused(bundle: Bundle, name: str) -> None:

@@ -26,6 +26,8 @@ from funnel_export.report.pages import read_results, render_html, render_markdow
 from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.ranges import Range, describe_ranges, magnitude
 
+pytestmark = pytest.mark.pictures
+
 FILES = ["report.md", "report.html", "funnel.png", "latency.png", "ratio.png", "boundaries.png", "ranges.png"]
 
 

@@ -15,6 +15,8 @@ from funnel_export.report.palette import DARK, LIGHT, SENTINELS
 from funnel_export.report.parity_panels import positions
 from funnel_export.spec.funnel import segments_of
 
+pytestmark = pytest.mark.pictures
+
 
 @pytest.mark.parametrize(
     "shapes", [[(1, 1)], [(1, 512), (2, 512)], [(b, 2**n) for b in (1, 2, 4, 8) for n in range(14)]], ids=len
