@@ -10,6 +10,7 @@ from funnel_export.errors import BundleError, TargetUnavailableError
 from funnel_export.spec.choices import Backend, Dtype
 from funnel_export.spec.profile import Profile
 from funnel_export.spec.triton import BATCH_OF_A_GRAPH, TritonOptions
+from funnel_export.system.extras import install_command
 
 DATA_TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16"}
 """Dtypes of a bundle's inputs and outputs, and Triton's names of them."""
@@ -50,7 +51,7 @@ def schema() -> Any:
             "Triton's schema of model configurations is not available here",
             got=f"{type(err).__name__}: {err}",
             wanted="the package tritonclient, with grpcio",
-            hint="pip install 'funnel-export[triton]'",
+            hint=install_command("triton"),
         ) from err
     return model_config_pb2
 

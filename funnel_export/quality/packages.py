@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from funnel_export.errors import SpecError
+from funnel_export.system.extras import install_command
 
 
 def load_package(name: str, purpose: str, extra: str = "quality") -> Any:
@@ -25,5 +26,5 @@ def load_package(name: str, purpose: str, extra: str = "quality") -> Any:
             f"{purpose} need a package that is not installed",
             got=err,
             wanted=f"the package {package}",
-            hint=f"pip install 'funnel-export[{extra}]'",
+            hint=install_command(extra),
         ) from err

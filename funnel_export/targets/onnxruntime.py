@@ -17,6 +17,7 @@ from funnel_export.bundle.manifest import MODEL
 from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.system.extras import install_command
 from funnel_export.system.machine import processor, this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine, require
 from funnel_export.targets.onnxruntime_options import CUDA_OPTIONS, ENTRIES, OnnxRuntimeOptions
@@ -45,9 +46,7 @@ class OnnxRuntimeTarget:
         try:
             import onnxruntime as ort
         except ImportError as err:
-            return Availability(
-                available=False, detail=f"not installed: {err}", hint="pip install 'funnel-export[onnxruntime]'"
-            )
+            return Availability(available=False, detail=f"not installed: {err}", hint=install_command(self.name))
         unused = CUDA in ort.get_available_providers() and not cuda_works()
         detail = self.provider() + ("; this build has CUDA, but it does not work here" if unused else "")
         return Availability(available=True, compiles=True, version=ort.__version__, detail=detail)

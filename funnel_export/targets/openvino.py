@@ -17,6 +17,7 @@ from funnel_export.bundle.load import Graph
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.system.extras import install_command
 from funnel_export.system.machine import this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, check_room_for_engine, require
 from funnel_export.targets.options import MOST_THREADS, Options, validate_allowed
@@ -68,9 +69,7 @@ class OpenVinoTarget:
         try:
             import openvino
         except ImportError as err:
-            return Availability(
-                available=False, detail=f"not installed: {err}", hint="pip install 'funnel-export[openvino]'"
-            )
+            return Availability(available=False, detail=f"not installed: {err}", hint=install_command(self.name))
         core = openvino.Core()
         if DEVICE not in core.available_devices:
             return Availability(available=False, version=openvino.__version__, detail="its CPU plugin does not load")

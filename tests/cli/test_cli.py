@@ -127,7 +127,7 @@ def test_doctor_without_a_runtime() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     targets = json.loads(done.stdout)["targets"]
     assert not any(target["available"] for target in targets.values())
-    assert "pip install 'funnel-export[openvino]'" in targets["openvino"]["hint"]
+    assert "pip install 'openvino>=2026.0'" in targets["openvino"]["hint"]
 
 
 def test_version() -> None:

@@ -11,6 +11,7 @@ from exported import Recipe
 from fakes import ComputeCapability
 
 from funnel_export.errors import TargetUnavailableError
+from funnel_export.system.extras import install_command
 from funnel_export.targets.base import CompileRequest
 from funnel_export.targets.onnxruntime import CUDA, cuda_works
 from funnel_export.targets.registry import get_target, target_names
@@ -38,7 +39,8 @@ def test_without_its_package_a_target_neither_runs_nor_compiles(
     here = get_target(target).availability()
     assert (here.available, here.compiles) == (False, False)
     assert "not installed" in here.detail
-    assert here.hint == f"pip install 'funnel-export[{target}]'"
+    assert here.hint == install_command(target)
+    assert f"'{target}>=" in here.hint
 
 
 def test_a_package_whose_library_does_not_load_is_said_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from funnel_export.errors import TargetUnavailableError
+from funnel_export.system.extras import install_command
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class Flavour:
             raise TargetUnavailableError(
                 f"{self.target} is not installed" if missing else f"{self.target} is installed but does not load",
                 got=err,
-                hint=f"pip install 'funnel-export[{self.target}]'",
+                hint=install_command(self.target),
             ) from err
 
     def load_builder(self) -> Any:
@@ -56,7 +57,7 @@ class Flavour:
             raise TargetUnavailableError(
                 f"{self.target} needs Polygraphy for builds",
                 got="not installed: polygraphy",
-                hint=f"pip install 'funnel-export[{self.target}]'",
+                hint=install_command(self.target),
             )
         return self.load()
 
