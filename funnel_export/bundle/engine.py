@@ -57,7 +57,7 @@ class BuiltFor(Record):
     platform: str
     """Operating system and processor architecture."""
     gpus: Gpus | None = None
-    """For engines of TensorRT and TensorRT-RTX only."""
+    """GPUs that run an engine of TensorRT or TensorRT-RTX; None for other targets."""
 
     @property
     def compute_capabilities(self) -> list[str]:

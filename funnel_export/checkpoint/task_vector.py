@@ -35,13 +35,13 @@ class Squares:
     """Sums of squares of a weight, or of several, and of their differences between checkpoints."""
 
     base: float = 0.0
-    """Of the base model's values."""
+    """Sum of squares of the base model's values."""
     adapted: float = 0.0
-    """Of adapted - base."""
+    """Sum of squares of adapted - base."""
     instruct: float = 0.0
-    """Of instruct - base."""
+    """Sum of squares of instruct - base."""
     apart: float = 0.0
-    """Of adapted - instruct."""
+    """Sum of squares of adapted - instruct."""
 
     def __add__(self, other: "Squares") -> "Squares":
         return Squares(

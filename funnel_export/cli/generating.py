@@ -47,7 +47,7 @@ def generate(
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Sample from so many likeliest tokens.", rich_help_panel=SAMPLING),
+        typer.Option(min=1, metavar="N", help="Sample from the N likeliest tokens.", rich_help_panel=SAMPLING),
     ] = None,
     top_p: Annotated[
         float | None,

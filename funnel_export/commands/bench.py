@@ -158,7 +158,7 @@ def shapes_to_time(
     lengths = [min(length, longest) for length in LENGTHS] if lengths is None else lengths
     for name, values in (("length", lengths), ("batch", batches)):
         if not values or min(values) < 1:
-            raise SpecError(f"{name} of a benchmark must be at least 1", got=list(values), wanted=f"{name} >= 1")
+            raise SpecError(f"invalid {name}", got=list(values), wanted="one or more numbers, each at least 1")
     if max(lengths) > longest:
         raise SpecError(
             "length exceeds max_position_embeddings",
@@ -166,7 +166,9 @@ def shapes_to_time(
             wanted=f"at most {longest} tokens" + f", and {steps} steps after them" * bool(steps),
         )
     if min_speedup is not None and not 0 < min_speedup < float("inf"):
-        raise SpecError("the minimum speedup must be positive and finite", got=min_speedup, hint="--min-speedup 1.2")
+        raise SpecError(
+            "invalid minimum speedup", got=min_speedup, wanted="a positive, finite number", hint="--min-speedup 1.2"
+        )
     if rounds < LEAST_ROUNDS:
         raise SpecError(
             "too few rounds for a 95 % interval of the median",

@@ -118,6 +118,6 @@ def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: flo
     """Raise `SpecError` for invalid numbers."""
     for name, value in (("length", min(lengths, default=1)), ("max_length", 1 if max_length is None else max_length)):
         if value < 1:
-            raise SpecError(f"{name} of a check must be at least 1", got=value, wanted=f"{name} >= 1")
+            raise SpecError(f"invalid {name}", got=value, wanted=f"{name} >= 1")
     if not 1 <= factor < float("inf"):
         raise SpecError("factor must be at least 1", got=factor, wanted="1 <= factor < inf")

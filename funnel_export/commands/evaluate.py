@@ -64,8 +64,9 @@ def evaluate(
         against: checkpoint of another dense model to compare with, for example the one that training began with; by
             default, the dense model has the same weights.
         length: most tokens of a row, at least 2.
-        max_documents: use only so many documents, the first ones.
-        max_tokens: for language models, use only so many tokens, the first ones; the last document may be cut.
+        max_documents: use at most this number of documents, the first ones.
+        max_tokens: for language models, use at most this number of tokens, the first ones; the last document may be
+            cut.
         batch_size: rows that run together; by default as many as have 512 tokens, or one if an engine has optimization
             profiles.
         device: device of PyTorch: `cpu`, `cuda`, or `auto`, which is a GPU if PyTorch has one.
@@ -87,7 +88,9 @@ def evaluate(
         raise SpecError("batch_size must be at least 1", got=batch_size, wanted=">= 1")
     if against is not None and dense is False:
         raise SpecError(
-            "there is nothing to compare with", got=f"against {against} without dense", wanted="one of them"
+            "a dense model was given, but the comparison with it is turned off",
+            got=f"against {against}, and no dense model (--no-dense)",
+            wanted="one of the two options",
         )
     place = None if out is None else _checked(Path(out))
     progress("opening the model")

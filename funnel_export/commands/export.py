@@ -154,9 +154,9 @@ def _may_replace(folder: Path, *, overwrite: bool) -> bool:
 
 def _refuse_to_remove(entries: Sequence[str], bundle: Path) -> NoReturn:
     raise BundleError(
-        "the export would remove files that were added to the earlier bundle or changed in it",
+        "the export would remove reports, engines or changed files of the earlier bundle",
         got=f"{', '.join(entries)} in {bundle}",
-        wanted="an unchanged bundle, with or without engines of the same graph and weights",
+        wanted="an earlier bundle without reports, changed files and engines of another graph or other weights",
         hint="--overwrite to remove them (overwrite=True in Python), or export to another name",
     )
 

@@ -32,7 +32,7 @@ REPORT = "fit.json"
 SHUFFLED = 10_000
 """Documents that are shuffled; later ones are not used."""
 HELD_OUT = 5
-"""One of so many documents is held out; of fewer documents, one of so many rows."""
+"""One of this number of documents is held out; if there are fewer documents, one of this number of rows."""
 
 
 def fit(

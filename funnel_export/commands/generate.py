@@ -36,7 +36,7 @@ class Generated:
     """Largest resident memory of this process."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """The fields as plain JSON values."""
         return asdict(self)
 
 

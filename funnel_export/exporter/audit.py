@@ -168,7 +168,7 @@ def _weights(model: ir.Model, files: Collection[str]) -> Iterator[str]:
         elif not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > LARGEST_CONSTANT:
             yield f"{name} puts {tensor.nbytes} bytes into the graph instead of referring to the checkpoint"
         elif isinstance(tensor, ir.ExternalTensor) and str(tensor.location) not in files:
-            yield f"{name} lies in {tensor.location}, which is no weight file of the bundle"
+            yield f"{name} refers to {tensor.location}, which is not a weight file of the bundle"
 
 
 def _sources(built: BuiltGraph) -> Iterator[str]:

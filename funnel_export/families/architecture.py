@@ -176,7 +176,7 @@ class UniformRope(Architecture):
 
     rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
-    """As older files name `rope_parameters`; it counts if both are there."""
+    """Name of `rope_parameters` in older files; it counts if both are there."""
     rope_theta: Theta = 10000.0
 
     def rope(self, layer_type: LayerType) -> Rope:  # noqa: ARG002 - the same for all

@@ -56,7 +56,7 @@ class Family(ABC):
     """
 
     model_type: ClassVar[str]
-    """As `config.json` names it."""
+    """The family's name in `config.json`."""
     title: ClassVar[str]
     """What such a model is called in messages."""
     schema: ClassVar[type[Architecture]]

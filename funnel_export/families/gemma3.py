@@ -38,13 +38,13 @@ class Gemma3Architecture(ScaledArchitecture):
     max_position_embeddings: Length = 131072
     rope_parameters: dict[LayerType, Rope | None] | None = None
     rope_scaling: Rope | None = None
-    """As older files have it: of the layers with full attention only."""
+    """In older files: RoPE of the layers with full attention only."""
     rope_theta: Theta = 1e6
-    """As older files have it: the base of layers with full attention."""
+    """In older files: the RoPE base of layers with full attention."""
     rope_local_base_freq: Theta = 1e4
-    """As older files have it: the base of sliding layers."""
+    """In older files: the RoPE base of sliding layers."""
     sliding_window_pattern: Annotated[int, Field(gt=0, le=1 << 8, strict=True)] = 6
-    """As older files have it: every layer of this number has full attention."""
+    """In older files: every layer whose number is a multiple of this has full attention."""
     use_bidirectional_attention: Bool | None = False
     attn_logit_softcapping: None = None
     """Hugging Face's Gemma 3 does not compute it."""

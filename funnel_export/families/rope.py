@@ -18,7 +18,7 @@ class Rope(BaseModel):
 
     rope_type: str = "default"
     type: str = "default"
-    """As older files call `rope_type`, which counts if both are there."""
+    """Name of `rope_type` in older files; `rope_type` counts if both are there."""
     rope_theta: Theta = 10000.0
     factor: Annotated[Factor, Field(ge=1)] = 1.0
     original_max_position_embeddings: Length = 1

@@ -20,12 +20,12 @@ class Past:
     """Keys and values of one layer, each [batch, key_value_heads, length, head_dim]."""
 
     key: Tensor
-    """Of earlier positions."""
+    """Keys of earlier positions."""
     value: Tensor
     bias: Tensor
     """[batch, 1, queries, earlier], added to the scores of earlier positions."""
     new_key: Tensor | None = None
-    """Of the chunk: set by the attention."""
+    """Keys of the chunk, set by the attention."""
     new_value: Tensor | None = None
 
     @property

@@ -131,7 +131,7 @@ def model_folder(bundle: Bundle, out: Path, name: str | None) -> Path:
     repository = out.resolve()
     if repository.is_relative_to(bundle.path.resolve()) or is_bundle(repository):
         raise BundleError(
-            "a repository cannot be inside a bundle", got=out, wanted="a folder outside the bundle", hint="models"
+            "the model repository is inside a bundle", got=out, wanted="a folder outside the bundle", hint="models"
         )
     if repository / chosen == bundle.path.resolve():
         raise BundleError("the model would replace the bundle", got=repository / chosen, hint="use another --name")

@@ -71,7 +71,7 @@ class RequestReader:
         return tuple(self.tokenizer(texts[0]).input_ids)
 
     def _sampling(self, inputs: Arrays) -> Sampling:
-        """As asked for, else as `generation_config.json` says, else greedy; any option of sampling turns it on."""
+        """The sampling of a request, or of `generation_config.json`, or greedy; any option of sampling turns it on."""
         names = ("temperature", "top_k", "top_p")
         given = {name: value for name in names if (value := _number(inputs, name)) is not None}
         seed = _number(inputs, "seed")

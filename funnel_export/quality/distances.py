@@ -20,11 +20,11 @@ class Distances:
     """The distances between three checkpoints."""
 
     adapted: Distance
-    """Of the adapted checkpoint from the base model."""
+    """Distance of the adapted checkpoint from the base model."""
     instruct: Distance
-    """Of the instruct model from the base model."""
+    """Distance of the instruct model from the base model."""
     apart: float
-    """Of the matrices of the adapted checkpoint from those of the instruct model, over those of the base model."""
+    """Norm of the differences between adapted and instruct matrices, over the norm of the base model's matrices."""
 
 
 def measure_distances(weights: Mapping[str, Weight], progress: Progress) -> Distances:

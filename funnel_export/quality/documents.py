@@ -17,10 +17,10 @@ class Document:
     """A text, or for token classification its words, with its label or the labels of the words."""
 
     origin: str
-    """For messages: the file or data set, and the number of the row."""
+    """The file or data set and the number of the row, for messages."""
     text: str | list[str]
     labels: Sequence[Label] = ()
-    """Of the words, or the one of the text; empty for language models."""
+    """Labels of the words, or the label of the text; empty for language models."""
     label_names: Sequence[str] = ()
     """Names of the labels 0, 1, ... in the data; empty if they have none."""
 
@@ -77,7 +77,7 @@ def _words(words: Any, labels: Any, origin: str) -> tuple[list[str], Sequence[An
             raise DataError(f"the {name} are not a list", got=f"{origin}: {value!r}", wanted=f"a list of {name}")
     if len(words) != len(labels):
         raise DataError(
-            "a text has not as many labels as words",
+            "a text has different numbers of words and labels",
             got=f"{origin}: {len(words)} words, {len(labels)} labels",
             wanted="one label for each word",
         )

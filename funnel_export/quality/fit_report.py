@@ -26,7 +26,7 @@ class Losses(_Report):
 
     dense: float
     before: float
-    """With the funnel and new maps: with recovery `delta`, or with dropped layers."""
+    """Loss with the funnel and new maps, which is that of recovery `delta` or of dropped layers."""
     fitted: float
 
 
@@ -46,8 +46,8 @@ class FitReport(_Report):
     length: int
     """Most tokens of a row."""
     dtype: Dtype
-    """Of the computation."""
+    """Dtype in which PyTorch ran the model."""
     maps: dict[str, MapReport]
-    """By the class of tokens."""
+    """Reports of the maps by the class of tokens."""
     losses: Losses | None
-    """For language models."""
+    """Losses of language models; None for others."""

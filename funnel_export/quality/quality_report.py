@@ -110,19 +110,19 @@ class QualityReport(_Report):
     size: Count
     """Bytes of the scored tokens in UTF-8; 0 for classifiers."""
     seed: int
-    """Of the draws of documents for the intervals."""
+    """Seed of the draws of documents for the intervals."""
     measures: ModelMeasures
     dense: ModelMeasures | None = None
-    """Of the dense model that it is compared with, in eager PyTorch."""
+    """Measures of the dense model that it is compared with, in eager PyTorch."""
     against: str | None = None
     """The checkpoint of the dense model, as it was named; None if it has the same weights."""
     distance: Distance | None = None
     by_phase: list[Group] = []
-    """By the number of the predicting token in its row, modulo the stride; empty if that is 1."""
+    """Scores by the index of the predicting token in its row, modulo the stride; empty if the stride is 1."""
     by_position: list[Group] = []
-    """By the number of tokens that the prediction has seen in its row, in ranges that double."""
+    """Scores by the number of tokens that the prediction has seen in its row, in ranges that double."""
     seconds: float
-    """Of loading and running the models."""
+    """Time to load and run the models."""
     peak_memory_bytes: Count
     """Largest resident memory of this process."""
     conditions: dict[str, str]

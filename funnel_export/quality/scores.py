@@ -116,7 +116,7 @@ class _Logits:
 
     @classmethod
     def of(cls, logits: Tensor, places: tuple[Tensor, Tensor]) -> Self:
-        """Of the logits [rows, columns, width] those in these rows and columns."""
+        """The logits at some rows and columns of [rows, columns, width]."""
         every = len(places[0]) == logits.shape[0] * logits.shape[1]
         values = (logits.flatten(0, 1) if every else logits[places]).float()  # no copy if all are scored
         return cls(values, values.logsumexp(-1))

@@ -28,7 +28,7 @@ class Source:
     """A model, before anything of it is loaded."""
 
     name: str
-    """As the user gave it; of a model on the Hub, with its commit."""
+    """The name that the user gave; for a model on the Hub, with its commit."""
     checkpoint: Checkpoint
     """Config and weights; a bundle is a checkpoint too."""
     spec: ExportSpec

@@ -20,11 +20,11 @@ class States:
     """Hidden states of one text, each [tokens, width] in float32."""
 
     before: Tensor
-    """Before the pool layer."""
+    """Hidden states before the pool layer."""
     after: Tensor
-    """Of the dense model, before the recover layer."""
+    """Hidden states of the dense model before the recover layer."""
     change: Tensor | None
-    """Of the slot that each token reads: after the middle layers minus before. None if the layers are dropped."""
+    """Change of each token's slot: after the middle layers minus before. None if the layers are dropped."""
 
 
 def read_states(model: Any, spec: FunnelSpec, ids: Sequence[int]) -> States:

@@ -13,9 +13,9 @@ class Distance(_Report):
     """How much a checkpoint differs from the base model: norms of differences over norms of the base's values."""
 
     matrices: float
-    """Of all weights with two or more dimensions together; the limit applies to it."""
+    """Distance of all weights with two or more dimensions together; the limit applies to it."""
     vectors: float | None
-    """Of all others together: norms and biases. None if only the base model's are zero."""
+    """Distance of all other weights together: norms and biases. None if only the base model's are zero."""
     changed: int
     """Weights that differ."""
     largest: float

@@ -56,7 +56,7 @@ class Apart:
 
     row: Row
     state: State
-    """Of one row."""
+    """State of this row alone."""
 
     @property
     def read(self) -> int:
@@ -74,11 +74,11 @@ class Contents:
     """What a batch holds between two steps."""
 
     state: State
-    """Of the rows that step together."""
+    """State of the rows that step together."""
     together: tuple[Row, ...] = ()
-    """In the order of the state's rows."""
+    """Rows that step together, in the order of the state's rows."""
     apart: tuple[Apart, ...] = ()
-    """In the order of their arrival."""
+    """Rows whose prompt is still being read, in the order of their arrival."""
     steps: int = 0
     """Steps of the rows together so far; chunks of prompts do not count."""
     middle_steps: int = 0
@@ -112,7 +112,7 @@ class Batch:
     tokenizer: Any = None
     """A fast tokenizer of transformers, for `Token.text` and stop strings."""
     chunk: int = 512
-    """Most tokens of prompts that one step reads. Each prompt is read in chunks of so many, whatever the others do."""
+    """Most prompt tokens that one step reads. Each prompt is read in chunks of this size, whatever other texts do."""
     aligned: bool = True
     """Whether a text waits, for less than one window of steps, to close its windows in the same steps as the others."""
     held: Contents = field(init=False)
@@ -220,7 +220,7 @@ class Batch:
         return bytes_of(self.stepper.layout, len(requests), capacity_of(longest, self.stepper.limit))
 
     def _joined(self, held: Contents) -> Contents:
-        """With the texts that have read their prompts and have the phase of the others."""
+        """Join the texts that have read their prompts and have the same phase as the others."""
         state, together, apart = held.state, held.together, held.apart
         for each in held.apart:
             phase = each.read - int(state.lengths[0]) if together else 0

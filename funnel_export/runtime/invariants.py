@@ -94,5 +94,5 @@ def _faults_of_row(row: Row, length: int, limit: int) -> list[str]:
 
 
 def _windows(tokens: int, stride: int) -> int:
-    """Windows that so many tokens close, counted: the first closes at token 0, each other after `stride` more."""
+    """Number of windows that `tokens` tokens close: the first closes at token 0, each other `stride` tokens later."""
     return len(range(0, tokens, stride))

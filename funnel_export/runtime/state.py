@@ -17,7 +17,7 @@ from funnel_export.bundle.signature import CHANGE, HIDDEN
 from funnel_export.errors import SpecError
 
 BLOCK = 128
-"""Capacities grow by so many tokens."""
+"""Capacities are multiples of this number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Held:
     """An array of the state: one entry for each token, or for each slot, along an axis."""
 
     shape: tuple[int, ...]
-    """Of one row, with 0 in place of the length."""
+    """Shape for one row, with 0 in place of the length."""
     dtype: Any
     stride: int
     """Tokens per entry: 1, or the funnel's stride for slots."""
@@ -36,11 +36,11 @@ class Held:
         return self.shape.index(0) + 1
 
     def zeros(self, rows: int, length: int) -> NDArray[Any]:
-        """An array for so many rows and entries."""
+        """An array of zeros for `rows` rows of `length` entries."""
         return np.zeros(self.shape_of(rows, length), self.dtype)
 
     def shape_of(self, rows: int, length: int) -> tuple[int, ...]:
-        """The shape of an array for so many rows and entries."""
+        """The shape of an array for `rows` rows of `length` entries."""
         shape = [rows, *self.shape]
         shape[self.axis] = length
         return tuple(shape)
@@ -52,17 +52,17 @@ def slots_of(lengths: NDArray[np.int64], stride: int) -> NDArray[np.int64]:
 
 
 def entries_of(capacity: int, stride: int) -> int:
-    """How many entries of so many tokens an array of this capacity has; at least one, for the graphs' sake."""
+    """Entries of an array for `capacity` tokens, one per `stride` tokens; at least one, as the graphs need."""
     return max(1, -(-capacity // stride))
 
 
 def capacity_of(tokens: int, limit: int) -> int:
-    """The capacity of arrays for rows of so many tokens."""
+    """The capacity of arrays for rows of `tokens` tokens."""
     return min(limit, -(-tokens // BLOCK) * BLOCK)
 
 
 def bytes_of(layout: Mapping[str, Held], rows: int, capacity: int) -> int:
-    """Bytes of a state of so many rows and this capacity, without allocating it."""
+    """Bytes of a state with this number of rows and this capacity, without allocating it."""
     return sum(
         math.prod(held.shape_of(rows, entries_of(capacity, held.stride))) * np.dtype(held.dtype).itemsize
         for held in layout.values()
@@ -88,7 +88,7 @@ class State:
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[batch]: tokens of each row."""
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """By the names of `layout`, [batch, ..., capacity, ...]."""
+    """Arrays [batch, ..., capacity, ...], by the names of `layout`."""
     capacity: int = 0
     """Tokens that fit into the arrays."""
 
@@ -130,7 +130,7 @@ class State:
         self.capacity = capacity
 
     def place(self, name: str, capacity: int) -> tuple[slice, ...]:
-        """Where an array has the entries of so many tokens, as an index."""
+        """Index of the entries of the first `capacity` tokens in an array."""
         held = self.layout[name]
         return (slice(None),) * held.axis + (slice(entries_of(capacity, held.stride)),)
 
@@ -180,7 +180,7 @@ class State:
         """Forget each row's tokens from index `lengths` on, [batch].
 
         Raises:
-            SpecError: if a row does not have so many tokens.
+            SpecError: if a row has fewer tokens than that.
         """
         if lengths.shape != self.lengths.shape or (lengths < 0).any() or (lengths > self.lengths).any():
             raise SpecError(

@@ -13,7 +13,7 @@ class TextStream:
     """Decodes tokens into pieces of text, and holds back what could be the beginning of a stop string."""
 
     tokenizer: Any
-    """Of the library `tokenizers`: `backend_tokenizer` of one of transformers."""
+    """A tokenizer of the library `tokenizers`, such as `backend_tokenizer` of one of transformers."""
     stops: Sequence[str] = ()
     stopped: bool = False
     """Whether a stop string came; the text ends before it."""

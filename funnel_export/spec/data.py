@@ -22,9 +22,9 @@ class DataSpec:
     subset: str | None = None
     """Subset of a data set on the Hub."""
     text_column: str | None = None
-    """By default `text`; for token classification, the column of lists of words, by default `tokens`."""
+    """Column of the texts, by default `text`; for token classification, of the lists of words, by default `tokens`."""
     label_column: str | None = None
-    """By default `label`; for token classification, the column of lists of labels, by default `tags`."""
+    """Column of the labels, by default `label`; for token classification, of the lists of labels, by default `tags`."""
 
     def __post_init__(self) -> None:
         if not self.places:

@@ -1,7 +1,7 @@
 """Which entries of its cache a layer with a sliding window reads in a step."""
 
 WORTH = 4
-"""From so many windows on, the window's entries are gathered first; see `reach_of`."""
+"""Length of a cache, in windows, from which on the window's entries are gathered first; see `reach_of`."""
 
 
 def reach_of(window: int | None, positions: int) -> int | None:

@@ -66,7 +66,7 @@ class Stage:
         return self.stride if original else 1
 
     def window(self, tokens: int | None) -> int | None:
-        """A sliding window of so many tokens in positions; None if there is none."""
+        """The length in positions of a sliding window of `tokens` tokens; None if there is no window."""
         return None if tokens is None else -(-tokens // self.tokens_per_position)
 
     def reach(self, window: int | None, tokens: int) -> int | None:

@@ -54,7 +54,7 @@ class TrainingSpec:
     strides: tuple[int, ...] = ()
     """Strides of which each step draws one; empty for the funnel's own."""
     vocabulary: int | None = None
-    """With objective `kl`, only so many tokens are compared, the most frequent ones of the texts; None for all."""
+    """With objective `kl`, compare only this number of tokens, the most frequent ones of the texts; None for all."""
     epochs: float = 1.0
     """How many times the texts are used."""
     steps: int | None = None
@@ -91,7 +91,7 @@ class TrainingSpec:
                 raise SpecError(f"{name} must be positive", got=value, wanted=f"{name} > 0")
         for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise SpecError(f"{name} must be a share", got=getattr(self, name), wanted=f"0 <= {name} < 1")
+                raise SpecError(f"{name} must be between 0 and 1", got=getattr(self, name), wanted=f"0 <= {name} < 1")
         if self.vocabulary is not None and self.objective is not Objective.KL:
             raise SpecError("vocabulary is for objective kl", got=f"objective {self.objective}", wanted="no vocabulary")
 

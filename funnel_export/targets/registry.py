@@ -29,9 +29,9 @@ def validate_engine_name(name: str) -> None:
     """Raise `SpecError` for an invalid engine name, which is used as a folder name and in reports."""
     if name in _TARGETS or name in PYTORCH:
         raise SpecError(
-            "an engine cannot have the name of a runtime, since reports list both",
+            "the engine has the name of a runtime",
             got=name,
-            wanted="another name",
+            wanted="a different name, since reports list engines and runtimes together",
             hint=f"--name {name}-engine",
         )
     try:

@@ -26,9 +26,9 @@ class Losses(_Report):
     """Cross entropy on held-out texts, in nats a token or label."""
 
     dense: float | None
-    """Of the dense model; None where there is none: it has no head yet, or the weights were random."""
+    """Loss of the dense model; None if there is no dense model: it has no head yet, or the weights were random."""
     before: float
-    """Of the model with its funnel, before training."""
+    """Loss of the model with its funnel, before training."""
     after: float
 
     @property
@@ -63,10 +63,10 @@ class AdaptReport(_Report):
     length: int
     """Most tokens of a row."""
     dtype: Dtype
-    """Of the computation."""
+    """Dtype of matrix products."""
     device: str
     seconds: float
-    """Of training and of measuring, since the last start."""
+    """Time to train and to measure, since the last start."""
     losses: Losses
     history: list[Point]
     conditions: dict[str, str]

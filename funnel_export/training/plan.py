@@ -80,14 +80,16 @@ class Plan:
             )
         if self.from_scratch and self.training.part is not Part.ALL:
             raise SpecError(
-                "new weights must all be trained", got=f"part {self.training.part}", wanted=f"part {Part.ALL}"
+                "a part of the new weights would stay untrained",
+                got=f"part {self.training.part}",
+                wanted=f"part {Part.ALL}",
             )
 
         if self.training.vocabulary is not None and not self.task.generates:
             raise SpecError("vocabulary is for language models", got=f"task {self.task}", wanted="no vocabulary")
         if self.training.part is Part.MAPS and self.training.learning_rate is not None and self.task.generates:
             raise SpecError(
-                "the maps have a learning rate of their own",
+                "learning_rate does not apply to the maps",
                 got=f"learning_rate {self.training.learning_rate} with part {Part.MAPS}",
                 wanted="maps_learning_rate",
                 hint="--maps-learning-rate",

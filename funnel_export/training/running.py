@@ -118,7 +118,7 @@ def run(
 
 
 def _done(state: TrainerState) -> Done:
-    """With what was measured after each tenth step, after the last, and when the model was measured."""
+    """The run so far, with the measurements after every tenth step, after the last step, and of the held-out texts."""
     log = state.log_history
     losses, held_out = (
         {int(each["step"]): each[name] for each in log if name in each} for name in (TRAINING, HELD_OUT)

@@ -18,7 +18,7 @@ from funnel_export.spec.choices import Task
 from funnel_export.spec.data import DataSpec
 
 HELD_OUT = 20
-"""One of so many documents is held out, or of so many rows if there are fewer documents."""
+"""One of this number of documents is held out; if there are fewer documents, one of this number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _split(rows: TokenRows) -> tuple[TokenRows, TokenRows]:
 
 
 def _beginning(rows: TokenRows, tokens: int) -> TokenRows:
-    """The first rows that have at most so many tokens together, but at least one row."""
+    """The first rows that have at most `tokens` tokens together, but at least one row."""
     ends = np.cumsum([len(row.tokens) for row in rows.rows])
     return replace(rows, rows=rows.rows[: max(1, int(np.searchsorted(ends, tokens, side="right")))])
 

@@ -61,7 +61,7 @@ class Case:
 
 
 LONG = 4000
-"""A text of so many tokens, or of as many as the model takes, is read in steps: a cache may decay with length."""
+"""Tokens of a text that is read in steps, or as many as the model takes: errors in a cache may grow with the length."""
 KEPT = 64
 """Most positions of a row whose logits are compared after steps."""
 

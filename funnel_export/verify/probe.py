@@ -25,7 +25,7 @@ class RangeProbe(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._largest: dict[str, dict[str, float]] = {}
-        """By place and name inside of it; the name of the place's own result is empty."""
+        """Magnitudes by place and by name inside the place; the name of the place's own result is empty."""
         self._running: list[tuple[str, str]] = []
         """Place and name of each module that is running, the innermost last."""
         self._entered: object = None

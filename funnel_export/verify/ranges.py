@@ -23,7 +23,7 @@ class Range(BaseModel):
     name: str
     """A boundary (`layers.3`, `funnel.pooled`, `funnel.recovered`), `embed_tokens`, `norm`, or the head's name."""
     largest: Magnitude
-    """Of the result of this place."""
+    """Largest value of the result of this place."""
     inside: str | None = None
     """What has the largest value inside a layer: `mlp.down_proj`, `input of mlp.down_proj` or `matmul in self_attn`."""
     largest_inside: Magnitude = 0.0

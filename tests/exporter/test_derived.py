@@ -146,6 +146,7 @@ def test_the_audit_refuses_a_weight_without_a_source(bundle: Bundle) -> None:
     assert not any(isinstance(source, Derived) for source in sources.values())
     sources["gone"] = next(iter(sources.values()))
     with pytest.raises(
-        ExportError, match=rf"(?s){NAME} lies in {FILE}, which is no weight file.*not at its source.*gone: a source"
+        ExportError,
+        match=rf"(?s){NAME} refers to {FILE}, which is not a weight file.*not at its source.*gone: a source",
     ):
         audit({"model": BuiltGraph(model, sources, {})}, bundle.family, bundle.architecture, bundle.spec)

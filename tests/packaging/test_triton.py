@@ -248,7 +248,7 @@ def test_a_bundle_is_no_repository(bundle: Bundle, tmp_path: Path) -> None:
     other = shutil.copytree(bundle.path, tmp_path / "other")
     before = listing(tmp_path)
     for out in (bundle.path, bundle.path / "models", bundle.path / ".." / "my-bundle" / "reports", other):
-        with pytest.raises(BundleError, match="cannot be inside a bundle"):
+        with pytest.raises(BundleError, match="is inside a bundle"):
             package(bundle, out, name="m")
     with pytest.raises(BundleError, match="would replace the bundle"):
         package(bundle, tmp_path)

@@ -135,7 +135,7 @@ def test_another_checkpoint_must_fit(checkpoint: Path, data: Path, tmp_path: Pat
     classifier = checkpoint_of(Recipe(task=Task.TEXT_CLASSIFICATION), tmp_path / "classifier")
     with pytest.raises(SpecError, match="the models have different tasks"):
         evaluate(checkpoint, data, against=classifier)
-    with pytest.raises(SpecError, match="there is nothing to compare with"):
+    with pytest.raises(SpecError, match="the comparison with it is turned off"):
         evaluate(checkpoint, data, against=checkpoint, dense=False)
 
 
