@@ -11,7 +11,7 @@ The others have environments of their own, since they pin other versions; one th
     venv-optimum/bin/pip install --requirement benchmarks/constraints-optimum.txt
 
 Two parts. `peers`: a 12-layer Gemma2 of 0.82 GB float32, exported by each, loaded in ONNX Runtime and compared with
-eager PyTorch on one row. `shapes`: Gemma2 2B, 9B and 27B in bfloat16, exported by this package from files of holes,
+eager PyTorch on one row. `shapes`: Gemma2 2B, 9B and 27B in bfloat16, exported by this package from sparse files,
 dense and with a funnel.
 
 Every run is a process of its own. A first run of each is not counted: it warms the disk cache, and its result is what
@@ -54,7 +54,7 @@ DIMENSIONS: dict[str, Any] = {
 FUNNEL = "3:9:2"
 LARGE = {"2B": "6:19:2", "9B": "10:31:2", "27B": "11:34:2"}
 """Shapes with a funnel over half of their layers."""
-HOLES = "not compared: the weights are holes"
+HOLES = "not compared: the weight files are sparse, without values"
 
 
 def environment(python: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Export of other families' largest shapes, and of graphs with a cache, from weights that are holes.
+"""Export of other families' largest shapes, and of graphs with a cache, from sparse weight files.
 
     python benchmarks/shapes.py --out benchmarks/results/shapes.json
 

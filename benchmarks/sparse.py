@@ -1,4 +1,4 @@
-"""Checkpoints of published shapes whose weights are holes in the file: tens of GB that take no disk."""
+"""Checkpoints of published shapes in sparse files: tens of GB of weights without values, which take no disk space."""
 
 import json
 from math import prod
