@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 def quality(length: int) -> str:
     """Losses above the dense model's, by the operations that are left."""
-    points = {corpus: list(_points(corpus, length)) for corpus in CORPORA}
+    points = {corpus: list(measured(corpus, length)) for corpus in CORPORA}
     rows = []
     for funnel, share in sorted({(p.funnel, p.operations) for p in points["brown"]}, key=lambda each: -each[1]):
         cells = [
@@ -69,8 +69,8 @@ def picture() -> Picture:
     panels = [
         Panel(
             title=f"{length} tokens",
-            alt="; ".join(f"{p.funnel} {STATES[p.state]}: {p.loss['value']:+.3f}" for p in _points("brown", length)),
-            draw=partial(_draw, list(_points("brown", length))),
+            alt="; ".join(f"{p.funnel} {STATES[p.state]}: {p.loss['value']:+.3f}" for p in measured("brown", length)),
+            draw=partial(_draw, list(measured("brown", length))),
         )
         for length in (512, 2048)
     ]
@@ -108,7 +108,7 @@ def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
     axes.legend(fontsize=8, loc="upper right")
 
 
-def _points(corpus: str, length: int) -> Iterator[Point]:
+def measured(corpus: str, length: int) -> Iterator[Point]:
     """The models that were measured on a corpus, in rows of a length."""
     result = json.loads((RESULTS / "quality.json").read_text())
     for key, found in result["measured"].items():

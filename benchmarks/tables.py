@@ -19,6 +19,7 @@ import repeat
 import shapes_table
 from choosing import choosing
 from peers_table import render
+from summary import summary
 from tabulate import tabulate
 
 from funnel_export.latency.latency_report import LatencyReport
@@ -37,7 +38,7 @@ def demo() -> str:
     """The demo's latencies with their conditions."""
     report = LatencyReport.model_validate_json((RESULTS / "demo.json").read_text())
     assert report.passed
-    return f"```\n{describe_latency(report)}\n```\n\n({listed(report.conditions)}; parity passed)"
+    return f"```text\n{describe_latency(report)}\n```\n\n({listed(report.conditions)}; parity passed)"
 
 
 def gemma2_2b() -> str:
@@ -328,7 +329,7 @@ def gpu_decode() -> str:
 
 
 TABLES = {
-    "README.md": {"demo": demo},
+    "README.md": {"summary": summary, "demo": demo},
     "docs/choosing.md": {"choosing": choosing},
     "docs/quality.md": {
         "quality_512": partial(quality_table.quality, 512),

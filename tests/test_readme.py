@@ -20,7 +20,7 @@ from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
-PAGE_NAMES = ("export", "funnel", "compile", "gates", "evaluate", "fit", "adapt", "transplant", "deploy")
+PAGE_NAMES = ("export", "generate", "funnel", "compile", "gates", "evaluate", "fit", "adapt", "transplant", "deploy")
 PAGES = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in PAGE_NAMES),
@@ -85,9 +85,20 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST
 
 
-@pytest.mark.parametrize(
+ALL_PAGES = pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
 )
+
+
+@ALL_PAGES
+def test_code_blocks_have_a_language(page: Path) -> None:
+    """One without a language would neither run here nor be known as output."""
+    fences = re.findall(r"^```.*$", page.read_text(), re.MULTILINE)
+    assert "```" not in fences[::2]
+    assert set(fences[1::2]) <= {"```"}
+
+
+@ALL_PAGES
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("https://"):
