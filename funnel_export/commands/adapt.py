@@ -57,7 +57,7 @@ def adapt(
     """Train a model for its funnel with Hugging Face's `Trainer`.
 
     One document of 20 is held out, for the losses in the report. The state of the run is saved in `out` while it
-    trains; with `resume`, a run that was killed goes on. At the end the checkpoint takes the place of the state, with
+    trains; with `resume`, a run that was killed continues. At the end the checkpoint replaces the state, with
     the funnel in its config and a report, `adapt.json`. Processes that `torchrun` or, for GPUs, `accelerate launch`
     starts train together.
 
@@ -134,7 +134,7 @@ def adapt(
 
 
 def _device(device: Device) -> "torch.device":
-    """The device of this process; of those that train together, each has its own."""
+    """The device of this process; processes that train together have different devices."""
     import torch
     from accelerate import PartialState
 
@@ -205,7 +205,7 @@ def _check_settings(state: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name, each of those of the training too."""
+    """All settings by name, including each setting of the training."""
     rest = {name: value for name, value in settings.items() if name != "training"}
     return {**rest, **settings.get("training", {})}
 

@@ -20,7 +20,7 @@ class Generated:
     """A text that a bundle has generated."""
 
     text: str
-    """Without the prompt and special tokens."""
+    """The new text, without the prompt and special tokens."""
     tokens: list[int]
     """Token ids of the text."""
     prompt_tokens: int
@@ -29,7 +29,7 @@ class Generated:
     seconds_to_first_token: float
     prompt_tokens_per_second: float
     tokens_per_second: float | None
-    """After the first token; None for a single token."""
+    """Rate of the tokens after the first; None for a single token."""
     cache_bytes: int
     """Memory of the caches at the end."""
     peak_memory_bytes: int

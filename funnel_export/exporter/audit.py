@@ -1,6 +1,6 @@
-"""The audit: does an exported graph still say what the checkpoint and the funnel say?
+"""The audit: checks that an exported graph computes what the checkpoint and the funnel describe.
 
-It reads the finished graph and where its weights come from, and knows nothing else of how it was made.
+It reads only the finished graph and the sources of its weights, not how the graph was made.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,13 +30,13 @@ from funnel_export.spec.stages import stages_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
 LARGEST_CONSTANT = 1 << 16
-"""Bytes; what is larger is a weight, and belongs to the checkpoint's files."""
+"""Largest size in bytes of a constant in a graph; larger ones are weights, which stay in the checkpoint's files."""
 
 
 def find_faults(
     role: str, model: ir.Model, family: Family, architecture: Architecture, spec: ExportSpec, files: Collection[str]
 ) -> list[str]:
-    """Everything in a graph that is not what it should be.
+    """All faults of an exported graph.
 
     1. Standard ops only, of the opset that was asked for, and none whose shapes depend on data.
     2. Inputs and outputs by name, dtype and dynamic axis.
@@ -172,7 +172,7 @@ def _weights(model: ir.Model, files: Collection[str]) -> Iterator[str]:
 
 
 def _sources(built: BuiltGraph) -> Iterator[str]:
-    """Every weight must lie where its source says."""
+    """Faults of weights whose location is not that of their source."""
     for name, value in built.model.graph.initializers.items():
         tensor, source = value.const_value, built.sources.get(name)
         if not isinstance(tensor, ir.ExternalTensor):

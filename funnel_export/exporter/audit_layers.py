@@ -1,4 +1,4 @@
-"""What the audit wants of each decoder layer: its softcap, mask, scale, norms and rotary embedding.
+"""The audit of each decoder layer: its softcap, mask, scale, norms and rotary embedding.
 
 The facts come from the family; the graph is read backwards from each layer's softmax.
 """
@@ -28,7 +28,7 @@ def layer_faults(
     stage: Stage | None = None,
     trimmed_layer: int | None = None,
 ) -> Iterator[str]:
-    """Everything in the decoder layers of a graph that is not what the family wants.
+    """All faults in the decoder layers of a graph.
 
     Args:
         model: the graph.

@@ -65,7 +65,7 @@ class Scope:
     """Values from outside the block, by first use."""
     numbers: dict[ir.Value, int] = field(default_factory=dict)
     results: dict[ir.Value, str] = field(default_factory=dict)
-    """What the block gives to others, by its name inside: `result`, and of a layer with a cache `key` and `value`."""
+    """Results of the block, by their names inside: `result`, and `key` and `value` of a layer with a cache."""
 
     @property
     def boundary(self) -> str:

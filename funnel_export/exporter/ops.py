@@ -47,7 +47,7 @@ class Op:
 
     name: str
     about: str
-    """What it computes, for the first line of the text."""
+    """A description of the computation, for the first line of the text."""
     function: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: dict[str, Operand]
     outputs: tuple[str, ...]

@@ -43,7 +43,7 @@ class Architecture(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     title: ClassVar[str]
-    """What such a model is called in messages."""
+    """Name of such a model in messages."""
     slides: ClassVar[bool] = True
     """Whether Hugging Face's model needs a `sliding_window`, even where no layer slides."""
     may_be_bidirectional: ClassVar[bool] = False
@@ -66,7 +66,7 @@ class Architecture(BaseModel, ABC):
     bos_token_id: TokenId | None = 2
     """The token that a tokenizer puts before a text; only the parity check uses it."""
     layer_types: list[LayerType] = []
-    """The attention of each layer; what a config leaves out, the family fills in."""
+    """The attention of each layer; the family fills in what a config leaves out."""
     architectures: list[str] | None = None
     """Names of the Hugging Face classes that the checkpoint was made for."""
     id2label: Annotated[dict[str | int, str | int | float], Field(min_length=1, max_length=1 << 20)] | None = None
@@ -82,7 +82,7 @@ class Architecture(BaseModel, ABC):
 
     @property
     def scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """Factor of the attention scores."""
         return float(self.head_dim**-0.5)
 
     @property
@@ -167,7 +167,7 @@ class Architecture(BaseModel, ABC):
 
     @classmethod
     def checked_keys(cls) -> frozenset[str]:
-        """The keys of a `config.json` that Hugging Face is given: it would set any other as an attribute, unchecked."""
+        """The keys of a `config.json` that Hugging Face gets; it would set any other key as an unchecked attribute."""
         return frozenset(field.alias or name for name, field in cls.model_fields.items()) - {"architectures"}
 
 

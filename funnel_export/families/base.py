@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What the graph of one decoder layer must show."""
+    """Properties that the graph of one decoder layer must have."""
 
     sliding_window: int | None
     """Positions that a query sees on one side, itself included; None for full attention."""
     causal: bool
     """Whether a query sees no later positions."""
     scale: float
-    """What scores are multiplied by."""
+    """Factor of the scores."""
     softcap: float | None
     """The cap c in tanh(scores / c) * c, None without one."""
     norms: int
@@ -39,12 +39,12 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What one decoder layer multiplies; a multiplication with its addition counts as two operations."""
+    """Multiplications of one decoder layer; a multiplication with its addition counts as two operations."""
 
     weights: int
     """Weights of the projections of attention and MLP, each used once for a position."""
     keys: int
-    """Those of them that make keys and values."""
+    """Weights of the projections to keys and values."""
     attention: int
     """Multiplications of scores and weighted values for one pair of positions."""
 
@@ -58,11 +58,11 @@ class Family(ABC):
     model_type: ClassVar[str]
     """The family's name in `config.json`."""
     title: ClassVar[str]
-    """What such a model is called in messages."""
+    """Name of such a model in messages."""
     schema: ClassVar[type[Architecture]]
-    """What its `config.json` may say."""
+    """Schema of its `config.json`."""
     module: ClassVar[str] = "transformers"
-    """The module that has its classes."""
+    """The Python module of its classes."""
     config_name: ClassVar[str]
     """Class of its Hugging Face config."""
     class_names: ClassVar[Mapping[Task, str]]
@@ -82,15 +82,15 @@ class Family(ABC):
     )
     """Attributes of a layer that reach its computation only through its mask and angles."""
     contract_prefix: ClassVar[str] = ""
-    """What the names of its reviewed graphs begin with."""
+    """Prefix of the names of its reviewed graphs."""
     tiny: ClassVar[Mapping[str, Any]]
     """Values of a config whose graph is small enough to be reviewed: its constants are printed."""
     task_heads: ClassVar[tuple[str, ...]] = ("score.",)
-    """How the parameters of heads begin that only a fine-tuned checkpoint has."""
+    """Prefixes of the parameters of heads that only fine-tuned checkpoints have."""
     buffers: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
-    """How the names of stored tensors end that a model computes by itself."""
+    """Suffixes of the names of stored tensors that the model computes and does not read."""
     other_parts: ClassVar[tuple[str, ...]] = ()
-    """How the names of stored tensors begin that belong to no text model."""
+    """Prefixes of the names of stored tensors that do not belong to the text model."""
 
     # Hugging Face
 
@@ -207,7 +207,7 @@ class Family(ABC):
     # What the audit wants
 
     def layer_facts(self, architecture: Architecture, layer: int) -> LayerFacts:
-        """What the graph of a layer must show."""
+        """The properties that the graph of a layer must have."""
         layer_type = architecture.layer_types[layer]
         return LayerFacts(
             sliding_window=architecture.window if layer_type == SLIDING else None,

@@ -34,7 +34,7 @@ OUTPUTS = {
     "num_input_tokens": ("TYPE_UINT32", 1),
     "num_output_tokens": ("TYPE_UINT32", 1),
 }
-"""The same of its outputs, which each of its responses has."""
+"""Data type and size of the outputs of such a model; every response has all of them."""
 MADE = "# Made by funnel-export package, which replaces it only while the rest has sha256 "
 
 

@@ -1,4 +1,4 @@
-"""Rows: documents as tokens that a model reads at once, and what it should say about them."""
+"""Rows: documents as tokens that a model reads at once, with the tokens or labels that it should predict."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence

@@ -128,7 +128,7 @@ def keep_report(bundle: Bundle, file: str, report: BaseModel, folder: Path) -> N
 
 
 def _remove(folder: Path, names: Iterable[str]) -> list[str]:
-    """Remove what would be taken for the result of this run; the names of what could not be removed."""
+    """Remove files that look like results of this run; return the names of those that could not be removed."""
     left = []
     for name in names:
         try:

@@ -29,13 +29,13 @@ class Token:
     """A new token of a text."""
 
     key: int
-    """What `insert` returned for the text."""
+    """The key of the text, as `insert` returned it."""
     token: int | None
-    """None if the logits were not finite."""
+    """The token's id; None if the logits were not finite."""
     text: str
     """The piece of text that became certain; empty without a tokenizer."""
     finish_reason: FinishReason | None
-    """None while the text goes on. A text that has ended is not in the batch any more."""
+    """Why the text has ended; None while it continues. A text that has ended is no longer in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -116,7 +116,7 @@ class Batch:
     aligned: bool = True
     """Whether a text waits, for less than one window of steps, to close its windows in the same steps as the others."""
     held: Contents = field(init=False)
-    """Replaced, never changed."""
+    """The contents, which a step replaces as a whole."""
     _keys: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

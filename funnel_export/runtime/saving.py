@@ -20,7 +20,7 @@ from funnel_export.system.atomic import write_bytes
 from funnel_export.system.room import no_room
 
 KEY = "funnel_export"
-"""Of the file's metadata: what the cache was made with, a `SavedCache` as JSON."""
+"""Key in the file's metadata; the value is a `SavedCache` as JSON, which describes what the cache was made with."""
 LENGTHS, REAL = "lengths", "real"
 """Names of the tensors beside those of the state: `State.lengths` and `RuntimeCache.real`."""
 HINT = "read the prompt again and save its cache again"

@@ -145,7 +145,7 @@ class Scheduler:
                 self._end(key, GONE)
 
     def _admit(self) -> None:
-        """Fill the room there is in the order of arrival."""
+        """Add waiting texts to the batch, in the order of arrival, while it has room."""
         with self._work:
             while self._waiting and self.batch.has_room(self._waiting[0].request):
                 job = self._waiting.popleft()

@@ -16,7 +16,7 @@ class TextStream:
     """A tokenizer of the library `tokenizers`, such as `backend_tokenizer` of one of transformers."""
     stops: Sequence[str] = ()
     stopped: bool = False
-    """Whether a stop string came; the text ends before it."""
+    """Whether a stop string was found; the text ends before it."""
     _stream: Any = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
     _tokens: list[int] = field(default_factory=list)
     _decoded: int = 0
@@ -45,7 +45,7 @@ class TextStream:
         return shown if self.stopped else shown + self._held
 
     def _cut(self, piece: str) -> str:
-        """What of the held text and a new piece can be shown."""
+        """The part of the held text and a new piece that can be shown."""
         text = self._held + piece
         found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
         if found:
@@ -57,5 +57,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of a text with which a stop string, not complete there, begins."""
+    """Length of the longest end of a text that is an incomplete stop string."""
     return next(size for size in range(min(len(stop) - 1, len(text)), -1, -1) if text.endswith(stop[:size]))

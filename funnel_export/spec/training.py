@@ -66,7 +66,7 @@ class TrainingSpec:
     learning_rate: float | None = None
     """Largest rate of a cosine schedule; None for the default of the part."""
     maps_learning_rate: float = 5e-5
-    """The same for the maps, which take hidden states that no norm has made small."""
+    """Largest rate for the maps, whose inputs are large hidden states that no norm has scaled."""
     warmup: float = 0.03
     """Share of the steps in which the rate rises."""
     weight_decay: float = 0.0

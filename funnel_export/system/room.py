@@ -35,7 +35,7 @@ def no_room(err: BaseException, folder: Path) -> BundleError | None:
 
 
 def no_room_in(fresh: Path, err: BaseException) -> BundleError | None:
-    """The same for a new folder in which a write failed; libraries may hide the cause, so a write is tried."""
+    """The error for a full disk after a failed write; another write is tried, since libraries may hide the cause."""
     files = [path for path in fresh.rglob("*") if path.is_file() and path.stat().st_nlink == 1]  # no linked weights
     written = {path: path.stat().st_size for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)}
     full = _full(err) or _told(err) or _try_to_write(fresh, written)

@@ -40,7 +40,8 @@ def choose_weights(model: Any, spec: TrainingSpec, funnel: FunnelSpec | None) ->
     Args:
         model: a model with its funnel, whose weights another model may share. The ones to train become copies.
         spec: which part to train, and by which loss. A classifier's head and the maps of the funnel are always part of
-            it. What the loss does not reach is not: dropped layers, and with `hidden` all from the recover layer on.
+            it. Weights that do not affect the loss are not: dropped layers, and with `hidden` all from the recover
+            layer on.
         funnel: the funnel, None for the dense model.
 
     Raises:
