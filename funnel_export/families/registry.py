@@ -47,14 +47,14 @@ def family_of(model: Any) -> tuple[Family, Task]:
     """The family and the task of a loaded Hugging Face model.
 
     Raises:
-        CheckpointError: if it is of no class that can carry a funnel.
+        CheckpointError: if its class is not supported.
     """
     for family in families():
         task = family.task_of(model)
         if task is not None:
             return family, task
     raise CheckpointError(
-        "this is not a model that can carry a funnel",
+        "funnels are not supported for this class of model",
         got=type(model).__name__,
         wanted=", ".join(name for family in families() for name in family.class_names.values()),
     )

@@ -58,7 +58,7 @@ class Rope(BaseModel):
     @classmethod
     def _fits_a_graph(cls, kind: str) -> str:
         if kind in ("dynamic", "longrope"):
-            raise ValueError(f"{kind} RoPE depends on the length of the text, which no graph can hold")
+            raise ValueError(f"{kind} RoPE depends on the length of the text, which is not supported")
         if kind not in TYPES:
             raise ValueError(f"should be {', '.join(TYPES)}")
         return kind

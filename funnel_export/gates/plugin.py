@@ -21,7 +21,7 @@ BUNDLE = pytest.StashKey["Bundle"]()
 CANDIDATES = pytest.StashKey[list[str]]()
 NOTES = pytest.StashKey[list[str]]()
 NONE = "none"
-ALONE = "latency needs the machine for itself: run pytest without --numprocesses"
+ALONE = "other processes would disturb the timing of --funnel-min-speedup: run pytest without --numprocesses"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -64,7 +64,9 @@ class RequestReader:
         texts, ids = _strings(inputs, "text_input"), inputs.get("input_ids")
         if bool(texts) == (ids is not None):
             raise SpecError(
-                "a request has one prompt", got="both" if texts else "none", wanted="either text_input or input_ids"
+                "the request does not have exactly one prompt",
+                got="text_input and input_ids" if texts else "neither text_input nor input_ids",
+                wanted="one of the two",
             )
         if ids is not None:
             return tuple(ids.ravel().tolist())

@@ -126,7 +126,7 @@ def test_a_projects_own_tests_can_use_the_fixtures(pytester: pytest.Pytester) ->
     )
     code, out, _ = run(pytester, "test_mine.py", f"--funnel-bundle={bundle.path}", *FAST, "--numprocesses=1")
     assert code == 1
-    assert "latency needs the machine for itself: run pytest without --numprocesses" in out
+    assert "other processes would disturb the timing of --funnel-min-speedup: run pytest without --numprocesses" in out
     assert "test_mine.py::test_latency" in out
     assert "2 passed, 1 skipped, 1 warning, 1 error" in out
     assert "FunnelExportWarning: the report could not be kept in the bundle" in out

@@ -190,8 +190,8 @@ def test_a_stop_string_across_tokens(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "a request has one prompt"),
-        ({"text_input": "w5", "input_ids": [5]}, "a request has one prompt"),
+        ({}, "the request does not have exactly one prompt"),
+        ({"text_input": "w5", "input_ids": [5]}, "the request does not have exactly one prompt"),
         ({"input_ids": []}, "the prompt is empty"),
         ({"input_ids": [61]}, "outside the model's vocabulary"),
         ({"text_input": "w5", "max_tokens": ENDLESS}, "longer than the model takes"),
