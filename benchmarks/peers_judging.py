@@ -34,7 +34,7 @@ def _agreement(row: Row, reference: Sequence[float] | None) -> Row:
 
 
 def ran(row: Row) -> bool:
-    """Whether it has numbers, whatever they are worth."""
+    """Whether it has numbers, valid or not."""
     return bool(row["state"] == "run")
 
 

@@ -26,7 +26,7 @@ from funnel_export.verify.parity_report import ParityReport
 
 FUNNEL = "6:8:2"
 TOKENS, ROW = 2000, 250
-"""Tokens that the loss is measured on, in rows of so many."""
+"""Number of tokens on which the loss is measured, and of each row."""
 WRITTEN = 100
 LENGTH = 16
 """Tokens of the longest row that `check` compares: 262,144 logits of each are kept."""

@@ -41,7 +41,7 @@ class Lines:
 
 
 def run(job: Callable[[], object], files: Set[str], last: int | None, count: Any) -> None:
-    """Run a job in this process until it has run so many lines."""
+    """Run a job in this process until it has run this number of lines."""
     lines = Lines(files, last)
     sys.settrace(lines)
     job()

@@ -100,7 +100,7 @@ def whole(
 def read(
     stepper: Stepper, rows: Sequence[Sequence[int]], chunks: Iterator[Sequence[int]] | Sequence[Sequence[int]]
 ) -> tuple[State, list[Logits]]:
-    """Read rows in chunks, each of so many tokens a row; returns the state and the logits of every token read."""
+    """Read rows in chunks of these numbers of tokens a row; returns the state and the logits of every token read."""
     state = stepper.new_state(len(rows))
     logits: list[list[Logits]] = [[] for _ in rows]
     for counts in chunks:

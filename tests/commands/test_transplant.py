@@ -136,7 +136,7 @@ def test_config_and_tokenizer_are_those_of_the_instruct_model(made: Three, out: 
 
 
 def norm(tensors: dict[str, Tensor], other: dict[str, Tensor], dimensions: int) -> float:
-    """The norm of a difference, over all weights with so many dimensions."""
+    """The norm of a difference, over all weights with this number of dimensions."""
     squares = ((tensors[name].double() - other[name].double()).square().sum() for name in tensors)
     return float(sum(each for name, each in zip(tensors, squares, strict=True) if tensors[name].ndim == dimensions))
 
