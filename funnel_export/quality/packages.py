@@ -12,7 +12,7 @@ def load_package(name: str, purpose: str, extra: str = "quality") -> Any:
 
     Args:
         name: the module.
-        purpose: what needs it, for the error.
+        purpose: what it is needed for, for the error.
         extra: the extra of this distribution that installs the package.
 
     Raises:
@@ -23,8 +23,8 @@ def load_package(name: str, purpose: str, extra: str = "quality") -> Any:
     except ImportError as err:
         package = name.partition(".")[0]
         raise SpecError(
-            f"{purpose} need a package that is not installed",
+            f"the package {package} is not installed",
             got=err,
-            wanted=f"the package {package}",
+            wanted=f"{package}, for {purpose}",
             hint=install_command(extra),
         ) from err
