@@ -89,8 +89,10 @@ class Cuda:
 class Severity(IntEnum):
     """Of messages."""
 
+    INTERNAL_ERROR = 0
     ERROR = 1
     WARNING = 2
+    INFO = 3
 
 
 class Logger:
@@ -110,32 +112,45 @@ ComputeCapability = Enum("ComputeCapability", "NONE CURRENT SM75 SM80 SM86 SM89 
 DataType = Enum("DataType", "FLOAT HALF BF16 INT64")
 Mode = Enum("Mode", "INPUT OUTPUT")
 Validity = Enum("Validity", "VALID INVALID")
+LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
 
 
 def make_module(cuda: Cuda, version: str, dtype: str = "FLOAT", diagnostics: int = 0) -> Any:
     """A module that reads plans, all of one dtype; `diagnostics` are what it finds in every plan's header."""
 
     class Runtime:
-        engine_header_size = 4
+        engine_host_code_allowed = False
 
         def __init__(self, logger: Any) -> None:
-            self.logger, self.engine_host_code_allowed = logger, False
+            self.logger = logger
 
-        def get_engine_validity(self, header: bytes) -> tuple[Validity, int]:
-            assert header == b"vtrt"
-            return (Validity.INVALID if diagnostics else Validity.VALID), diagnostics
-
-        def deserialize_cuda_engine(self, plan: Any) -> Any:
-            content = bytes(plan)
+        def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
+            content = bytes(serialized_engine)
             if b"host code" in content and not self.engine_host_code_allowed:
                 self.logger.log(Severity.ERROR, "host code is not allowed")
                 return None
-            return Engine(cuda, content.split(b"\n")[1].decode(), DataType[dtype])
+            if b"for another GPU" in content:
+                return None
+            kind = RtxEngine if is_rtx else Engine
+            return kind(cuda, content.split(b"\n")[1].decode(), DataType[dtype])
 
+    class RtxRuntime(Runtime):
+        engine_header_size = 4
+
+        def get_engine_validity(self, buffer: bytes) -> tuple[Validity, int]:
+            assert buffer == b"vtrt"
+            return (Validity.INVALID if diagnostics else Validity.VALID), diagnostics
+
+    is_rtx = version.startswith("1.")
     module = SimpleNamespace(
-        __name__="tensorrt", __version__=version, ILogger=Logger, Runtime=Runtime, TensorIOMode=Mode
+        __name__="tensorrt",
+        __version__=version,
+        ILogger=Logger,
+        Runtime=RtxRuntime if is_rtx else Runtime,
+        TensorIOMode=Mode,
+        LayerInformationFormat=LayerInformationFormat,
     )
-    if version.startswith("1."):  # what TensorRT-RTX has and TensorRT has not
+    if is_rtx:  # what TensorRT-RTX has and TensorRT has not
         module.EngineValidity, module.EngineInvalidityDiagnostics = Validity, Diagnostics
         module.CudaGraphStrategy = Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
         module.ComputeCapability = ComputeCapability
@@ -162,12 +177,44 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType["INT64"] if name in INPUTS else self.dtype
 
-    def create_runtime_config(self) -> Any:
-        return SimpleNamespace(create_runtime_cache=lambda: Cache(self), set_runtime_cache=lambda cache: True)
+    def create_engine_inspector(self) -> "Inspector":
+        return Inspector()
 
-    def create_execution_context(self, config: Any = None) -> "Context":
-        self.config = config
+    def create_execution_context(self, runtime_config: Any = None) -> "Context":
+        self.config = runtime_config
         return Context(self)
+
+
+class RtxEngine(Engine):
+    """A graph whose contexts have settings."""
+
+    def create_runtime_config(self) -> "Config":
+        return Config(self)
+
+
+class Inspector:
+    """Tells what was set; an engine knows nothing of its layers."""
+
+    _information = "{}"
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:  # noqa: A002 - TensorRT's name
+        assert format is LayerInformationFormat["JSON"]
+        return self._information
+
+
+class Config:
+    """Settings of a context."""
+
+    cuda_graph_strategy: Any = None
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def create_runtime_cache(self) -> "Cache":
+        return Cache(self.engine)
+
+    def set_runtime_cache(self, cache: "Cache") -> bool:
+        return True
 
 
 class Cache:
@@ -176,8 +223,8 @@ class Cache:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def deserialize(self, content: bytes) -> None:
-        self.engine.caches.append(content)
+    def deserialize(self, blob: bytes) -> None:
+        self.engine.caches.append(blob)
 
     def serialize(self) -> memoryview:
         return memoryview(b"kernels")
@@ -191,9 +238,9 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert stream == STREAM
-        self.profiles.append(index)
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle == STREAM
+        self.profiles.append(profile_index)
         self.shapes.clear()
         return True
 
@@ -201,9 +248,9 @@ class Context:
         self.shapes[name] = tuple(shape)
         return True
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        assert address in self.engine.cuda.memory
-        self.addresses[name] = address
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert memory in self.engine.cuda.memory
+        self.addresses[name] = memory
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -211,9 +258,9 @@ class Context:
         fixed = [size for size in self.engine.session.get_outputs()[0].shape if isinstance(size, int)]
         return (*self.shapes["input_ids"], *fixed)
 
-    def execute_async_v3(self, stream: int) -> bool:
+    def execute_async_v3(self, stream_handle: int) -> bool:
         shapes, addresses = dict(self.shapes), dict(self.addresses)  # as a captured graph keeps them
-        self.engine.cuda.put(lambda: self._execute(shapes, addresses), stream)
+        self.engine.cuda.put(lambda: self._execute(shapes, addresses), stream_handle)
         return True
 
     def _execute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:

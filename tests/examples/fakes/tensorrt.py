@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime
 
 __version__ = "11.0"
-INPUTS = ("input_ids", "attention_mask")
-HOST_CODE = b"host code:"
+_INPUTS = ("input_ids", "attention_mask")
+_HOST_CODE = b"host code:"
 
 
-def note(text):
+def _note(text):
     """What a test wants to know."""
     print(f"fake: {text}", file=sys.stderr)
 
@@ -37,11 +37,11 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 2
 
 
-def nptype(dtype):
+def nptype(trt_type):
     """The numpy type of a DataType."""
-    if dtype is DataType.BF16:
+    if trt_type is DataType.BF16:
         raise TypeError("numpy has no bfloat16")
-    return dtype.value
+    return trt_type.value
 
 
 class Logger:
@@ -49,22 +49,23 @@ class Logger:
 
     WARNING = 2
 
-    def __init__(self, severity):
-        assert severity == self.WARNING
+    def __init__(self, min_severity):
+        assert min_severity == self.WARNING
 
 
 class Runtime:
     """Reads plans."""
 
+    engine_host_code_allowed = False
+
     def __init__(self, logger):
         self.logger = logger
-        self.engine_host_code_allowed = False
 
-    def deserialize_cuda_engine(self, plan):
+    def deserialize_cuda_engine(self, serialized_engine):
         """An engine, or None."""
-        if plan.startswith(HOST_CODE) and not self.engine_host_code_allowed:
+        if serialized_engine.startswith(_HOST_CODE) and not self.engine_host_code_allowed:
             return None
-        return ENGINE(plan.removeprefix(HOST_CODE).decode())
+        return _ENGINE(serialized_engine.removeprefix(_HOST_CODE).decode())
 
 
 class Engine:
@@ -84,21 +85,21 @@ class Engine:
 
     def get_tensor_name(self, index):
         """Inputs first."""
-        return (*INPUTS, self.output.name)[index]
+        return (*_INPUTS, self.output.name)[index]
 
     def get_tensor_mode(self, name):
         """Direction of a tensor."""
-        return TensorIOMode.INPUT if name in INPUTS else TensorIOMode.OUTPUT
+        return TensorIOMode.INPUT if name in _INPUTS else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name):
         """Type of a tensor; that of the output is what a test asks for."""
-        return DataType.INT64 if name in INPUTS else DataType[os.environ.get("FAKE_DTYPE", "FLOAT")]
+        return DataType.INT64 if name in _INPUTS else DataType[os.environ.get("FAKE_DTYPE", "FLOAT")]
 
     def create_runtime_config(self):
         """TensorRT's has nothing of interest."""
         return object()
 
-    def create_execution_context(self, config=None):
+    def create_execution_context(self, runtime_config=None):
         """A context; the budget must stand by then."""
         assert self.weight_streaming_budget_v2 == 5
         return Context(self)
@@ -110,12 +111,12 @@ class Context:
     def __init__(self, engine):
         self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, None
 
-    def set_optimization_profile_async(self, profile, stream):
+    def set_optimization_profile_async(self, profile_index, stream_handle):
         """Before any shape."""
         assert not self.shapes
-        assert stream == 7
-        note(f"profile {profile}")
-        self.profile = profile
+        assert stream_handle == 7
+        _note(f"profile {profile_index}")
+        self.profile = profile_index
         return True
 
     def set_input_shape(self, name, shape):
@@ -126,21 +127,21 @@ class Context:
 
     def get_tensor_shape(self, name):
         """Once all inputs have one."""
-        assert set(self.shapes) == set(INPUTS)
+        assert set(self.shapes) == set(_INPUTS)
         known = [size for size in self.engine.output.shape if isinstance(size, int)]
         return (*self.shapes["input_ids"], *known)
 
-    def set_tensor_address(self, name, address):
+    def set_tensor_address(self, name, memory):
         """Where a tensor lies."""
-        assert isinstance(address, int)
-        self.addresses[name] = address
+        assert isinstance(memory, int)
+        self.addresses[name] = memory
         return True
 
-    def execute_async_v3(self, stream):
+    def execute_async_v3(self, stream_handle):
         """Read the inputs, run, write the output."""
-        assert stream == 7
+        assert stream_handle == 7
         inputs = {}
-        for name in INPUTS:
+        for name in _INPUTS:
             size = int(np.prod(self.shapes[name])) * 8
             inputs[name] = np.frombuffer(ctypes.string_at(self.addresses[name], size), np.int64).reshape(
                 self.shapes[name]
@@ -154,4 +155,4 @@ class Context:
         return True
 
 
-ENGINE = Engine
+_ENGINE = Engine

@@ -7,10 +7,10 @@ from tensorrt import *  # noqa: F403
 class Cache:
     """Keeps compiled kernels."""
 
-    def deserialize(self, content):
+    def deserialize(self, blob):
         """Whether the content is of this device."""
-        tensorrt.note(f"cache {content.decode()}")
-        return content == b"kernels"
+        tensorrt._note(f"cache {blob.decode()}")
+        return blob == b"kernels"
 
     def serialize(self):
         """As bytes, like any buffer."""
@@ -20,7 +20,7 @@ class Cache:
 class Config:
     """Has a cache."""
 
-    cache = None
+    _cache = None
 
     def create_runtime_cache(self):
         """An empty one."""
@@ -28,7 +28,7 @@ class Config:
 
     def set_runtime_cache(self, cache):
         """Use it."""
-        self.cache = cache
+        self._cache = cache
         return True
 
 
@@ -39,11 +39,11 @@ class Engine(tensorrt.Engine):
         """With a cache to be set."""
         return Config()
 
-    def create_execution_context(self, config=None):
+    def create_execution_context(self, runtime_config=None):
         """Only with its cache."""
-        assert isinstance(config.cache, Cache)
+        assert isinstance(runtime_config._cache, Cache)
         return super().create_execution_context()
 
 
-tensorrt.ENGINE = Engine
+tensorrt._ENGINE = Engine
 __version__ = "1.7"
