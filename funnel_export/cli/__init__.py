@@ -36,6 +36,8 @@ PANELS = {
 }
 GROUPS = {"Development": dev}
 app = make_app(PANELS, GROUPS)
+STOPPED = {128 + signal.SIGINT: "stopped by Ctrl-C", 128 + signal.SIGTERM: "stopped by SIGTERM"}
+"""Exit codes of a command that a signal ended, as in a shell."""
 
 
 def main() -> None:
@@ -47,8 +49,8 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     """Run the command line, or a single command as its own program.
 
     Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 target not available on this machine, 4 graph refused, 70
-    internal error. Errors go to stderr; with `--json`, the exit code and the error's parts also go to stdout as a JSON
-    object.
+    internal error, 130 Ctrl-C, 143 SIGTERM. Errors go to stderr; with `--json`, the exit code and the error's parts
+    also go to stdout as a JSON object.
 
     Args:
         arguments: the arguments; by default those of the process.
@@ -73,7 +75,11 @@ def run(arguments: Sequence[str] | None = None, *, command: str | None = None, p
     except SystemExit as end:
         if end.code == 2:  # a usage error, which is printed already
             _fail(2, {"what": "invalid command line", "hint": "--help"}, as_json=as_json)
+        if end.code in STOPPED:
+            _fail(int(end.code), {"what": STOPPED[int(end.code)]}, as_json=as_json)
         raise
+    except KeyboardInterrupt:  # before the command begins; afterwards, Typer exits with 130
+        _fail(128 + signal.SIGINT, {"what": STOPPED[128 + signal.SIGINT]}, as_json=as_json)
     except Exception as err:  # noqa: BLE001 - an internal error; Python's own exit code, 1, means that a gate failed
         traceback.print_exc()
         _fail(os.EX_SOFTWARE, {"what": f"internal error: {type(err).__name__}: {err}"}, as_json=as_json)

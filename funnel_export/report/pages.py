@@ -135,8 +135,9 @@ def _remove(folder: Path, names: Iterable[str]) -> list[str]:
             (folder / name).unlink(missing_ok=True)
         except NotADirectoryError:  # a file in the folder's place: there is no earlier report
             continue
-        except OSError:
-            left.append(name)
+        except OSError:  # a read-only file system raises for files that do not exist, too
+            if os.path.lexists(folder / name):
+                left.append(name)
     return left
 
 

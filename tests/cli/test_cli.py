@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and with which exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -72,6 +73,8 @@ def test_a_failed_gate_exits_with_1(tmp_path: Path) -> None:
         (("inspect", "nowhere"), 2, "no bundle here"),
         (("check", "BUNDLE", "--target", "nonesuch"), 2, "unknown target"),
         (("check", "BFLOAT16", "--target", "onnxruntime"), 3, "no bfloat16 kernels"),
+        (("compile", "nowhere", "--target", "onnxruntime", "--option", "fast"), 2, "an option has no value"),
+        (("compile", "nowhere", "--target", "nonesuch"), 2, "no bundle here"),
         (("nonesuch",), 2, "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -165,6 +168,24 @@ def test_an_internal_error_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("inspect", "B", "--json")
     assert done.returncode == 70
     assert json.loads(done.stdout)["error"]["what"].startswith("internal error: TypeError")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "what"),
+    [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
+)
+@pytest.mark.parametrize("place", ["funnel_export.commands.inspect.inspect", "funnel_export.cli.get_command"])
+def test_a_signal_ends_a_command_with_its_own_code(
+    number: signal.Signals, code: int, what: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, lambda *_: signal.raise_signal(number))
+    done = run("inspect", "B")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    done = run("inspect", "B", "--json")
+    assert done.returncode == code
+    parts = {"what": what, "got": None, "wanted": None, "hint": None}
+    assert json.loads(done.stdout) == {"exit_code": code, "error": parts}
 
 
 def test_a_warning_raised_as_an_error_exits_with_2(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reports outside the bundle, and read-only bundles."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from breaks import own
-from latencies import make_latency, put
+from latencies import make_latency, make_parity, put
 
 from funnel_export import Bundle, check
 from funnel_export.errors import FunnelExportWarning, SpecError
-from funnel_export.report.pages import write_reports
+from funnel_export.report.pages import keep_report, write_reports
 
 QUICK = ("--target", "onnxruntime", "--max-length", "2")
 # Root can write everywhere unless it drops this capability.
@@ -44,7 +45,23 @@ def test_a_read_only_bundle_warns_once_with_a_hint(read_only: Bundle) -> None:
     assert done.returncode == 0
     assert done.stderr.count("warning: ") == 1
     assert "the report could not be kept in the bundle: Permission denied" in done.stderr
-    assert "try --reports DIR" in done.stderr
+    earlier = "parity.json, report.md, report.html, funnel.png, boundaries.png, ranges.png"
+    assert f"files of an earlier run could not be removed: {earlier}; try --reports DIR" in done.stderr
+
+
+def test_only_files_that_are_there_are_said_to_be_left(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only file system refuses to remove files that do not exist, too."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (bundle.path / "reports").mkdir()
+    (bundle.path / "reports" / "report.html").write_text("earlier")
+    monkeypatch.setattr("funnel_export.report.pages.write_text", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(FunnelExportWarning, match="could not be kept in the bundle: Read-only file system") as told:
+        keep_report(bundle, "parity.json", make_parity(bundle), bundle.path / "reports")
+    assert "files of an earlier run could not be removed: report.html; try" in str(told[0].message)
 
 
 def test_reports_of_a_read_only_bundle_in_another_folder(read_only: Bundle, tmp_path: Path) -> None:
