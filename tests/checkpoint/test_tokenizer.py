@@ -1,14 +1,20 @@
 """Tokenizers of a bundle give the tokens that the checkpoint's give, whatever version wrote their settings."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from exported import Recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from tamper import rewrite_json
+from tokenizers import Tokenizer
+from tokenizers_of_words import save_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from funnel_export import export, load_bundle
 from funnel_export.checkpoint.tokenizer import SETTINGS, readable_by_all
 from funnel_export.commands.demo import make_tokenizer
 
@@ -75,3 +81,31 @@ def test_only_names_change(settings: bytes, renamed: bytes) -> None:
 )
 def test_everything_else_stays(settings: bytes) -> None:
     assert readable_by_all(settings) == settings
+
+
+def longest(folder: Path) -> int:
+    """The largest number of tokens that a tokenizer's settings allow."""
+    return int(json.loads((folder / SETTINGS).read_bytes())["model_max_length"])
+
+
+def read_as_fastembed(folder: Path) -> Tokenizer:
+    """Load a tokenizer as fastembed does: with what its settings say, as the length to cut texts to."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length=longest(folder))
+    return tokenizer
+
+
+def test_the_largest_length_is_the_checkpoints_and_the_user_may_set_another(tmp_path: Path) -> None:
+    """As docs/deploy.md says of fastembed: it fails on a length that stands for no limit."""
+    checkpoint = shutil.copytree(Recipe().checkpoint(), tmp_path / "checkpoint")
+    save_tokenizer(checkpoint)
+    assert longest(checkpoint) > 10**29
+    made = export(checkpoint, tmp_path / "bundle", funnel="1:3:2", task="text-generation")
+    assert longest(made.path) == longest(checkpoint)
+    with pytest.raises(OverflowError):
+        read_as_fastembed(made.path)
+    rewrite_json(made.path / SETTINGS, lambda settings: settings.update(model_max_length=5))
+    assert load_bundle(made.path).spec == made.spec
+    assert len(read_as_fastembed(made.path).encode("w7 " * 9).ids) == 5
+    again = export(made.path, tmp_path / "again", funnel="1:3:2", task="text-generation")
+    assert longest(again.path) == 5
