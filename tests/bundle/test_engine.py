@@ -1,6 +1,5 @@
 """An engine is whole, of its bundle and for this machine, or it is refused before a runtime sees it."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from exported import ALL_LAYERS, Recipe, with_weights
 from tamper import listing, rewrite_json
 
 from funnel_export import Bundle, check, compile_bundle, load_bundle
-from funnel_export.bundle.engine import Engine, EngineManifest, engine_names, load_engine, record_file
+from funnel_export.bundle.engine import Engine, engine_names, load_engine, record_file
 from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetRefusedError
 from funnel_export.targets.base import Target, check_fits
 from funnel_export.targets.openvino import OpenVinoTarget
@@ -310,6 +309,10 @@ def test_a_model_optimised_for_this_processor_is_refused_on_another(
     open_engine(bundle, "onnxruntime-cpu")  # made for any
 
 
-def test_the_manifest_is_what_the_docs_say(bundle: Bundle) -> None:
-    path = bundle.path / "engines" / "openvino-cpu" / "manifest.json"
-    assert set(json.loads(path.read_text())) == set(EngineManifest.model_fields)
+def test_a_blob_that_openvino_does_not_read_is_refused(bundle: Bundle) -> None:
+    """Its manifest agrees with it, as after a build that went wrong."""
+    folder = bundle.path / "engines" / "openvino-cpu"
+    (folder / "model.blob").write_bytes(b"not a blob")
+    edit(files=[record_file(folder / "model.blob").model_dump()])(folder)
+    with pytest.raises(TargetRefusedError, match=r"(?s)OpenVINO refused its own blob.*compile the bundle again"):
+        run_engine(bundle, OpenVinoTarget(), "openvino-cpu")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from exported import Recipe
+from pydantic import BaseModel
 from tamper import rewrite_json
 
 from funnel_export import (
@@ -19,7 +20,21 @@ from funnel_export import (
     load_bundle,
     package,
 )
+from funnel_export.bundle.engine import EngineManifest
+from funnel_export.bundle.manifest import Manifest
+from funnel_export.bundle.record import SCHEMA
+from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.report.pages import write_reports
+from funnel_export.verify.parity_report import ParityReport
+
+STORED = Path(__file__).parent / "stored"
+"""Files of the present version of the schema, as the package wrote them when this folder was made."""
+KINDS: dict[str, type[BaseModel]] = {
+    "bundle.json": Manifest,
+    "engine.json": EngineManifest,
+    "parity.json": ParityReport,
+    "latency.json": LatencyReport,
+}
 
 
 @pytest.fixture
@@ -47,6 +62,15 @@ def first_engine(manifest: dict[str, Any]) -> None:
     manifest["built_for"].pop("gpus")
     manifest["built_for"].update(compute_capabilities=[], driver=None)
     manifest.update(schema_version=1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_of_the_same_version_are_read(name: str) -> None:
+    """If this fails, users' files are refused: give a new field a default, or increase the number of the version."""
+    content = (STORED / name).read_text()
+    assert json.loads(content)["schema_version"] == SCHEMA, "write new files into the folder"
+    read = KINDS[name].model_validate_json(content).model_dump(mode="json")
+    assert json.loads(content).items() <= read.items()
 
 
 def test_a_bundle_is_exported_again(bundle: Bundle) -> None:
