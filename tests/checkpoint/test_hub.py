@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from command_line import run
@@ -153,6 +154,26 @@ def test_a_lost_connection_is_a_checkpoint_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", lose)
     with pytest.raises(CheckpointError, match="cannot be downloaded"):
         find_checkpoint(ID)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("RevisionNotFoundError", r"revision not found\n.*somebody/tiny-gemma2 at v9"),
+        ("GatedRepoError", r"the model is gated.*accept the terms at https://huggingface\.co/somebody/tiny-gemma2, "),
+        ("RepositoryNotFoundError", r"checkpoint not found\n.*run `hf auth login` if the model is private"),
+        ("HfHubHTTPError", r"the model cannot be downloaded\n.*somebody/tiny-gemma2: the Hub's words"),
+    ],
+)
+def test_what_the_hub_refuses_has_a_message_of_its_own(
+    error: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise getattr(errors, error)("the Hub's words", response=MagicMock())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        find_checkpoint(ID, "v9")
 
 
 def test_export_by_id_on_the_command_line(cache: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -297,6 +298,28 @@ def test_a_forward_that_was_already_replaced_is_refused_and_kept() -> None:
     with pytest.raises(CheckpointError, match="already replaced"):
         apply_funnel(model, FunnelSpec.parse("1:3:2"))
     assert model.model.forward is hooked
+
+
+def test_a_class_that_hides_its_forward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers with the forward of the class, whatever was set."""
+
+    def find(self: Gemma2Model, name: str) -> Any:
+        return MethodType(Gemma2Model.forward, self) if name == "forward" else object.__getattribute__(self, name)
+
+    model = tiny_model(Gemma2Model)
+    monkeypatch.setattr(Gemma2Model, "__getattribute__", find, raising=False)
+    with pytest.raises(CheckpointError, match=r"(?s)forward of this model cannot be replaced.*unmodified model"):
+        apply_funnel(model, SPEC)
+
+
+def test_maps_of_a_model_without_a_checkpoint_are_refused() -> None:
+    """Its config says that it has maps, and nothing says where."""
+    linear = FunnelSpec.parse("1:3:2", recovery="linear")
+    model = tiny_model()
+    model.config.funnel = linear.to_dict()
+    model.name_or_path = ""
+    with pytest.raises(CheckpointError, match=r"(?s)weights of the recovery are not known.*from_pretrained"):
+        apply_funnel(model)
 
 
 def test_texts_packed_into_one_row_are_refused() -> None:

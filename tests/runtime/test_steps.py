@@ -21,7 +21,7 @@ from stepping import (
 )
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 
-from funnel_export import FunnelSpec
+from funnel_export import FunnelSpec, SpecError
 from funnel_export.funnel import queries
 from funnel_export.runtime.state import State
 from funnel_export.runtime.stepper import Stepper
@@ -199,6 +199,43 @@ def test_rows_chosen_repeated_and_joined() -> None:
     for at in range(4):
         found = stepper.step(state, np.array([[rows[index][at - 4]] for index in order]))
         assert largest_error([*found[:, 0]], [wanted[index][at - 4] for index in order]) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("tokens", "counts", "message"),
+    [
+        ([[1, 2]], None, r"(?s)do not fit the cache.*shape \(1, 2\).*\[2, length >= 1\]"),
+        ([1, 2], None, "do not fit the cache"),
+        ([[], []], None, "do not fit the cache"),
+        ([[1, 2], [3, 4]], [2], r"(?s)invalid counts of tokens.*\[2\].*2 numbers of 0 to 2"),
+        ([[1, 2], [3, 4]], [2, 3], r"(?s)invalid counts.*\[2, 3\]"),
+        ([[1, 2], [3, 4]], [-1, 2], r"(?s)invalid counts.*\[-1, 2\]"),
+        ([[1, 2], [3, 61]], [2, 2], r"(?s)outside the model's vocabulary.*\[61\].*0 to 60"),
+        ([[1, -1], [3, 4]], [2, 2], r"(?s)outside the model's vocabulary.*\[-1\]"),
+    ],
+)
+def test_a_chunk_that_does_not_fit_leaves_the_state(
+    tokens: list[Any], counts: list[int] | None, message: str, stepper: Stepper
+) -> None:
+    state, _ = read(stepper, texts([4, 4]), [[4, 2]])
+    with pytest.raises(SpecError, match=message):
+        stepper.step(state, np.array(tokens), None if counts is None else np.array(counts))
+    assert state.lengths.tolist() == [4, 2]
+    stepper.step(state, np.array([[5, 61], [-1, 99]]), np.array([1, 0]))  # what is not read may be anything
+    assert state.lengths.tolist() == [5, 2]
+
+
+@pytest.mark.parametrize("lengths", [[5, 2], [-1, 2], [4], [4, 2, 0]], ids=str)
+def test_rows_are_not_cropped_to_more_than_they_have(lengths: list[int], stepper: Stepper) -> None:
+    state, _ = read(stepper, texts([4, 4]), [[4, 2]])
+    with pytest.raises(SpecError, match=r"(?s)more tokens than it has.*0 to \[4, 2\]"):
+        state.crop(np.array(lengths))
+    assert state.lengths.tolist() == [4, 2]
+
+
+@pytest.fixture(scope="module")
+def stepper() -> Stepper:
+    return eager_stepper(Gemma2ForCausalLM, funnel())
 
 
 def test_steps_do_not_depend_on_each_other() -> None:

@@ -97,6 +97,13 @@ def test_check_runs_an_engine_as_it_runs_any_target(target: str, install: Instal
     assert result.left_out == []
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_a_graph_is_not_run_without_an_engine(target: str, install: Install) -> None:
+    bundle, _ = install(target)
+    with pytest.raises(TargetRefusedError, match=rf"(?s){target} runs engines, not graphs.*compile the bundle first"):
+        get_target(target).load(bundle.model)
+
+
 def test_check_says_what_the_profiles_have_no_room_for(install: Install) -> None:
     bundle, _ = install()
     (result,) = check(bundle, targets=["tensorrt"], lengths=[40]).targets

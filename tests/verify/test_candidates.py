@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from breaks import own
 from command_line import run
+from tamper import rewrite_json
 
 from funnel_export import Bundle, bench, check, compile_bundle
 from funnel_export.errors import BundleError, SpecError
@@ -56,6 +57,15 @@ def test_an_unknown_engine_is_refused_by_name(command: object, compiled: Bundle)
 def test_a_bundle_without_engines_says_so(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"(?s)no such engine.*the bundle has none.*funnel-export compile"):
         check(own(tmp_path), engines=["one"])
+
+
+def test_an_engine_of_a_graph_that_the_bundle_lacks_is_refused(compiled: Bundle, tmp_path: Path) -> None:
+    copy = own(tmp_path)
+    shutil.copytree(compiled.path / "engines", copy.path / "engines")
+    rewrite_json(copy.path / "engines" / "two" / "manifest.json", lambda manifest: manifest.update(graph="middle"))
+    message = r"(?s)compiled from another bundle's graph.*two, compiled from the graph middle.*an engine of model"
+    with pytest.raises(SpecError, match=message):
+        list(candidates(copy, None, ["two"]))
 
 
 def test_a_damaged_engine_is_refused_if_requested(compiled: Bundle, tmp_path: Path) -> None:
