@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from funnel_export import Bundle
 
 Change = Callable[[ir.Model], None]
+TARGETS = {"float32": ["onnxruntime", "openvino"], "bfloat16": ["openvino"]}
+"""The targets that compute in a dtype here."""
 QUIET = 0.003
 """What the quiet layer's output is multiplied by: float32 hides a layer's errors beyond a few thousandths otherwise."""
 RARE = 3
