@@ -128,13 +128,17 @@ def patch_forward(
             hint="load the model without device_map and other hooks, then apply the funnel",
         )
     segments = segments_of(spec, model.config.num_hidden_layers)
-    if maps_of(base) is None:
+    without_maps = maps_of(base) is None
+    if without_maps:
         attach_maps(base, maps or make_maps(spec, base.config.hidden_size))
     used = maps_of(base) if spec is not None and spec.recovery is Recovery.LINEAR else None
     base.funnel_plan = Plan(family, spec, segments, run, last_only=last_only, maps=used)
     base.forward = MethodType(funnel_forward, base)
     # A class can override attribute access, so check that calls reach this forward with this funnel.
     if getattr(base.forward, "__func__", None) is not funnel_forward or base.funnel_plan.spec is not spec:
+        del base.__dict__["forward"], base.__dict__["funnel_plan"]
+        if without_maps:
+            detach_maps(base)
         raise CheckpointError(
             "the forward of this model cannot be replaced", got=type(base).__name__, wanted="an unmodified model"
         )

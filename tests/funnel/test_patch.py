@@ -1,6 +1,7 @@
 """Applying and removing a funnel: what changes in the model, what is refused, and what works in a patched model."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -301,15 +302,17 @@ def test_a_forward_that_was_already_replaced_is_refused_and_kept() -> None:
 
 
 def test_a_class_that_hides_its_forward_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers with the forward of the class, whatever was set."""
+    """It answers with the forward of the class, whatever was set; the model stays as it was."""
 
     def find(self: Gemma2Model, name: str) -> Any:
         return MethodType(Gemma2Model.forward, self) if name == "forward" else object.__getattribute__(self, name)
 
     model = tiny_model(Gemma2Model)
     monkeypatch.setattr(Gemma2Model, "__getattribute__", find, raising=False)
+    before = set(vars(model)), dict(model.named_modules())
     with pytest.raises(CheckpointError, match=r"(?s)forward of this model cannot be replaced.*unmodified model"):
-        apply_funnel(model, SPEC)
+        apply_funnel(model, replace(SPEC, recovery=Recovery.LINEAR))
+    assert (set(vars(model)), dict(model.named_modules())) == before
 
 
 def test_maps_of_a_model_without_a_checkpoint_are_refused() -> None:
