@@ -76,12 +76,11 @@ class RunnerRecord:
 
         Args:
             request: see `serve`.
-            timeout: seconds to wait.
+            timeout: seconds to wait until the process has read the request, and again for its answer.
         """
         if self.worker is None:
             return None
-        self.worker.send(json.dumps(request))
-        answer = _answer(self.worker, timeout)
+        answer = _answer(self.worker, json.dumps(request), timeout)
         if "error" not in answer:
             return answer
         self.result = self.result.model_copy(update={"error": answer["error"]})
@@ -91,9 +90,10 @@ class RunnerRecord:
         return None
 
 
-def _answer(worker: Worker, timeout: float) -> dict[str, Any]:
-    """A worker's answer; if there is none, an object with `error`."""
+def _answer(worker: Worker, request: str, timeout: float) -> dict[str, Any]:
+    """A worker's answer to a request; if there is none, an object with `error`."""
     try:
+        worker.send(request, timeout)
         line = worker.receive(timeout)
     except WorkerSilentError as err:
         return {"error": f"its process was killed: {err}"}

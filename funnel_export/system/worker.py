@@ -2,11 +2,13 @@
 
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Self, TextIO
 
@@ -21,7 +23,7 @@ PATIENCE = 5.0
 
 
 class WorkerSilentError(Exception):
-    """A worker has not answered in time; it has been killed."""
+    """A worker has not read a line or answered in time; it has been killed."""
 
 
 class Worker:
@@ -45,6 +47,8 @@ class Worker:
             errors="replace",
             env={**os.environ, **(environment or {})},
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # a pipe holds 64 KiB; a write of more would wait
         self._killed_here = False
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -56,14 +60,27 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def send(self, line: str) -> None:
-        """Send a line; if the process has died, nothing is sent, and `receive` returns None."""
+    def send(self, line: str, seconds: float = SILENCE) -> None:
+        """Send a line; if the process has died, nothing is sent, and `receive` returns None.
+
+        Raises:
+            WorkerSilentError: if the process does not read the line in time; it is killed, and the message has its last
+                stderr.
+        """
         assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return
+        pipe, rest = self._process.stdin.fileno(), memoryview(f"{line}\n".encode(errors="replace"))
+        ready, end = select.poll(), time.monotonic() + seconds
+        ready.register(pipe, select.POLLOUT)
+        while rest:
+            if not ready.poll(max(0, end - time.monotonic()) * 1000):
+                self._kill()
+                raise WorkerSilentError(f"it did not read a request in {seconds:g} s; {self.death()}")
+            try:
+                rest = rest[os.write(pipe, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                return
 
     def receive(self, seconds: float = SILENCE) -> str | None:
         """The next line, None if the process has closed its stdout.

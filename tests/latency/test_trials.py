@@ -118,6 +118,15 @@ def test_a_runner_that_hangs_or_sends_garbage_is_killed(program: str, message: s
     assert second.times
 
 
+def test_a_runner_that_stops_reading_is_killed(tmp_path: Path) -> None:
+    program = "import time; print('{}', flush=True); time.sleep(600)"
+    odd = Runner(runtime="odd", model=Model.DENSE, dtype=Dtype.FLOAT32, request={}, program=("-c", program))
+    ids = {Shape(64, 512): [[123456] * 512] * 64}
+    records = run_trials([odd], ids, rounds=2, warmup=1, timeout=2.0, progress=lambda *_: None)
+    (error,) = [record.result.error for record in records]
+    assert str(error).startswith("its process was killed: it did not read a request in 2 s; signal SIGKILL")
+
+
 def test_device_memory_of_a_runner_is_what_it_adds(tmp_path: Path) -> None:
     (record,) = run([toy("a", tmp_path / "log")])
     assert record.result.memory is not None

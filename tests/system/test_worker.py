@@ -31,6 +31,30 @@ def test_one_that_hangs_is_ended_and_has_its_last_words() -> None:
     assert time.monotonic() - start < 60
 
 
+def test_one_that_reads_nothing_is_ended() -> None:
+    """A pipe holds 64 KiB; what is longer waits for a reader."""
+    program = "import sys, time; print('busy', file=sys.stderr, flush=True); time.sleep(600)"
+    start = time.monotonic()
+    with Worker(("-c", program)) as worker, pytest.raises(WorkerSilentError) as caught:
+        worker.send("x" * (1 << 20), 2)
+    assert str(caught.value) == "it did not read a request in 2 s; signal SIGKILL\nbusy"
+    assert time.monotonic() - start < 60
+
+
+def test_a_long_line_arrives_whole() -> None:
+    line = "äöü" * (1 << 19)
+    with Worker(("-c", "import sys, time; time.sleep(0.5); print(len(sys.stdin.readline()))")) as worker:
+        worker.send(line, 30)
+        assert worker.receive(30) == str(len(line) + 1)
+
+
+def test_nothing_is_sent_to_one_that_has_ended() -> None:
+    with Worker(("-c", "")) as worker:
+        assert worker.receive(30) is None
+        worker.send("x" * (1 << 20), 2)
+        assert worker.death() == "exit code 0"
+
+
 def test_one_that_closes_its_end_and_lives_on_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("funnel_export.system.worker.PATIENCE", 0.5)
     with Worker(("-c", "import os, time; os.close(1); time.sleep(600)")) as worker:

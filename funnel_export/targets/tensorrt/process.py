@@ -1,5 +1,7 @@
 """Runs a build in a separate process."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ def build_in_process(request: BuildRequest, progress: Progress, timeout: float =
     Args:
         request: the plan to build.
         progress: called with every step that the build reports.
-        timeout: seconds without a step after which the build is stopped.
+        timeout: seconds without a step, or before the process reads the request, after which the build is stopped.
 
     Returns:
         Facts about the build, see `build`.
@@ -28,7 +30,8 @@ def build_in_process(request: BuildRequest, progress: Progress, timeout: float =
         FunnelExportError: the error of the build, or `TargetRefusedError` if its process died or timed out.
     """
     with Worker(PROGRAM) as worker:
-        worker.send(request.model_dump_json())
+        with _limited(request.target, timeout):
+            worker.send(request.model_dump_json(), timeout)
         while (line := _next_line(worker, request.target, timeout)) is not None:
             try:
                 message = Answer.model_validate_json(line).message
@@ -46,8 +49,15 @@ def build_in_process(request: BuildRequest, progress: Progress, timeout: float =
 
 
 def _next_line(worker: Worker, target: str, timeout: float) -> str | None:
-    try:
+    with _limited(target, timeout):
         return worker.receive(timeout)
+
+
+@contextlib.contextmanager
+def _limited(target: str, timeout: float) -> Iterator[None]:
+    """Raise `TargetRefusedError` if the block waits too long for the process."""
+    try:
+        yield
     except WorkerSilentError as err:
         raise TargetRefusedError(
             f"the build process of {target} timed out",
