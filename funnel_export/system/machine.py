@@ -3,12 +3,15 @@
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files with a container's memory limit, in cgroup versions 2 and 1."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
+"""File that names the cgroups of this process, as `NUMBER:CONTROLLERS:/PATH` lines."""
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where cgroups are mounted."""
 
 
 def this_platform() -> str:
@@ -37,14 +40,35 @@ def conditions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that this process may use: the machine's, or the container's limit if that is lower."""
+    """Bytes of memory that this process may use: the machine's, or the lowest limit of its cgroups.
+
+    A container has a limit at the root of what it sees, a systemd service or slice at its own cgroup or above it.
+    """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in CGROUPS:
+    for path in _limits():
         try:
             found.append(int(path.read_text()))
         except (OSError, ValueError):  # missing, or the word `max`
             continue
     return min(found)
+
+
+def _limits() -> Iterator[Path]:
+    """Files with memory limits, of this process's cgroups and those above them, in cgroup versions 2 and 1."""
+    places = {"": ["/"], "memory": ["/"]}  # by controller; version 2 names none
+    with suppress(OSError):
+        for line in OWN_CGROUPS.read_text(errors="surrogateescape").splitlines():
+            controllers, _, place = line.partition(":")[2].partition(":")
+            for name in places.keys() & set(controllers.split(",")):
+                places[name].append(place)
+    for name, mounts, file in (
+        ("", ("", "unified"), "memory.max"),  # in a hybrid of both versions, the second is mounted at `unified`
+        ("memory", ("memory",), "memory.limit_in_bytes"),
+    ):
+        for place in places[name]:
+            own = PurePosixPath(place.lstrip("/"))
+            if ".." not in own.parts:  # else the process was moved out of what its namespace shows
+                yield from (CGROUPS / mount / each / file for mount in mounts for each in (own, *own.parents))
 
 
 def peak_bytes() -> int:
