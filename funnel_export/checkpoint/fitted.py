@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from funnel_export.checkpoint.checkpoint import SINGLE, Checkpoint
 from funnel_export.checkpoint.modules import read_modules
@@ -15,6 +13,9 @@ from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import MAPS, FunnelSpec
 from funnel_export.system.place import Placing, place
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FITTED = "funnel.safetensors"
 """The file of the maps."""
 RENAMED = "model-00001-of-00001.safetensors"
@@ -22,7 +23,7 @@ RENAMED = "model-00001-of-00001.safetensors"
 
 
 def write_fitted(
-    folder: Path, source: Checkpoint, spec: FunnelSpec, maps: Mapping[str, Tensor], placing: Placing
+    folder: Path, source: Checkpoint, spec: FunnelSpec, maps: "Mapping[str, Tensor]", placing: Placing
 ) -> None:
     """Write a checkpoint into a folder: weights and tokenizer of another one, a funnel in its config, and its maps.
 
@@ -36,6 +37,8 @@ def write_fitted(
     Raises:
         CheckpointError: if the source has maps in a file with other weights.
     """
+    from safetensors.torch import save_file
+
     prefix = _prefix(source)
     save_file({f"{prefix}{MAPS}.{name}": tensor.contiguous() for name, tensor in maps.items()}, folder / FITTED)
     files = {FITTED: WeightFile.read(folder / FITTED)}

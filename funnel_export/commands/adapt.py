@@ -13,6 +13,7 @@ from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.errors import BundleError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.quality.packages import load_package
+from funnel_export.quality.tables import check_places
 from funnel_export.spec.choices import AUTO, Device, Dtype, Task, parse_choice
 from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import FIT_DTYPE, FIT_LENGTH, HELD_OUT_TOKENS
@@ -100,11 +101,13 @@ def adapt(
         from_scratch=from_scratch,
         length=length,
     )
-    for name in ("accelerate", "peft"):
-        load_package(name, "training", "adapt")
+    documents = DataSpec.of(data)
+    check_places(documents)
     _check_state(target, resume=resume)
     check_place(target, _has_state)
     plan.source.companions()  # fail before the work if files cannot be copied
+    for name in ("accelerate", "peft"):
+        load_package(name, "training", "adapt")
     chosen = _device(parse_choice("device", Device, device))
     if not is_main():
         progress = no_progress
@@ -116,7 +119,7 @@ def adapt(
     texts = read_texts(
         plan.source,
         plan.task,
-        DataSpec.of(data),
+        documents,
         length=length,
         tokens=tokens,
         held_out=held_out,

@@ -94,14 +94,17 @@ def evaluate(
         )
     place = None if out is None else _checked(Path(out))
     progress("opening the model")
-    from funnel_export.quality.scores import score
     from funnel_export.quality.source import open_other, open_source
+    from funnel_export.quality.tables import check_places
 
+    check_places(documents)
     source = open_source(model, funnel=funnel, dtype=computing, target=target, engine=engine)
     third = None if against is None else open_other(os.fspath(against), source, computing)
     compares = third is None and _compares(source, dense)
     progress("reading the data")
     rows = _read(source, documents, length, max_documents, max_tokens)
+    from funnel_export.quality.scores import score
+
     begin = time.monotonic()
     computes = _chosen(asked)
     scorer, other = source.load(dense=compares, dtype=computing, device=computes, progress=progress)

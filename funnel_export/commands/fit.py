@@ -14,6 +14,7 @@ from funnel_export.checkpoint.fitted import files_without_maps, write_fitted
 from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.errors import CheckpointError, DataError
 from funnel_export.progress import Progress, no_progress
+from funnel_export.quality.tables import check_places
 from funnel_export.spec.choices import Dtype, Recovery, Task, parse_choice
 from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import EXPORT_WEIGHTS, FIT_DTYPE, FIT_LENGTH, FIT_TOKENS, SEED
@@ -78,13 +79,15 @@ def fit(
     check_place(target, _never)
     found = find_checkpoint(checkpoint, revision)
     source = Checkpoint.open(found.folder)
+    documents = DataSpec.of(data)
+    check_places(documents)
     spec = replace(FunnelSpec.parse(funnel) if isinstance(funnel, str) else funnel, recovery=Recovery.LINEAR)
     spec.validate(source.architecture.num_hidden_layers)
     spec.validate_task(source.task)
     plain = ExportSpec(task=source.task, dtype=parse_choice("dtype", Dtype, dtype))
     source.companions()  # fail before the work if files cannot be copied, or maps not be replaced
     files_without_maps(source)
-    rows = _rows(source, DataSpec.of(data), tokens, length, seed)
+    rows = _rows(source, documents, tokens, length, seed)
 
     import torch
 

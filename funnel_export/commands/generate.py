@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from funnel_export.bundle.load import Bundle, load_bundle
-from funnel_export.errors import SpecError
+from funnel_export.checkpoint.checkpoint import GENERATION
+from funnel_export.errors import FunnelExportError, SpecError
+from funnel_export.runtime.load import check_has_past, choose_target, load_graphs
+from funnel_export.runtime.tokenizer import check_tokenizer, load_tokenizer
 from funnel_export.spec.defaults import MAX_NEW_TOKENS
 from funnel_export.system.machine import peak_bytes
 
@@ -76,18 +79,19 @@ def generate(
         SpecError: if the bundle has no graphs with a cache, or for invalid options and prompts.
         TargetUnavailableError: if the target does not run the bundle here.
     """
-    import torch
-    from transformers import set_seed
-
-    from funnel_export.runtime.load import check_has_past, load_stepper
-    from funnel_export.runtime.model import FunnelModelForCausalLM
-    from funnel_export.runtime.streaming import TimedStreamer
-    from funnel_export.runtime.tokenizer import load_tokenizer
-
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     check_has_past(opened)
     if max_new_tokens < 1:
         raise SpecError("max_new_tokens must be at least 1", got=max_new_tokens, wanted=">= 1")
+    check_tokenizer(opened.path)
+    chosen = choose_target(opened, target, engines)
+
+    import torch
+    from transformers import set_seed
+
+    from funnel_export.runtime.model import FunnelModelForCausalLM
+    from funnel_export.runtime.streaming import TimedStreamer
+
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     if sample is None and given:
@@ -96,7 +100,7 @@ def generate(
         given["do_sample"] = sample
     tokenizer = load_tokenizer(opened.path)
     ids = _encode(tokenizer, prompt, chat)
-    model: Any = FunnelModelForCausalLM(opened, load_stepper(opened, target, engines))
+    model: Any = FunnelModelForCausalLM(opened, load_graphs(opened, *chosen))
     room = model.stepper.limit - ids.shape[1]
     if room < 1:
         raise SpecError(

@@ -1,26 +1,27 @@
-"""The model to evaluate: a checkpoint in PyTorch, or a bundle in a target or as engines."""
+"""The model to evaluate: a checkpoint in PyTorch, or a bundle in a target or as engines.
+
+This module does not import torch, so that a model that cannot be opened is refused at once.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, Self
 
 from funnel_export.bundle.engine import engine_names
 from funnel_export.bundle.load import Bundle, is_bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.errors import CheckpointError, SpecError, TargetUnavailableError
-from funnel_export.funnel import apply_funnel
 from funnel_export.progress import Progress
 from funnel_export.quality.labels import Labels
-from funnel_export.quality.scorers import InOnePass, InPyTorch, InSteps, Scorer, with_same_weights
 from funnel_export.spec.choices import AUTO, EAGER, Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
 from funnel_export.verify.candidates import Candidate, candidates
-from funnel_export.verify.reference import load_checkpoint
+
+if TYPE_CHECKING:
+    from funnel_export.quality.scorers import Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Source:
             return {}
         return {self.candidate.target.name: str(self.candidate.target.availability().version)}
 
-    def load(self, *, dense: bool, dtype: Dtype, device: str, progress: Progress) -> tuple[Scorer, Scorer | None]:
+    def load(self, *, dense: bool, dtype: Dtype, device: str, progress: Progress) -> "tuple[Scorer, Scorer | None]":
         """Load the model, and with `dense` also the model of the same weights without a funnel, in PyTorch.
 
         Args:
@@ -125,6 +126,12 @@ class Source:
             CheckpointError: if PyTorch cannot load the model.
             TargetRefusedError: if the target refuses the graph.
         """
+        import torch
+
+        from funnel_export.funnel import apply_funnel
+        from funnel_export.quality.scorers import InPyTorch, with_same_weights
+        from funnel_export.verify.reference import load_checkpoint
+
         place = torch.device(device)
         model: Any = None
         if dense or self.bundle is None:
@@ -138,7 +145,9 @@ class Source:
         progress(f"loading the graphs in {self.runtime}")
         return self._load_graphs(self.bundle), other
 
-    def _load_graphs(self, bundle: Bundle) -> Scorer:
+    def _load_graphs(self, bundle: Bundle) -> "Scorer":
+        from funnel_export.quality.scorers import InOnePass, InSteps
+
         assert self.candidate is not None
         sessions = {role: self.candidate.load(graph) for role, graph in bundle.graphs.items()}
         if bundle.spec.task.has_past:

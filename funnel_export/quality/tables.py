@@ -64,6 +64,13 @@ def find_tables(data: DataSpec) -> list[Table]:
     return [table for place in data.places for table in _tables(place, data)]
 
 
+def check_places(data: DataSpec) -> None:
+    """Raise `DataError` for a place that is missing and cannot be the id of a data set; nothing is read."""
+    for place in data.places:
+        if not _is_here(place):
+            _check_id(place)
+
+
 @contextlib.contextmanager
 def open_table(table: Table) -> Iterator[Opened]:
     """Open a table; its rows are read while the block lasts, in which errors of other libraries become `DataError`."""
@@ -84,12 +91,9 @@ def open_table(table: Table) -> Iterator[Opened]:
 
 def _tables(place: str, data: DataSpec) -> list[Table]:
     path = Path(place)
-    try:
-        here, folder = path.exists(), path.is_dir()
-    except OSError as err:
-        raise DataError("the data cannot be accessed", got=err, wanted=WANTED, hint=permission_hint(err)) from err
-    if not here:
+    if not _is_here(place):
         return [_from_hub(place, data)]
+    folder = path.is_dir()
     if folder and any((path / name).exists() for name in (SAVED, SAVED_SPLITS)):
         with _explained(place), _library() as datasets:
             return [_split_of(place, datasets.load_from_disk(place), data)]
@@ -117,9 +121,20 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
-def _from_hub(place: str, data: DataSpec) -> Table:
+def _is_here(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except OSError as err:
+        raise DataError("the data cannot be accessed", got=err, wanted=WANTED, hint=permission_hint(err)) from err
+
+
+def _check_id(place: str) -> None:
     if not HUB_ID.fullmatch(place) or Path(place).suffix in (*FORMATS, ".txt"):
         raise DataError("data not found", got=place, wanted=WANTED)
+
+
+def _from_hub(place: str, data: DataSpec) -> Table:
+    _check_id(place)
     with _explained(place, "data not found on this machine, and not loaded from the Hub"), _library() as datasets:
         return _split_of(place, datasets.load_dataset(place, data.subset, split=data.split), data)
 

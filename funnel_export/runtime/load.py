@@ -1,13 +1,13 @@
 """Loads the graphs of a bundle that generates text, or engines of them, in one target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from funnel_export.bundle.engine import Engine, engine_names, engines_named, load_engine
 from funnel_export.bundle.load import Bundle
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.spec.choices import Task
-from funnel_export.targets.base import availability_of, check_fits
+from funnel_export.targets.base import Target, availability_of, check_fits
 from funnel_export.targets.registry import get_target, target_names
 
 
@@ -26,6 +26,17 @@ def load_stepper(bundle: Bundle, target: str | None = None, engines: Sequence[st
         BundleError: if an engine is damaged or does not fit this machine.
         TargetUnavailableError: if the target does not run the bundle here.
     """
+    return load_graphs(bundle, *choose_target(bundle, target, engines))
+
+
+def choose_target(
+    bundle: Bundle, target: str | None = None, engines: Sequence[str] = ()
+) -> tuple[Target, Mapping[str, Engine]]:
+    """The target that `load_stepper` loads the graphs in, and the verified engines by role of their graph.
+
+    Raises:
+        SpecError, BundleError, TargetUnavailableError: see `load_stepper`.
+    """
     check_has_past(bundle)
     opened = [load_engine(bundle, each) for name in engines for each in engines_named(bundle, name) or [name]]
     chosen = get_target(_target_of(bundle, target, opened))
@@ -43,7 +54,12 @@ def load_stepper(bundle: Bundle, target: str | None = None, engines: Sequence[st
         )
     for engine in by_role.values():
         check_fits(chosen, engine)
-    sessions = {role: chosen.load(graph, engine=by_role.get(role)) for role, graph in bundle.graphs.items()}
+    return chosen, by_role
+
+
+def load_graphs(bundle: Bundle, target: Target, engines: Mapping[str, Engine]) -> Stepper:
+    """Load every graph of a bundle in a target, or the engine of it; see `choose_target`."""
+    sessions = {role: target.load(graph, engine=engines.get(role)) for role, graph in bundle.graphs.items()}
     return Stepper(bundle, sessions)
 
 

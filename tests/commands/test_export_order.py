@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint.spoiled import WEIGHTS, configured, copied, renamed
+from exported import Recipe
 
 HEAVY = {"torch", "transformers", "onnx_ir"}
 CODE = """
@@ -46,8 +47,64 @@ SPOILS: dict[str, Callable[[Path], object]] = {
 def test_refused_without_torch(message: str, tmp_path: Path) -> None:
     checkpoint = copied(tmp_path)
     SPOILS[message](checkpoint)
-    command = [sys.executable, "-c", CODE, "export", str(checkpoint), str(tmp_path / "out"), "--funnel", "1:3:2"]
+    refused(message, "export", checkpoint, tmp_path / "out", "--funnel", "1:3:2")
+
+
+def refused(message: str, *arguments: object) -> None:
+    """Run a command, which must fail with a message and without heavy imports."""
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert not HEAVY & set(done.stdout.split())
+
+
+BUNDLE, CHECKPOINT = "there is no bundle here", "does not exist"
+COMMANDS: dict[str, str] = {
+    "export MISSING OUT": CHECKPOINT,
+    "inspect MISSING": BUNDLE,
+    "inspect MISSING --graph": BUNDLE,
+    "check MISSING": BUNDLE,
+    "bench MISSING": BUNDLE,
+    "compile MISSING --target onnxruntime": BUNDLE,
+    "compile MISSING --target tensorrt": BUNDLE,
+    "package MISSING OUT": BUNDLE,
+    "report MISSING": BUNDLE,
+    "generate MISSING --prompt text": BUNDLE,
+    "evaluate MISSING --data TEXT": CHECKPOINT,
+    "evaluate CHECKPOINT --data TEXT --against MISSING": CHECKPOINT,
+    "evaluate CHECKPOINT --data MISSING.txt": "data not found",
+    "evaluate BUNDLE --data MISSING.txt": "data not found",
+    "evaluate BUNDLE --data TEXT --engine none": "no such engine",
+    "fit MISSING OUT --funnel 1:3:2 --data TEXT": CHECKPOINT,
+    "fit CHECKPOINT OUT --funnel 1:3:2 --data MISSING.txt": "data not found",
+    "fit CHECKPOINT FULL --funnel 1:3:2 --data TEXT": "FULL",
+    "adapt MISSING OUT --data TEXT": CHECKPOINT,
+    "adapt CHECKPOINT OUT --data MISSING.txt": "data not found",
+    "adapt CHECKPOINT FULL --data TEXT": "FULL",
+    "transplant MISSING OUT --base CHECKPOINT --instruct CHECKPOINT": CHECKPOINT,
+    "check BUNDLE --engine none": "no such engine",
+    "check BUNDLE --target none": "unknown target",
+    "bench BUNDLE --engine none": "no such engine",
+    "bench BUNDLE --dense MISSING": BUNDLE,
+    "generate BUNDLE --prompt text": "no graphs with a cache",
+    "compile BUNDLE --target none": "unknown target",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_path_is_refused_without_torch(command: str, tmp_path: Path) -> None:
+    places = {
+        "CHECKPOINT": lambda: copied(tmp_path),
+        "BUNDLE": lambda: Recipe().bundle().path,
+        "OUT": lambda: tmp_path / "out",
+        "FULL": lambda: tmp_path / "FULL",
+        "MISSING": lambda: tmp_path / "missing",
+        "MISSING.txt": lambda: tmp_path / "missing.txt",
+        "TEXT": lambda: tmp_path / "text.txt",
+    }
+    (tmp_path / "text.txt").write_text("A text.")
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "mine").write_text("mine")
+    words = [places[word]() if word in places else word for word in command.split()]
+    refused(COMMANDS[command], *words)
