@@ -121,6 +121,14 @@ def generate(
                 return_dict_in_generate=True,
                 **_without_warnings(model, given),
             )
+    except FunnelExportError:
+        raise
+    except (TypeError, ValueError) as err:  # Hugging Face refuses options by these
+        raise SpecError(
+            "Hugging Face's generate refuses an option",
+            got=err,
+            hint=f"another option, or edit the bundle's {GENERATION}",
+        ) from err
     finally:
         model.close()
     new = result.sequences[0, ids.shape[1] :].tolist()
@@ -154,7 +162,8 @@ def _encode(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
 
 
 def _without_warnings(model: "FunnelModelForCausalLM", given: dict[str, Any]) -> dict[str, Any]:
-    """Options for Hugging Face's `generate`, without those about which it would warn."""
+    """Options for Hugging Face's `generate` of one text, without those about which it would warn."""
+    given = given | {"num_beams": 1, "num_return_sequences": 1}  # a text is shown while it is generated
     if given.get("do_sample") is False:
         given = given | {"temperature": None, "top_k": None, "top_p": None}
     if model.generation_config.pad_token_id is None:

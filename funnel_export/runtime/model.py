@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import GENERATION, Checkpoint
-from funnel_export.errors import SpecError
+from funnel_export.errors import BundleError, SpecError
 from funnel_export.funnel.rows import check_padding
 from funnel_export.runtime.cache import RuntimeCache
 from funnel_export.runtime.load import load_stepper
@@ -34,14 +34,18 @@ class FunnelModelForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
 
     def __init__(self, bundle: Bundle, stepper: Stepper) -> None:
-        """Use a bundle and its loaded graphs; `from_pretrained` makes both."""
+        """Use a bundle and its loaded graphs; `from_pretrained` makes both.
+
+        Raises:
+            BundleError: if the bundle's `generation_config.json` is damaged.
+        """
         config = bundle.family.read_config(Checkpoint.open(bundle.path).config)
         config.architectures = [bundle.family.class_names[bundle.spec.task.single_pass]]
         config._attn_implementation = "eager"
         super().__init__(config)
         self.bundle, self.stepper = bundle, stepper
         if (bundle.path / GENERATION).exists():
-            self.generation_config = GenerationConfig.from_pretrained(bundle.path, local_files_only=True)
+            self.generation_config = _read_generation_config(bundle.path)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -174,3 +178,18 @@ def _chunk_mask(mask: Tensor | None, tokens: NDArray[np.int64], cache: RuntimeCa
     real: NDArray[np.bool_] = whole[:, cache.get_seq_length() :]
     check_padding(torch.from_numpy(real))
     return real
+
+
+def _read_generation_config(folder: Path) -> GenerationConfig:
+    try:
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as err:  # the file may be anything
+        raise _damaged(f"{type(err).__name__}: {err}", "what Hugging Face's GenerationConfig saves") from err
+    ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
+    if not all(end is None or type(end) is int for end in ends):
+        raise _damaged(f"eos_token_id {found.eos_token_id!r}", "a token id, or a list of them")
+    return found
+
+
+def _damaged(got: str, wanted: str) -> BundleError:
+    return BundleError(f"the bundle's {GENERATION} cannot be used", got=got, wanted=wanted, hint="export it again")

@@ -22,6 +22,7 @@ def load_tokenizer(folder: Path, error: type[FunnelExportError] = BundleError) -
 
     check_tokenizer(folder, error)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Without an answer to the last, transformers asks at the terminal whether to run code of the folder.
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as err:  # the tokenizer's file may be anything
         raise error("the tokenizer cannot be loaded", got=f"{type(err).__name__}: {err}", hint=HINT) from err
