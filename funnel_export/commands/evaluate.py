@@ -10,7 +10,7 @@ from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.signature import NUM_LOGITS
 from funnel_export.errors import BundleError, CheckpointError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.report.folder import is_report
+from funnel_export.report.folder import QUALITY, is_report
 from funnel_export.spec.choices import AUTO, Device, Dtype, Task, parse_choice
 from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import EVALUATED_LENGTH, SEED
@@ -135,11 +135,11 @@ def evaluate(
 
 def _checked(out: Path) -> Path:
     """The file for the report, unless it holds something else."""
-    if os.path.lexists(out) and not is_report(out):
+    if os.path.lexists(out) and not is_report(out, QUALITY):
         raise SpecError(
-            "the file for the report is not a report; it was left unchanged",
+            "the file for the report is not a report of evaluate; it was left unchanged",
             got=out,
-            wanted="a new file, or an earlier report",
+            wanted="a new file, or an earlier report of evaluate",
             hint="--out with another file",
         )
     return out

@@ -61,8 +61,22 @@ def test_a_file_that_is_not_a_report_is_left_alone(model: Path, data: Path, tmp_
     out.write_text("mine")
     done = run("evaluate", model, "--data", data, "--out", out)
     assert done.returncode == 2
-    assert "is not a report; it was left unchanged" in done.stderr
+    assert "is not a report of evaluate; it was left unchanged" in done.stderr
     assert out.read_text() == "mine"
+
+
+def test_only_a_report_of_evaluate_is_replaced(data: Path, tmp_path: Path) -> None:
+    """Manifests and other reports have a version too."""
+    bundle = bundle_of(RECIPE, tmp_path / "bundle")
+    assert run("compile", bundle, "--target", "onnxruntime", "--name", "mine").returncode == 0
+    assert run("check", bundle, "--target", "onnxruntime", "--max-length", 2).returncode == 0
+    files = [bundle / "manifest.json", bundle / "engines/mine/manifest.json", bundle / "reports/parity.json"]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        done = run("evaluate", bundle, "--data", data, "--out", file)
+        assert done.returncode == 2
+        assert "is not a report of evaluate; it was left unchanged" in done.stderr
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_columns_of_the_data(model: Path, tmp_path: Path) -> None:

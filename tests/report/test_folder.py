@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from breaks import own
 from latencies import make_latency, make_parity, put
+from tamper import listing
 
 from funnel_export import Bundle, check
 from funnel_export.errors import FunnelExportWarning, SpecError
@@ -89,16 +90,19 @@ def test_check_writes_only_into_the_requested_folder(bundle: Bundle, tmp_path: P
     assert out / "latency.png" in write_reports(bundle, out)
 
 
-@pytest.mark.parametrize("name", ["report.html", "latency.png", "parity.json"])
-def test_other_files_with_the_names_of_reports_are_left_unchanged(name: str, bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ['{"name": "mine"}', '{"schema_version": 1, "name": "mine"}'])
+@pytest.mark.parametrize("name", ["report.html", "latency.png", "parity.json", "latency.json"])
+def test_other_files_with_the_names_of_reports_are_left_unchanged(
+    name: str, content: str, bundle: Bundle, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / name).write_text('{"name": "mine"}')
+    (out / name).write_text(content)
     with pytest.raises(SpecError, match=rf"(?s)has the name of a report but is not one.*{name}"):
         check(bundle, targets=["onnxruntime"], max_length=2, reports=out)
     with pytest.raises(SpecError, match="has the name of a report but is not one"):
         write_reports(bundle, out)
-    assert {path.name: path.read_text() for path in out.iterdir()} == {name: '{"name": "mine"}'}
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
 
 
 def test_an_invalid_folder_is_refused_before_anything_runs(bundle: Bundle, tmp_path: Path) -> None:
@@ -109,6 +113,16 @@ def test_an_invalid_folder_is_refused_before_anything_runs(bundle: Bundle, tmp_p
         with pytest.raises(SpecError, match="is inside the bundle"):
             check(bundle, reports=inside)
     assert not (bundle.path / "engines").exists()
+
+
+def test_reports_of_another_bundle_are_left_unchanged(bundle: Bundle, tmp_path: Path) -> None:
+    other = own(tmp_path / "other")
+    check(other, targets=["onnxruntime"], max_length=2)
+    before = listing(other.path)
+    for folder in (other.path / "reports", other.path / "new"):
+        with pytest.raises(SpecError, match="is inside another bundle"):
+            check(bundle, targets=["onnxruntime"], max_length=2, reports=folder)
+    assert listing(other.path) == before
 
 
 def test_the_bundles_own_folder_may_be_requested(bundle: Bundle) -> None:
