@@ -149,6 +149,13 @@ def _set_timings(trt: Any, config: Any, request: BuildRequest) -> None:
         earlier = config.create_timing_cache(path.read_bytes())
         if earlier is not None:
             cache.combine(earlier, ignore_mismatch=False)
+        elif path == request.options.timing_cache:
+            raise SpecError(
+                "the file is not a timing cache of TensorRT; it was left unchanged",
+                got=path,
+                wanted="a new file, or a timing cache, which the build updates",
+                hint="--option timing_cache=FILE with another file",
+            )
     config.set_timing_cache(cache, ignore_mismatch=False)
 
 
