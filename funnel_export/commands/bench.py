@@ -20,6 +20,7 @@ from funnel_export.spec.profile import SEQUENCE, Profile, Range
 from funnel_export.system.machine import conditions
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import validate_timeout
+from funnel_export.targets.options import options_of_engine
 from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
@@ -284,7 +285,11 @@ def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Prog
 
 
 def _options(candidate: "Candidate") -> dict[str, Any]:
-    """The options that the candidate's engines were compiled with. Raises `SpecError` if they differ."""
+    """The options that the candidate's engines were compiled with, without names of files.
+
+    Raises:
+        SpecError: if they differ, or are not options of the target.
+    """
     first, *others = (engine.manifest for engine in candidate.engines.values())
     for other in others:
         if other.options != first.options:
@@ -293,7 +298,7 @@ def _options(candidate: "Candidate") -> dict[str, Any]:
                 got=f"{first.graph}: {first.options}, {other.graph}: {other.options}",
                 wanted="engines of the same options",
             )
-    return dict(first.options)
+    return options_of_engine(candidate.target.options, first.options).recorded()
 
 
 def _dense_profiles(graph: Graph, candidate: "Candidate") -> list[Profile]:

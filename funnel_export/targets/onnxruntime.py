@@ -21,7 +21,7 @@ from funnel_export.system.extras import install_command
 from funnel_export.system.machine import processor, this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine, require
 from funnel_export.targets.onnxruntime_options import CUDA_OPTIONS, ENTRIES, OnnxRuntimeOptions
-from funnel_export.targets.options import Options, parse_options, validate_allowed
+from funnel_export.targets.options import Options, options_of_engine, validate_allowed
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"
@@ -134,7 +134,7 @@ class OnnxRuntimeTarget:
 
 
 def _options_of(engine: Engine) -> OnnxRuntimeOptions:
-    return parse_options(OnnxRuntimeOptions, engine.manifest.options)
+    return options_of_engine(OnnxRuntimeOptions, engine.manifest.options)
 
 
 def _session_options(options: OnnxRuntimeOptions) -> Any:

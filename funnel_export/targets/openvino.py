@@ -20,7 +20,7 @@ from funnel_export.spec.choices import Dtype
 from funnel_export.system.extras import install_command
 from funnel_export.system.machine import this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, check_room_for_engine, require
-from funnel_export.targets.options import MOST_THREADS, Options, validate_allowed
+from funnel_export.targets.options import MOST_THREADS, Options, options_of_engine, validate_allowed
 
 DEVICE, BLOB = "CPU", "model.blob"
 PRECISION = "INFERENCE_PRECISION_HINT"
@@ -139,7 +139,7 @@ class OpenVinoTarget:
         import openvino
 
         core = openvino.Core()
-        settings = {} if engine is None else engine.manifest.options
+        settings = {} if engine is None else options_of_engine(OpenVinoOptions, engine.manifest.options).recorded()
         if engine is not None and not outputs:
             compiled = _import(core, engine, _settings(core, graph, settings))
         else:

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -42,6 +43,20 @@ def parse_options(kind: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
         raise SpecError(
             "invalid options", got="\n".join(problems), wanted=f"options of {', '.join(kind.model_fields)}"
         ) from err
+
+
+def options_of_engine(kind: type[OptionsT], recorded: Mapping[str, Any]) -> OptionsT:
+    """The options in an engine's manifest, for a session, a rebuild or a dense counterpart, without names of files.
+
+    A manifest may be untrusted: a build would read or overwrite the files that it names.
+
+    Raises:
+        SpecError: see `parse_options`.
+    """
+    files = {
+        name for name, field in kind.model_fields.items() if Path in (field.annotation, *get_args(field.annotation))
+    }
+    return parse_options(kind, {name: value for name, value in recorded.items() if name not in files})
 
 
 def validate_allowed(runtime: str, names: Iterable[str], allowed: Collection[str]) -> None:

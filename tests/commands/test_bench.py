@@ -26,6 +26,7 @@ from exported import Recipe
 from latencies import make_latency
 
 from funnel_export import Bundle, bench, check, compile_bundle
+from funnel_export.bundle.engine import Engine
 from funnel_export.commands import bench as benching
 from funnel_export.commands.baseline import baseline
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError, TargetRefusedError, TargetUnavailableError
@@ -182,6 +183,14 @@ def test_an_engine_without_a_dense_like_costs_no_other_its_numbers(
     ]
     assert report.gate is not None
     assert report.gate.failures == ["mine has no numbers"]
+
+
+def test_a_counterpart_takes_no_file_from_a_manifest(tmp_path: Path) -> None:
+    """A build reads and overwrites the file of timings that its options name."""
+    made = compile_bundle(own(tmp_path), "onnxruntime", name="mine")
+    options = {"tf32": True, "timing_cache": "/etc/hostname"}
+    engine = Engine(made.path, made.manifest.model_copy(update={"options": options}))
+    assert benching._options(Candidate(get_target("tensorrt"), {"model": engine})) == {"tf32": True}
 
 
 def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from funnel_export.spec.choices import Dtype
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine
-from funnel_export.targets.options import parse_options
+from funnel_export.targets.options import options_of_engine
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour, has_polygraphy
 from funnel_export.targets.tensorrt.gpu import Gpu, find_gpu
 from funnel_export.targets.tensorrt.logger import make_logger
@@ -159,7 +159,7 @@ class _Base:
             )
         if not outputs:
             return TensorRtSession(self.flavour, graph, engine)
-        options = parse_options(TensorRtOptions, {**engine.manifest.options, "timing_cache": None})
+        options = options_of_engine(TensorRtOptions, engine.manifest.options)
         validate_options(options, self.flavour, None)
         request = CompileRequest(
             graph=graph, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
