@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -176,13 +177,20 @@ def _validate_properties(core: Any, settings: Mapping[str, Any]) -> None:
     """Raise `SpecError` for properties that are not allowed, or not known to this version of OpenVINO."""
     known = core.get_property(DEVICE, "SUPPORTED_PROPERTIES")
     validate_allowed("OpenVINO's CPU plugin", settings, {name for name in PROPERTIES if known.get(name) == "RW"})
-    many = {name: value for name, value in settings.items() if name in COUNTS and _is_more(value, MOST_THREADS)}
+    many = {name: value for name, value in settings.items() if name in COUNTS and not _is_count(str(value))}
     if many:
         raise SpecError("too many threads or streams for this machine", got=many, wanted=f"at most {MOST_THREADS}")
 
 
-def _is_more(value: object, limit: int) -> bool:
-    return str(value).isdecimal() and int(str(value)[:9]) > limit
+def _is_count(value: str) -> bool:
+    """Whether a value is at most `MOST_THREADS`, or a word such as AUTO, on which OpenVINO decides.
+
+    Other spellings of numbers are refused: OpenVINO reads some of them, such as +1024.
+    """
+    if not any(map(str.isdigit, value)):
+        return True
+    plain = re.fullmatch(r"-?[0-9]{1,9}", value)
+    return plain is not None and int(value) <= MOST_THREADS
 
 
 def _compile(core: Any, graph: Graph, outputs: Sequence[str], settings: Mapping[str, Any]) -> Any:
