@@ -156,6 +156,24 @@ def wide_window(model: ir.Model) -> None:
     set_constants(model, "Sub", "model/", 5, 500)
 
 
+def wrong_in_large_batches(model: ir.Model) -> None:
+    """Another softcap in one layer, in batches of more than 4 rows only."""
+    owner, constants = node(model, "layers.2/", "Tanh"), {"four": np.array([4]), "share": np.float32(0.2)}
+    for name, number in constants.items():
+        model.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(np.array(number))))
+    four, share = (model.graph.initializers[name] for name in constants)
+    rows = ir.node("Shape", [model.graph.inputs[0]], attributes={"start": 0, "end": 1})
+    many = ir.node("Greater", [rows.outputs[0], four])
+    cast = ir.node("Cast", [many.outputs[0]], attributes={"to": ir.DataType.FLOAT})
+    part = ir.node("Mul", [cast.outputs[0], share])
+    less = ir.node("Mul", [owner.inputs[0], part.outputs[0]])
+    changed = ir.node("Sub", [owner.inputs[0], less.outputs[0]])
+    for number, made in enumerate(chain := [rows, many, cast, part, less, changed]):
+        made.name = made.outputs[0].name = f"batch{number}"
+    model.graph.insert_before(owner, chain)
+    owner.replace_input_with(0, changed.outputs[0])
+
+
 def first_token_only(model: ir.Model) -> None:
     """Let the logits be those of each row's first token, which broadcast over those of all."""
     logits = model.graph.outputs[0]

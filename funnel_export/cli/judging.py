@@ -39,6 +39,9 @@ def check(
         float, typer.Option(min=1.0, metavar="X", help="How many times eager PyTorch's own error is allowed.")
     ] = FACTOR,
     seed: Seed = SEED,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Stop a build that makes no progress for this long.")
+    ] = SILENCE,
     reports: Reports = None,
     json_: Json = False,
 ) -> None:
@@ -55,6 +58,7 @@ def check(
             max_length=max_length,
             factor=factor,
             seed=seed,
+            timeout=timeout,
             reports=reports,
             progress=progress,
         )
@@ -110,7 +114,9 @@ def bench(
             show_default="the longest timed rows",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of one call.")] = SILENCE,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Longest time of one call, or of a build without progress.")
+    ] = SILENCE,
     device: Annotated[Device, typer.Option(help="Device of PyTorch.")] = Device.AUTO,
     seed: Seed = SEED,
     reports: Reports = None,

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from funnel_export.bundle.engine import changed_engines
@@ -55,7 +55,8 @@ def bench(
     Both run in PyTorch, in every target, and as every engine of the bundle that runs on this machine; their calls are
     interleaved. The dense baseline is exported from the bundle's own weights, and deleted at the end. For every engine
     the dense counterpart is compiled with the same options and profiles. No parity, no number: what does not agree with
-    eager PyTorch gets none.
+    eager PyTorch gets none, nor does a target on shapes that neither eager PyTorch nor the parity check ran. If eager
+    PyTorch is not timed, the dense model has a parity check of its own.
 
     A bundle that generates text is timed twice on every shape: the prompt, which is the time to the first token, and
     the steps after it, in milliseconds for each token.
@@ -79,7 +80,8 @@ def bench(
         seed: seed of the tokens.
         max_length: the longest rows of the parity check; by default the longest timed ones, or the shortest that an
             engine takes if those are longer.
-        timeout: seconds that one call of a runner may take; a runner that takes longer is killed and gets no numbers.
+        timeout: seconds that one call of a runner may take, and that a build may make no progress; what takes longer is
+            killed and gets no numbers.
         parity: the report of a `check` of this bundle that covers everything that is timed; by default a new one.
         reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
@@ -98,7 +100,7 @@ def bench(
     asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
     given = None if dense is None else open_baseline(opened, dense)
-    found = list(candidates(opened, targets, engines))
+    found = list(candidates(opened, targets, engines, timeout))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
     chosen = _chosen_device(asked, found)
@@ -109,25 +111,24 @@ def bench(
     from funnel_export.verify.cases import Case
 
     folder = reports_folder(opened, reports)
-    if parity is None:
-        longest = _longest(shapes, found) if max_length is None else max_length
+    comparing: dict[str, Any] = {
         # With eager PyTorch, each timed shape is compared with it anyway.
-        unseen = [] if EAGER in runtimes else [min(max(shape.tokens for shape in shapes), longest)]
-        parity = compare(
-            opened,
-            targets=targets,
-            engines=engines,
-            lengths=unseen,
-            max_length=longest,
-            seed=seed,
-            progress=progress,
-        )
+        "shapes": [] if EAGER in runtimes else [(shape.batch, shape.tokens) for shape in shapes],
+        "max_length": _longest(shapes, found) if max_length is None else max_length,
+        "seed": seed,
+        "timeout": timeout,
+    }
+    if parity is None:
+        parity = compare(opened, targets=targets, engines=engines, progress=progress, **comparing)
     parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
     sound = [candidate for candidate in found if candidate.name in passed]
     with baseline(opened, given, progress) as twin:
-        unbuilt = _build_baselines(twin, sound, progress)
+        unbuilt = _build_baselines(twin, sound, timeout, progress)
         built = [candidate for candidate in sound if candidate.name not in unbuilt]
+        if EAGER not in runtimes:
+            unbuilt |= _compare_baselines(twin, built, progress, comparing)
+            built = [candidate for candidate in built if candidate.name not in unbuilt]
         runners = list(_in_pytorch(opened, twin, runtimes, chosen))
         runners += _in_targets(opened, twin, built, shapes)
         tokens = {shape: Case((shape.tokens,) * shape.batch).tokens(opened.architecture, seed) for shape in shapes}
@@ -262,7 +263,7 @@ def _chosen_device(device: Device, found: Sequence["Candidate"]) -> str:
     return chosen
 
 
-def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Progress) -> dict[str, str]:
+def _build_baselines(dense: Bundle, found: Sequence["Candidate"], timeout: float, progress: Progress) -> dict[str, str]:
     """Compile the dense counterpart of every candidate with engines; return the reasons of failures by name."""
     failed = {}
     (graph,) = dense.graphs.values()
@@ -277,11 +278,31 @@ def _build_baselines(dense: Bundle, found: Sequence["Candidate"], progress: Prog
                 profiles=_dense_profiles(graph, candidate),
                 options=_options(candidate),
                 name=default_engine_name(graph, name),
+                timeout=timeout,
                 progress=lambda step, *_, name=name: progress(f"{name} of the dense baseline: {step}"),
             )
         except FunnelExportError as err:  # the others are still timed
-            failed[name] = str(err)
+            failed[name] = f"it could not be compiled: {err}"
     return failed
+
+
+def _compare_baselines(
+    dense: Bundle, found: Sequence["Candidate"], progress: Progress, comparing: Mapping[str, Any]
+) -> dict[str, str]:
+    """Compare the dense counterpart of every candidate with eager PyTorch; return the reasons of failures by name."""
+    from funnel_export.latency.verdict import describe_failure
+
+    if not found:
+        return {}
+    (graph,) = dense.graphs.values()
+    report = compare(
+        dense,
+        targets=[candidate.target.name for candidate in found if not candidate.engines],
+        engines=[default_engine_name(graph, candidate.name) for candidate in found if candidate.engines],
+        progress=lambda step, *_: progress(f"dense baseline: {step}"),
+        **comparing,
+    )
+    return {result.name: describe_failure(result) for result in report.targets if not result.passed}
 
 
 def _options(candidate: "Candidate") -> dict[str, Any]:

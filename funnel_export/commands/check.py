@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from funnel_export.bundle.engine import engine_names
@@ -11,6 +12,8 @@ from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import PARITY
 from funnel_export.spec.defaults import FACTOR, SEED
 from funnel_export.spec.profile import SEQUENCE
+from funnel_export.system.worker import SILENCE
+from funnel_export.targets.base import validate_timeout
 from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ def check(
     max_length: int | None = None,
     factor: float = FACTOR,
     seed: int = SEED,
+    timeout: float = SILENCE,
     reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> "ParityReport":
@@ -44,6 +48,7 @@ def check(
         max_length: leave out longer sequences; the report lists the lengths left out.
         factor: how many times eager PyTorch's own error in the bundle's dtype is allowed, at least 1.
         seed: seed of the tokens.
+        timeout: seconds without progress after which the build of an engine with inner values (TensorRT) is stopped.
         reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
 
@@ -54,6 +59,7 @@ def check(
         TargetUnavailableError: if a requested target, or every target, cannot run the bundle on this machine.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    validate_timeout(timeout)
     from funnel_export.report.folder import reports_folder
     from funnel_export.report.pages import keep_report
 
@@ -66,6 +72,7 @@ def check(
         max_length=max_length,
         factor=factor,
         seed=seed,
+        timeout=timeout,
         progress=progress,
     )
     progress("report")
@@ -79,12 +86,17 @@ def compare(
     targets: Sequence[str] | None = None,
     engines: Sequence[str] | None = None,
     lengths: Sequence[int] = (),
+    shapes: Sequence[tuple[int, int]] = (),
     max_length: int | None = None,
     factor: float = FACTOR,
     seed: int = SEED,
+    timeout: float = SILENCE,
     progress: Progress = no_progress,
 ) -> "ParityReport":
-    """Like `check`, but nothing is written."""
+    """Like `check`, but nothing is written.
+
+    `shapes` are numbers of rows and tokens that are compared too, the first ones first, as far as memory allows.
+    """
     validate_numbers(lengths, max_length, factor)
     positions = opened.architecture.max_position_embeddings
     if max(lengths, default=1) > positions:
@@ -93,24 +105,26 @@ def compare(
             got=f"length {max(lengths)}",
             wanted=f"at most {positions} tokens",
         )
-    chosen = list(candidates(opened, targets, engines))
+    chosen = list(candidates(opened, targets, engines, timeout))
     if not chosen:
         raise TargetUnavailableError(
             f"no target on this machine runs a {opened.spec.dtype} graph or one of the bundle's engines",
             got=f"engines: {', '.join(engine_names(opened)) or 'none'}",
             hint="funnel-export doctor; or export with --dtype float32",
         )
-    from funnel_export.verify.cases import LONG, plan_cases, with_profiles
-    from funnel_export.verify.parity import check_memory, check_parity
+    from funnel_export.verify.cases import LONG, plan_cases, with_profiles, with_shapes
+    from funnel_export.verify.parity import check_memory, check_parity, fits_memory
 
     profiles = [profile for each in chosen for profile in each.profiles]
-    tuned = {profile.axes[SEQUENCE].opt for profile in profiles}
+    longest = min(max_length or positions, positions)
+    tuned = {min(profile.axes[SEQUENCE].opt, positions) for profile in profiles}
     long = [min(LONG, positions)] if opened.spec.task.has_past else []
     windows = opened.family.windows(opened.architecture)
-    plan = plan_cases(opened.spec.funnel, windows, [*lengths, *tuned, *long], max_length)
+    plan = plan_cases(opened.spec.funnel, windows, [*lengths, *tuned, *long], longest)
     if not opened.spec.task.has_past:
-        plan = with_profiles(plan, profiles, max_length)
+        plan = with_profiles(plan, profiles, longest)
     check_memory(opened, plan)
+    plan = with_shapes(plan, shapes, partial(fits_memory, opened), longest)
     return check_parity(opened, chosen, plan, factor=factor, seed=seed, progress=progress)
 
 

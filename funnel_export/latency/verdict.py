@@ -20,7 +20,7 @@ from funnel_export.latency.shape import Shape
 from funnel_export.latency.traffic import predicted_step_ratio
 from funnel_export.latency.trials import RunnerRecord, Times
 from funnel_export.spec.choices import EAGER, PYTORCH
-from funnel_export.verify.parity_report import ParityReport
+from funnel_export.verify.parity_report import ParityReport, TargetResult
 
 _NO_LIMITS = "eager PyTorch itself is not finite in this dtype, or its error is too large to derive a limit"
 
@@ -47,14 +47,15 @@ def evaluate(
         shapes: requested shapes.
         conditions: processor and versions, by name.
         min_speedup: the gate; None for no gate.
-        unbuilt: for each engine whose dense counterpart failed to compile, the reason.
+        unbuilt: for each target or engine whose dense counterpart failed to compile or to agree with eager PyTorch, the
+            reason.
     """
     spec = bundle.spec
     assert spec.funnel is not None
     by_name = {(record.runner.runtime, record.runner.model): record for record in records}
     results = [_judged(record, by_name, parity) for record in records] + _failed(parity)
     results += [
-        RunnerResult(runtime=name, model=Model.DENSE, dtype=parity.dtype, error=f"it could not be compiled: {why}")
+        RunnerResult(runtime=name, model=Model.DENSE, dtype=parity.dtype, error=why)
         for name, why in (unbuilt or {}).items()
     ]
     broken = list(dict.fromkeys(result.runtime for result in results if result.error))
@@ -88,16 +89,19 @@ def _failed(parity: ParityReport) -> list[RunnerResult]:
     for target in parity.targets:
         if target.passed:
             continue
-        place = target.first_difference
-        why = target.error or (
-            f"it differs from eager PyTorch from {place.name} on" if place else "it failed the parity check"
-        )
         results.append(
-            RunnerResult(
-                runtime=target.name, model=Model.FUNNEL, dtype=parity.dtype, error=f"no parity, no number: {why}"
-            )
+            RunnerResult(runtime=target.name, model=Model.FUNNEL, dtype=parity.dtype, error=describe_failure(target))
         )
     return results
+
+
+def describe_failure(target: TargetResult) -> str:
+    """Why a target that failed `check` has no number."""
+    place = target.first_difference
+    why = target.error or (
+        f"it differs from eager PyTorch from {place.name} on" if place else "it failed the parity check"
+    )
+    return f"no parity, no number: {why}"
 
 
 def _judged(
@@ -121,15 +125,16 @@ def _judged(
 
 
 def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
-    """The error of a runner without an eager counterpart that was timed on longer rows than `check` compared."""
-    checked = {target.name: target.longest for target in parity.targets}.get(record.runner.runtime)
-    unseen = [] if checked is None else [shape for shape in record.times if shape.tokens > checked]
-    if not unseen:
+    """The error of a runner without an eager counterpart that was timed on a shape that `check` did not compare."""
+    checked = {target.name: target for target in parity.targets}.get(record.runner.runtime)
+    seen = set() if checked is None else checked.shapes
+    unseen = [] if checked is None else [shape for shape in record.times if (shape.batch, shape.tokens) not in seen]
+    if checked is None or not unseen:
         return None
-    lengths = ", ".join(str(length) for length in sorted({shape.tokens for shape in unseen}))
     return (
-        f"no parity, no number: nothing was compared at length {lengths}; check went up to {checked}. "
-        "Use a larger --max-length, or --pytorch eager"
+        f"no parity, no number: nothing was compared at {' or at '.join(map(str, unseen))}. The parity check has rows "
+        f"of up to {checked.longest} tokens, and leaves out batches that would not fit into memory. Use "
+        "--pytorch eager, a larger --max-length, or a smaller --batch"
     )
 
 

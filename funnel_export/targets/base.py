@@ -152,13 +152,22 @@ class Target(Protocol):
         """
         ...
 
-    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> Session:
+    def load(
+        self,
+        graph: Graph,
+        *,
+        outputs: Sequence[str] = (),
+        engine: Engine | None = None,
+        timeout: float = SILENCE,
+    ) -> Session:
         """Load a graph, or an engine of it.
 
         Args:
             graph: a graph of a verified bundle.
             outputs: names of intermediate values to return in addition to the graph's outputs.
             engine: a verified engine of this graph that has passed `check_fits`.
+            timeout: seconds without progress after which a build in a separate process is stopped; only an engine with
+                intermediate values is built.
 
         Raises:
             TargetUnavailableError: if the target does not work here, or not in this dtype.

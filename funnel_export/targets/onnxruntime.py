@@ -19,6 +19,7 @@ from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.extras import install_command
 from funnel_export.system.machine import processor, this_platform
+from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine, require
 from funnel_export.targets.onnxruntime_options import CUDA_OPTIONS, ENTRIES, OnnxRuntimeOptions
 from funnel_export.targets.options import Options, options_of_engine, validate_allowed
@@ -105,7 +106,14 @@ class OnnxRuntimeTarget:
             return f"it was built for {wanted.device} on {wanted.platform}, but this is {found} on {this_platform()}"
         return None
 
-    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OnnxRuntimeSession":
+    def load(
+        self,
+        graph: Graph,
+        *,
+        outputs: Sequence[str] = (),
+        engine: Engine | None = None,
+        timeout: float = SILENCE,  # noqa: ARG002 - it builds nothing
+    ) -> "OnnxRuntimeSession":
         """See `Target.load`; intermediate values are those of the bundle's graph, not of the optimised one."""
         require(self, graph.dtype)
         chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)

@@ -20,6 +20,7 @@ from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.extras import install_command
 from funnel_export.system.machine import this_platform
+from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, check_room_for_engine, require
 from funnel_export.targets.options import MOST_THREADS, Options, options_of_engine, validate_allowed
 
@@ -134,7 +135,14 @@ class OpenVinoTarget:
             return f"it was built for {wanted}, but this is {here} on {this_platform()}"
         return None
 
-    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "OpenVinoSession":
+    def load(
+        self,
+        graph: Graph,
+        *,
+        outputs: Sequence[str] = (),
+        engine: Engine | None = None,
+        timeout: float = SILENCE,  # noqa: ARG002 - it builds nothing
+    ) -> "OpenVinoSession":
         """See `Target.load`; intermediate values are those of the bundle's graph."""
         require(self, graph.dtype)
         import openvino

@@ -9,6 +9,7 @@ from funnel_export.bundle.load import Bundle, Graph
 from funnel_export.bundle.manifest import ENGINES, MODEL
 from funnel_export.errors import BundleError, FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.spec.profile import BATCH, SEQUENCE, Profile, fitting_profiles
+from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Session, Target, availability_of, check_fits, require
 from funnel_export.targets.registry import get_target, target_names, validate_engine_name, validate_path
 
@@ -20,6 +21,8 @@ class Candidate:
     target: Target
     engines: Mapping[str, Engine] = field(default_factory=dict)
     """Engines by role of their graph; graphs without one run as they are. Empty for the target on its own."""
+    timeout: float = SILENCE
+    """Seconds without progress after which the build of an engine with intermediate values is stopped."""
 
     @property
     def name(self) -> str:
@@ -53,11 +56,11 @@ class Candidate:
 
     def load(self, graph: Graph, outputs: Sequence[str] = ()) -> Session:
         """See `Target.load`."""
-        return self.target.load(graph, outputs=outputs, engine=self.engines.get(graph.role))
+        return self.target.load(graph, outputs=outputs, engine=self.engines.get(graph.role), timeout=self.timeout)
 
 
 def candidates(
-    bundle: Bundle, targets: Sequence[str] | None, engines: Sequence[str] | None = None
+    bundle: Bundle, targets: Sequence[str] | None, engines: Sequence[str] | None = None, timeout: float = SILENCE
 ) -> Iterator[Candidate]:
     """The requested targets and engines, or by default all that run on this machine.
 
@@ -65,6 +68,7 @@ def candidates(
         bundle: a verified bundle.
         targets: names of targets: each runs the graph, and its engines unless `engines` is given.
         engines: names of engines: only these, and the graph in `targets`.
+        timeout: see `Candidate`.
 
     Raises:
         SpecError: for an engine that is not in the bundle.
@@ -84,7 +88,7 @@ def candidates(
         elif not availability_of(target).available or target.supports(dtype) is not None:
             continue
         if target.runs_graphs and (engines is None or target.name in (targets or ())):
-            yield Candidate(target)
+            yield Candidate(target, timeout=timeout)
         elif strict and target.name not in by_target:
             raise BundleError(
                 f"the bundle has no engine for {target.name}",
@@ -98,7 +102,7 @@ def candidates(
                 groups.setdefault(engine.set_name, {})[engine.manifest.graph] = engine
         for name, group in groups.items():
             if target.runs_graphs or group.keys() == bundle.graphs.keys():
-                yield Candidate(target, group)
+                yield Candidate(target, group, timeout)
                 continue
             missing = BundleError(
                 f"the engines {name} are not complete",

@@ -1,7 +1,7 @@
 """The batch shapes on which a graph must agree with eager PyTorch, and seeded tokens for them."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,3 +139,22 @@ def with_profiles(plan: CasePlan, profiles: Iterable[Profile], max_length: int |
         if length in sequence and not any(case.sizes in profile for case in cases):
             cases.append(Case((length,) * batch.min))
     return CasePlan(tuple(cases), plan.left_out)
+
+
+def with_shapes(
+    plan: CasePlan, shapes: Iterable[tuple[int, int]], fits: Callable[[CasePlan], bool], max_length: int | None = None
+) -> CasePlan:
+    """The plan, with one more batch without padding for each shape that none of its cases has.
+
+    Args:
+        plan: the plan.
+        shapes: numbers of rows and tokens; the first ones go before later ones if not all fit.
+        fits: whether a plan fits into memory; a batch with which it does not is left out.
+        max_length: leave out longer rows.
+    """
+    for rows, tokens in shapes:
+        if tokens > (max_length or tokens) or any(case.shape == (rows, tokens) for case in plan.cases):
+            continue
+        longer = replace(plan, cases=(*plan.cases, Case((tokens,) * rows)))
+        plan = longer if fits(longer) else plan
+    return plan

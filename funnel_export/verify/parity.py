@@ -191,8 +191,7 @@ def check_memory(bundle: Bundle, plan: CasePlan) -> None:
     Raises:
         SpecError: if the plan does not fit; the hint names a length that does.
     """
-    most = memory_bytes() / 2
-    needed = _needed_bytes(bundle, plan)
+    most, needed = _most_bytes(), _needed_bytes(bundle, plan)
     if needed > most:
         longest = max(max(case.lengths) for case in plan.cases)
         fits = int(longest * min(most / needed, (most / needed) ** 0.5) / 2)
@@ -202,6 +201,16 @@ def check_memory(bundle: Bundle, plan: CasePlan) -> None:
             wanted=f"at most {most / 1e9:.0f} GB, half of the memory available to this process",
             hint=f"--max-length {max(1, fits)}",
         )
+
+
+def fits_memory(bundle: Bundle, plan: CasePlan) -> bool:
+    """Whether `check_memory` accepts a plan."""
+    return _needed_bytes(bundle, plan) <= _most_bytes()
+
+
+def _most_bytes() -> float:
+    """The memory that a check may take, in bytes: the runtimes and the models need some too."""
+    return memory_bytes() / 2
 
 
 def _needed_bytes(bundle: Bundle, plan: CasePlan) -> float:

@@ -45,10 +45,15 @@ class CaseResult(_Report):
     passed: bool
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows, and tokens of the longest row; zeros for a name that is none of a batch."""
+        found = re.match(r"(\d{1,9})x(\d{1,9})", self.case)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
+    @property
     def length(self) -> int:
         """Tokens of its longest row."""
-        found = re.match(r"\d+x(\d{1,9})", self.case)
-        return int(found[1]) if found else 0
+        return self.shape[1]
 
 
 class TargetResult(_Report):
@@ -80,6 +85,11 @@ class TargetResult(_Report):
     def longest(self) -> int:
         """Tokens of the longest row in the compared batches."""
         return max((case.length for case in self.cases), default=0)
+
+    @property
+    def shapes(self) -> set[tuple[int, int]]:
+        """Numbers of rows and tokens of the compared batches."""
+        return {case.shape for case in self.cases}
 
     @property
     def name(self) -> str:

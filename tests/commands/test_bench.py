@@ -20,10 +20,12 @@ from breaks import (
     shifted_read_out,
     slower,
     wide_window,
+    wrong_in_large_batches,
 )
 from command_line import run
 from exported import Recipe
 from latencies import make_latency
+from tamper import agree_with_graph
 
 from funnel_export import Bundle, bench, check, compile_bundle
 from funnel_export.bundle.engine import Engine
@@ -35,6 +37,7 @@ from funnel_export.progress import no_progress
 from funnel_export.report.text import describe_latency
 from funnel_export.spec.choices import Device, Task
 from funnel_export.system import claims
+from funnel_export.system.worker import Worker
 from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.targets.registry import get_target
 from funnel_export.verify.candidates import Candidate
@@ -193,6 +196,35 @@ def test_a_counterpart_takes_no_file_from_a_manifest(tmp_path: Path) -> None:
     assert benching._options(Candidate(get_target("tensorrt"), {"model": engine})) == {"tf32": True}
 
 
+def test_the_time_limit_reaches_every_process_and_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[float]] = {}
+
+    def note(kind: Any, name: str, limit: Callable[..., float]) -> None:
+        whole = getattr(kind, name)
+
+        def noted(*given: Any, **named: Any) -> Any:
+            seen.setdefault(name, set()).add(limit(*given, **named))
+            return whole(*given, **named)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    bundle = own(tmp_path)
+    compile_bundle(bundle, "openvino", name="mine")
+    note(Worker, "send", lambda _, line, seconds=None: seconds)
+    note(Worker, "receive", lambda _, seconds=None: seconds)
+    note(OpenVinoTarget, "compile", lambda _, request, *rest: request.timeout)
+    note(OpenVinoTarget, "load", lambda *_, timeout=None, **rest: timeout)
+    command = ["bench", bundle.path, "--engine", "mine", "--length", 7, "--rounds", 6, "--pytorch", "none"]
+    done = run(*command, "--timeout", 123)
+    assert done.returncode == 0, done.stderr
+    assert seen == {"send": {123}, "receive": {123}, "compile": {123}, "load": {123}}
+    seen.clear()
+    assert run("check", bundle.path, "--engine", "mine", "--max-length", 3, "--timeout", 45).returncode == 0
+    assert seen == {"load": {45}}
+    assert run("compile", bundle.path, "--target", "openvino", "--name", "mine", "--timeout", 67).returncode == 0
+    assert seen["compile"] == {67}
+
+
 def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
     bundle = own(tmp_path)
     for name in ("eager", "torch.compile", "openvino"):
@@ -258,13 +290,71 @@ def test_a_shape_that_nothing_was_compared_on_has_no_number(tmp_path: Path) -> N
     assert not report.passed
     (error,) = {runner.error for runner in report.runners}
     assert error is not None
-    assert error.startswith("no parity, no number: nothing was compared at length 64; check went up to 4")
+    assert error.startswith(
+        "no parity, no number: nothing was compared at batch 1, length 64. The parity check has rows"
+    )
     assert report.gate is not None
     assert report.gate.failures == ["onnxruntime has no numbers"]
     text = describe_latency(report)
     assert "parity left out as too long: 5, 6, 8" in text
     sound = bench(own(tmp_path / "sound"), max_length=64, pytorch=(), **options)
     assert sound.passed
+
+
+def test_batches_are_compared_as_they_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches of a check have few rows; a graph may be right for those only."""
+    bundle = changed(tmp_path, wrong_in_large_batches)
+    options: dict[str, Any] = {"targets": ["onnxruntime"], "rounds": 6, "min_speedup": 0.01, "pytorch": ()}
+    report = bench(bundle, batches=(64,), lengths=(64,), **options)
+    assert "64x64" in [case.case for case in report.parity.targets[0].cases if not case.passed]
+    assert not report.passed
+    assert not report.rows
+    few = bench(bundle, batches=(2,), lengths=(64,), **options)
+    assert few.passed
+    assert few.parity.targets[0].shapes >= {(2, 64)}
+
+    seen = len(few.parity.targets[0].cases)
+    monkeypatch.setattr("funnel_export.verify.parity.memory_bytes", lambda: 20_000_000)
+    report = bench(bundle, batches=(2, 64), lengths=(64,), **options)
+    assert report.parity.passed
+    assert len(report.parity.targets[0].cases) == seen
+    assert not report.rows
+    (error,) = {runner.error for runner in report.runners}
+    assert "nothing was compared at batch 64, length 64." in str(error)
+    assert "Use --pytorch eager, a larger --max-length, or a smaller --batch" in str(error)
+    assert report.gate is not None
+    assert report.gate.failures == ["onnxruntime has no numbers"]
+
+
+def test_a_given_report_must_have_the_timed_batches(tmp_path: Path) -> None:
+    bundle = changed(tmp_path, wrong_in_large_batches)
+    parity = check(bundle, targets=["onnxruntime"], lengths=[7])
+    options: dict[str, Any] = {"targets": ["onnxruntime"], "lengths": (7,), "rounds": 6, "pytorch": ()}
+    report = bench(bundle, parity=parity, batches=(64,), **options)
+    assert parity.passed
+    assert not report.passed
+    (error,) = {runner.error for runner in report.runners}
+    assert "nothing was compared at batch 64, length 7." in str(error)
+
+
+def test_a_dense_baseline_that_computes_something_else_has_no_number(tmp_path: Path) -> None:
+    """Without eager PyTorch, nothing else compares it."""
+    bundle = own(tmp_path / "funnel")
+    compile_bundle(bundle, "onnxruntime", name="mine")
+    dense = shutil.copytree(Recipe(funnel=None).bundle().path, tmp_path / "dense")
+    model = ir.load(dense / "model.onnx")
+    another_softcap(model)
+    (dense / "model.onnx").unlink()
+    ir.save(model, dense / "model.onnx")
+    agree_with_graph(dense)
+    options: dict[str, Any] = {"targets": ["onnxruntime"], "lengths": (7,), "rounds": 6, "pytorch": ()}
+    report = bench(bundle, dense=dense, min_speedup=0.01, **options)
+    assert report.parity.passed
+    assert not report.passed
+    assert not report.rows
+    errors = {(each.runtime, each.model): each.error for each in report.runners}
+    why = "no parity, no number: it differs from eager PyTorch from layers.2 on"
+    assert errors == {("onnxruntime", Model.DENSE): why, ("mine", Model.DENSE): why}
 
 
 def test_pytorch_decides_nothing_but_what_is_compared_with_it() -> None:

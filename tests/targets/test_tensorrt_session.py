@@ -237,6 +237,23 @@ def test_a_plan_of_another_dtype_is_refused(install: Install) -> None:
         get_target("tensorrt").load(bundle.model, engine=engine)
 
 
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("tensorrt", ["plan"]),
+        ("tensorrt", ["timing.cache", "model.plan"]),
+        ("tensorrt-rtx", ["model.plan", "timing.cache"]),
+    ],
+)
+def test_a_plan_has_the_name_that_its_target_writes(target: str, names: list[str], install: Install) -> None:
+    _, engine = install(target)
+    check_fits(get_target(target), engine)
+    files = [engine.manifest.files[0].model_copy(update={"file": name}) for name in names]
+    other = Engine(engine.path, engine.manifest.model_copy(update={"files": files}))
+    with pytest.raises(BundleError, match=f"has files that {target} does not write"):
+        check_fits(get_target(target), other)
+
+
 def test_host_code_runs_only_in_plans_that_were_built_with_it(install: Install) -> None:
     bundle, engine = install(plan=b"host code")
     with pytest.raises(TargetRefusedError, match=r"(?s)could not be deserialized.*host code is not allowed"):
@@ -293,25 +310,34 @@ def test_a_plan_runs_only_where_it_was_built_for(case: str, install: Install, mo
             check_fits(get_target("tensorrt"), other)
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_inner_values_come_from_a_plan_that_leaves_nothing(
-    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, engine = install("tensorrt-rtx", options={"timing_cache": "/etc/hostname"})
-    engine = Engine(engine.path, engine.manifest.model_copy(update={"options": {"tf32": True}}))
+    """A file that the manifest names is neither read nor written."""
+    named = tmp_path / "a user's file"
+    named.write_text("mine")
+    bundle, engine = install(target, options={"tf32": True, "timing_cache": str(named)})
     asked: list[Any] = []
 
-    def build(request: Any, progress: Any, timeout: float = 0.0) -> dict[str, Any]:
-        asked.append(request)
+    def build(request: Any, progress: Any, timeout: float) -> dict[str, Any]:
+        asked.append((request, timeout))
         request.plan.write_bytes(engine.file.read_bytes())
+        if request.new_timing_cache is not None:
+            request.new_timing_cache.write_bytes(b"times")
         return {}
 
     monkeypatch.setattr("funnel_export.targets.tensorrt.target.build_in_process", build)
-    session: Any = get_target("tensorrt-rtx").load(bundle.model, outputs=["layers.0"], engine=engine)
+    session: Any = get_target(target).load(bundle.model, outputs=["layers.0"], engine=engine, timeout=77)
     session.run(tokens(1, 2))
     session.close()
-    assert asked[0].outputs == ["layers.0"]
-    assert asked[0].options.tf32
-    assert not asked[0].plan.parent.exists()
+    ((request, timeout),) = asked
+    assert request.outputs == ["layers.0"]
+    assert request.options.tf32
+    assert request.timing_caches == []
+    assert timeout == 77
+    assert not request.plan.parent.exists()
+    assert named.read_text() == "mine"
 
 
 def test_options_of_a_manifest_are_checked_as_those_of_a_build(install: Install) -> None:

@@ -9,7 +9,7 @@ from funnel_export import FunnelSpec
 from funnel_export.bundle.ports import PortKind
 from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.spec.profile import Profile
-from funnel_export.verify.cases import Case, plan_cases, with_profiles
+from funnel_export.verify.cases import Case, CasePlan, plan_cases, with_profiles, with_shapes
 
 TINY = Gemma2Architecture(vocab_size=61, sliding_window=16)
 
@@ -49,6 +49,19 @@ def test_additional_lengths_and_the_maximum() -> None:
 def test_a_profile_that_takes_no_batch_adds_one(profile: str, added: list[tuple[int, ...]]) -> None:
     plan = plan_cases(None, {16}, max_length=20)
     assert with_profiles(plan, [Profile.parse(profile)], 20).cases == (*plan.cases, *map(Case, added))
+
+
+def test_shapes_are_added_as_far_as_they_fit() -> None:
+    plan = plan_cases(None, {16}, max_length=20)
+    asked: list[tuple[int, int]] = []
+
+    def fits(longer: CasePlan) -> bool:
+        asked.append(longer.cases[-1].shape)
+        return sum(len(case.lengths) for case in longer.cases[len(plan.cases) :]) <= 10
+
+    found = with_shapes(plan, [(1, 16), (4, 9), (8, 9), (4, 9), (5, 7), (1, 21)], fits, 20)
+    assert found.cases == (*plan.cases, Case((9,) * 4), Case((7,) * 5))
+    assert asked == [(4, 9), (8, 9), (5, 7)], "not what is there, nor what is too long"
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ from funnel_export import Bundle, FunnelSpec, check
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle
 from funnel_export.errors import FunnelExportWarning, SpecError, TargetUnavailableError
+from funnel_export.spec.profile import Profile
 from funnel_export.targets.openvino import OpenVinoTarget
+from funnel_export.verify.candidates import Candidate
+from funnel_export.verify.cases import CasePlan
 from funnel_export.verify.parity_report import ParityReport
 from funnel_export.verify.ranges import magnitude
 
@@ -210,6 +214,20 @@ def test_a_check_that_would_not_fit_into_memory_is_refused(monkeypatch: pytest.M
 def test_a_length_beyond_the_models_positions_is_refused() -> None:
     with pytest.raises(SpecError, match=r"(?s)exceeds max_position_embeddings.*length 100000.*at most 512 tokens"):
         compare(Recipe().bundle(), targets=["onnxruntime"], lengths=[100_000])
+
+
+def test_no_batch_is_longer_than_the_models_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a profile of an engine nor a wide window makes one."""
+    bundle = Recipe().bundle()
+    wide = bundle.architecture.model_copy(update={"sliding_window": 1000})
+    profiles = ["one:batch=1,sequence=600:700:800", "two:batch=4:4:8,sequence=1:100000:1000000"]
+    parsed = [Profile.parse(each) for each in profiles]
+    monkeypatch.setattr(Candidate, "profiles", parsed)
+    plans: list[CasePlan] = []
+    monkeypatch.setattr("funnel_export.verify.parity.check_parity", lambda _, __, plan, **___: plans.append(plan))
+    compare(replace(bundle, architecture=wide), targets=["onnxruntime"])
+    assert max(case.shape[1] for case in plans[0].cases) == 512
+    assert plans[0].left_out == (1000, 1001, 1003)
 
 
 def test_a_softcap_of_one() -> None:

@@ -13,6 +13,7 @@ from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
+from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine
 from funnel_export.targets.options import options_of_engine
 from funnel_export.targets.tensorrt.flavour import TENSORRT, TENSORRT_RTX, Flavour, has_polygraphy
@@ -148,7 +149,14 @@ class _Base:
             return _other_gpu(built.built_for, str(built.options.get("hardware_compatibility_level", "none")), gpu)
         return _invalid_by_header(self.flavour.load(), engine)
 
-    def load(self, graph: Graph, *, outputs: Sequence[str] = (), engine: Engine | None = None) -> "TensorRtSession":
+    def load(
+        self,
+        graph: Graph,
+        *,
+        outputs: Sequence[str] = (),
+        engine: Engine | None = None,
+        timeout: float = SILENCE,
+    ) -> "TensorRtSession":
         """See `Target.load`; for intermediate values, it builds a temporary engine with the same options."""
         find_gpu()
         from funnel_export.targets.tensorrt.session import TensorRtSession
@@ -162,7 +170,11 @@ class _Base:
         options = options_of_engine(TensorRtOptions, engine.manifest.options)
         validate_options(options, self.flavour, None)
         request = CompileRequest(
-            graph=graph, profiles=tuple(engine.manifest.profiles), options=options, outputs=tuple(outputs)
+            graph=graph,
+            profiles=tuple(engine.manifest.profiles),
+            options=options,
+            outputs=tuple(outputs),
+            timeout=timeout,
         )
         with tempfile.TemporaryDirectory() as name:
             self.compile(request, Path(name), no_progress)
@@ -181,7 +193,6 @@ class TensorRtRtxTarget(_Base):
     """TensorRT-RTX: builds on any machine, and runs on GeForce and RTX GPUs."""
 
     flavour: ClassVar[Flavour] = TENSORRT_RTX
-
 
 def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
     try:
