@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from funnel_export.bundle.external import read_graph
+from funnel_export.bundle.external import count_nodes, read_graph
+from funnel_export.bundle.form import check_engine_form
 from funnel_export.bundle.load import Bundle, Graph, check_made_from
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, inside, read_manifest
 from funnel_export.bundle.ports import dynamic_axes
@@ -20,7 +21,7 @@ from funnel_export.bundle.record import SCHEMA, Digest, Record, Role, SchemaVers
 from funnel_export.bundle.weights import WeightRecords
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.spec.choices import Dtype
-from funnel_export.spec.profile import Profile
+from funnel_export.spec.profile import MOST_PROFILES, Profile
 from funnel_export.system.claims import is_partial
 from funnel_export.system.files import LARGEST_GRAPH, LARGEST_JSON, read_bytes, regular_size, sha256_of
 
@@ -78,7 +79,7 @@ class EngineManifest(Record):
     """Role of the graph that it was compiled from."""
     graph_sha256: Digest
     weights: WeightRecords
-    profiles: list[Profile]
+    profiles: Annotated[list[Profile], Field(max_length=MOST_PROFILES)]
     """Optimization profiles in the engine's order; empty if it accepts any shape."""
     options: dict[str, OptionValue]
     """Options that differ from the defaults, under the runtime's names."""
@@ -151,7 +152,7 @@ def load_engine(bundle: Bundle, name: str) -> Engine:
     check_made_from(manifest, bundle, f"the engine {folder}", "compile the bundle again")
     for record in manifest.files:
         verify_file(folder / record.file, record)
-    _check_graphs(folder, manifest.files)
+    _check_graphs(folder, manifest.files, bundle.graphs[manifest.graph])
     check_profiles(manifest, bundle.graphs[manifest.graph])
     return Engine(folder, manifest)
 
@@ -167,16 +168,24 @@ def check_profiles(manifest: EngineManifest, graph: Graph) -> None:
         ) from err
 
 
-def _check_graphs(folder: Path, files: Sequence[FileRecord]) -> None:
-    """Raise `BundleError` if an ONNX graph of an engine refers to data outside the engine's files."""
+def _check_graphs(folder: Path, files: Sequence[FileRecord], exported: Graph) -> None:
+    """Raise `BundleError` if an ONNX graph of an engine cannot be one of the exported graph.
+
+    It may not refer to data outside the engine's files, and must have the form of an optimized export. Files of other
+    names hold no graph: `check_kind` of the targets requires that.
+    """
     sizes = {record.file: record.size for record in files}
     for record in files:
         if record.file.endswith(".onnx"):
-            try:
-                content = read_bytes(folder / record.file, LARGEST_GRAPH)
-            except OSError as err:
-                raise BundleError("a graph of an engine cannot be read", got=err, wanted=folder / record.file) from err
-            read_graph(content, sizes, f"its engine's files ({folder})", check=False)
+            model = read_graph(_read(folder / record.file), sizes, f"its engine's files ({folder})", check=False)
+            check_engine_form(model, count_nodes(_read(exported.path)))
+
+
+def _read(graph: Path) -> bytes:
+    try:
+        return read_bytes(graph, LARGEST_GRAPH)
+    except OSError as err:
+        raise BundleError("a graph of an engine cannot be read", got=err, wanted=graph) from err
 
 
 def read_engine_manifest(folder: Path) -> EngineManifest:

@@ -40,6 +40,13 @@ def read_graph(content: bytes, files: Mapping[str, int], what: str, *, check: bo
     return model
 
 
+def count_nodes(content: bytes) -> int:
+    """The number of nodes of a graph, from the bytes of its verified file."""
+    import onnx
+
+    return len(onnx.load_model_from_string(content).graph.node)
+
+
 def describe_values(values: Iterable["ValueInfoProto"]) -> list[tuple[str, str, list[int | str]]]:
     """Name, dtype and shape of inputs or outputs in the form of ports, with dynamic axes by name.
 

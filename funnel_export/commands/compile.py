@@ -23,7 +23,7 @@ from funnel_export.bundle.signature import CHANGES, NUM_LOGITS, PAST_SEQUENCE, P
 from funnel_export.bundle.weights import WeightRecord
 from funnel_export.errors import BundleError, SpecError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.profile import BATCH, SEQUENCE, Profile, Range
+from funnel_export.spec.profile import BATCH, MOST_PROFILES, SEQUENCE, Profile, Range
 from funnel_export.system.atomic import replace_folder
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Compiled, CompileRequest, Target, validate_timeout
@@ -150,6 +150,13 @@ def _profiles(target: Target, bundle: Bundle, graph: Graph, given: Sequence[Prof
             f"{target.name} has no optimization profiles",
             got=", ".join(map(str, profiles)),
             wanted="no --profile, since its engines accept every shape",
+        )
+    if len(profiles) > MOST_PROFILES:
+        raise SpecError(
+            "too many optimization profiles",
+            got=len(profiles),
+            wanted=f"at most {MOST_PROFILES}",
+            hint="--profile with wider ranges, or several engines",
         )
     names = [profile.name for profile in profiles]
     if len(set(names)) < len(names):

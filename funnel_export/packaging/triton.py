@@ -30,6 +30,7 @@ from funnel_export.spec.triton import TritonOptions
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 from funnel_export.system.place import Placing, copied_bytes, place
 from funnel_export.system.room import check_room
+from funnel_export.targets.base import check_kind
 from funnel_export.targets.registry import get_target
 
 CONFIG, VERSION, PLAN, ENGINE = "config.pbtxt", "1", "model.plan", "engine.json"
@@ -79,6 +80,7 @@ def write_model(
         else:
             progress("verifying the engine")
             plan = load_engine(bundle, engine)
+            check_kind(get_target(TARGET), plan)
             progress("writing the engine")
             place(plan.file, folder / VERSION / PLAN, linked)
             shutil.copyfile(plan.path / MANIFEST, folder / ENGINE)
@@ -187,7 +189,7 @@ def find_engines(bundle: Bundle, options: TritonOptions) -> list[Engine]:
 
     Raises:
         SpecError: if there is no such engine or target, or the target is another one or needs engines.
-        BundleError: if an engine is damaged.
+        BundleError: if an engine is damaged, or has files that its target does not write.
     """
     target = None if options.target is None else get_target(options.target)
     if options.engine is None:
@@ -206,6 +208,8 @@ def find_engines(bundle: Bundle, options: TritonOptions) -> list[Engine]:
             got=", ".join(f"{engine.name} of target {engine.manifest.target}" for engine in engines),
             wanted=f"engines of {target.name if target else 'one target'}",
         )
+    for engine in engines:
+        check_kind(get_target(engine.manifest.target), engine)
     return engines
 
 

@@ -10,6 +10,8 @@ from funnel_export.errors import SpecError
 
 LARGEST = 1 << 20
 """Longer than any text, and below TensorRT's limit of 2^31 - 1."""
+MOST_PROFILES = 64
+"""Most optimization profiles of an engine; a check may run a batch for each."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
 AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]

@@ -103,6 +103,8 @@ class Target(Protocol):
     """Whether its engines have optimization profiles; other engines accept any shape."""
     runs_graphs: ClassVar[bool]
     """Whether it runs a bundle's graph without an engine."""
+    files: ClassVar[tuple[str, ...]]
+    """Names of the files of its engines, the one to load first; a build may leave out the others."""
     reuses: ClassVar[tuple[str, ...]]
     """Names of files of an earlier engine that a new build can reuse."""
 
@@ -196,7 +198,11 @@ def require(target: Target, dtype: Dtype) -> None:
 
 
 def check_fits(target: Target, engine: Engine) -> None:
-    """Raise `BundleError` unless an engine is for this target, its installed version and this device."""
+    """Raise `BundleError` unless an engine is for this target, its installed version and this device.
+
+    Its files and profiles must be such as the target writes.
+    """
+    check_kind(target, engine)
     why = target.misfit(engine) if engine.manifest.target == target.name else f"it is for {engine.manifest.target}"
     if why is not None:
         raise BundleError(
@@ -204,6 +210,32 @@ def check_fits(target: Target, engine: Engine) -> None:
             got=why,
             wanted="an engine for this version and this device",
             hint="compile the bundle again on this machine",
+        )
+
+
+def check_kind(target: Target, engine: Engine) -> None:
+    """Raise `BundleError` for files or profiles that the target, if it is the engine's, does not write.
+
+    `load_engine` judges files by their names: a graph under another name would reach the runtime unseen. An engine is
+    compared on the shapes of its profiles only: one that takes every shape must not name a few.
+    """
+    if engine.manifest.target != target.name:
+        return
+    names = [record.file for record in engine.manifest.files]
+    wanted = [name for name in target.files if name in names or name == target.files[0]]
+    if engine.manifest.profiles and not target.takes_profiles:
+        raise BundleError(
+            f"the engine {engine.name} has optimization profiles, and {target.name} has none",
+            got=", ".join(map(str, engine.manifest.profiles)),
+            wanted="an engine without profiles, which takes every shape",
+            hint="compile the bundle again",
+        )
+    if names != wanted:
+        raise BundleError(
+            f"the engine {engine.name} has files that {target.name} does not write",
+            got=", ".join(names),
+            wanted=" and ".join(target.files),
+            hint="compile the bundle again",
         )
 
 

@@ -40,6 +40,7 @@ class OnnxRuntimeTarget:
     options: ClassVar[type[Options]] = OnnxRuntimeOptions
     takes_profiles: ClassVar[bool] = False
     runs_graphs: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = (OPTIMIZED, WEIGHTS)
     reuses: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:
@@ -89,7 +90,7 @@ class OnnxRuntimeTarget:
         session.add_session_config_entry(SMALLEST_EXTERNAL, "1024")
         start = time.perf_counter()
         _make_session(str(request.graph.path), session, self._provider(options), options.provider_options)
-        files = [name for name in (OPTIMIZED, WEIGHTS) if (folder / name).exists()]
+        files = [name for name in self.files if (folder / name).exists()]
         return Compiled(files=files, facts={"build_seconds": round(time.perf_counter() - start, 2)})
 
     def on_gpu(self, engine: Engine | None) -> bool:

@@ -64,6 +64,7 @@ class OpenVinoTarget:
     options: ClassVar[type[Options]] = OpenVinoOptions
     takes_profiles: ClassVar[bool] = False
     runs_graphs: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = (BLOB,)
     reuses: ClassVar[tuple[str, ...]] = ()
 
     def availability(self) -> Availability:

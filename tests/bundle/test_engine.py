@@ -15,6 +15,7 @@ from tamper import listing, rewrite_json
 from funnel_export import Bundle, check, compile_bundle, load_bundle
 from funnel_export.bundle.engine import Engine, engine_names, load_engine, record_file
 from funnel_export.errors import BundleError, FunnelExportError, SpecError, TargetRefusedError
+from funnel_export.spec.profile import Profile
 from funnel_export.targets.base import Target, check_fits
 from funnel_export.targets.openvino import OpenVinoTarget
 from funnel_export.targets.registry import get_target
@@ -207,6 +208,53 @@ def test_an_engine_reads_its_own_files_only(location: str, bundle: Bundle) -> No
     place_elsewhere(location)(folder)
     with pytest.raises(BundleError, match="refers to data outside its engine's files"):
         load_engine(bundle, "onnxruntime-cpu")
+
+
+def named(*names: str) -> Callable[[Path], None]:
+    """Give an engine files of these names, each with the content of its first file or a new one."""
+
+    def change(folder: Path) -> None:
+        first = json.loads((folder / "manifest.json").read_text())["files"][0]["file"]
+        content = (folder / first).read_bytes()
+        for name in names:
+            if not (folder / name).exists():
+                (folder / name).write_bytes(content)
+        edit(files=[record_file(folder / name).model_dump() for name in names])(folder)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("onnxruntime", ("model.bin", "weights.bin")),
+        ("onnxruntime", ("weights.bin", "model.onnx")),
+        ("onnxruntime", ("weights.bin",)),
+        ("onnxruntime", ("model.onnx", "weights.bin", "more.bin")),
+        ("openvino", ("model.bin",)),
+        ("openvino", ("model.xml", "model.bin")),
+        ("openvino", ("model.blob", "model.bin")),
+    ],
+)
+def test_an_engine_has_the_files_that_its_target_writes(target: str, names: tuple[str, ...], bundle: Bundle) -> None:
+    """A graph is judged by its file's name: under another one, a runtime would read it unseen."""
+    named(*names)(bundle.path / "engines" / f"{target}-cpu")
+    with pytest.raises(BundleError, match=f"has files that {target} does not write"):
+        run_engine(bundle, get_target(target), f"{target}-cpu")
+    with pytest.warns(UserWarning, match="an engine is left out"):
+        assert f"{target}-cpu" not in {each.name for each in candidates(bundle, None)}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_an_engine_names_no_shapes_unless_its_target_does(target: str, bundle: Bundle) -> None:
+    """It is compared on the shapes of its profiles only: one wrong elsewhere would pass."""
+    profile = Profile.parse("batch=1,sequence=1").model_dump()
+    edit(profiles=[profile])(bundle.path / "engines" / f"{target}-cpu")
+    with pytest.raises(BundleError, match=f"has optimization profiles, and {target} has none"):
+        run_engine(bundle, get_target(target), f"{target}-cpu")
+    edit(profiles=[profile] * 65)(bundle.path / "engines" / f"{target}-cpu")
+    with pytest.raises(BundleError, match="at most 64 items"):
+        load_engine(bundle, f"{target}-cpu")
 
 
 def test_a_file_of_another_size_is_refused_unread(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from fuzz.watch import limit
 from onnx import ModelProto, TensorProto, helper
 from tamper import rewrite_graph, rewrite_json
 
-from funnel_export import load_bundle
+from funnel_export import compile_bundle, load_bundle
 from funnel_export.bundle import form
+from funnel_export.bundle.engine import load_engine, record_file
 from funnel_export.errors import BundleError
 
 
@@ -69,6 +70,64 @@ def test_a_graph_that_no_export_makes(change: Callable[[ModelProto], None], fold
     rewrite_graph(folder, change)
     with pytest.raises(BundleError, match=f"(?s)not have the form of an export.*got: {CHANGES[change]}"), limit():
         load_bundle(folder)
+
+
+def another_runtimes_op(model: ModelProto) -> None:
+    model.graph.node[0].domain = "ai.onnx.ml"
+
+
+def in_proportion(model: ModelProto) -> None:
+    """More nodes than any optimization adds, and fewer than the largest export has."""
+    nodes = len(onnx.load(Recipe().bundle().model.path, load_external_data=False).graph.node)
+    node = helper.make_node("Identity", ["input_ids"], ["never"])
+    model.graph.node.extend([node] * (form.GROWTH * nodes + form.EXTRA + 1 - len(model.graph.node)))
+
+
+ENGINES: dict[Callable[[ModelProto], None], str] = {
+    another_runtimes_op: r"1 x ai\.onnx\.ml\.",
+    subgraph: "1 x If with a graph inside",
+    functions: "40 functions",
+    many_nodes: r"\d+ nodes",
+    in_proportion: r"\d+ nodes",
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an engine; do not change its files."""
+    folder = shutil.copytree(Recipe().bundle().path, tmp_path_factory.mktemp("compiled") / "bundle")
+    compile_bundle(folder, "onnxruntime", name="mine")
+    return folder
+
+
+@pytest.mark.parametrize("change", ENGINES, ids=lambda change: change.__name__)
+def test_an_engines_graph_that_no_optimization_makes(
+    change: Callable[[ModelProto], None], compiled: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(shutil.copytree(compiled, tmp_path / "bundle"))
+    engine = bundle.path / "engines" / "mine"
+    model = onnx.load(engine / "model.onnx", load_external_data=False)
+    change(model)
+    (engine / "model.onnx").write_bytes(model.SerializeToString())
+    files = [record_file(engine / name).model_dump() for name in ("model.onnx", "weights.bin")]
+    rewrite_json(engine / "manifest.json", lambda manifest: manifest.update(files=files))
+    message = f"(?s)not have the form of an optimized export.*got: {ENGINES[change]}"
+    with pytest.raises(BundleError, match=message), limit():
+        load_engine(bundle, "mine")
+
+
+@pytest.mark.parametrize("level", ["basic", "extended", "all"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.filterwarnings("ignore:Gemma2 is known to overflow")
+def test_every_engine_has_the_form_of_one(level: str, dtype: str, tmp_path: Path) -> None:
+    """Optimizations make ops of ONNX Runtime's own domains, and casts around ops without a float16 kernel."""
+    folder = shutil.copytree(Recipe(dtype=dtype).bundle().path, tmp_path / "bundle")
+    engine = compile_bundle(folder, "onnxruntime", options={"graph_optimization_level": level}, name="mine")
+    nodes, exported = (
+        len(onnx.load(path, load_external_data=False).graph.node) for path in (engine.file, folder / "model.onnx")
+    )
+    assert nodes < form.GROWTH * exported / 2
+    assert load_engine(load_bundle(folder), "mine") == engine
 
 
 def with_graphs(manifest: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class _Base:
     flavour: ClassVar[Flavour]
     options: ClassVar[type[TensorRtOptions]] = TensorRtOptions
     takes_profiles: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]]
     reuses: ClassVar[tuple[str, ...]] = (TIMINGS,)
     runs_graphs: ClassVar[bool] = False
 
@@ -187,12 +188,15 @@ class TensorRtTarget(_Base):
     """TensorRT 11: builds on the GPU that the engine is for."""
 
     flavour: ClassVar[Flavour] = TENSORRT
+    files: ClassVar[tuple[str, ...]] = (PLAN, TIMINGS)
 
 
 class TensorRtRtxTarget(_Base):
     """TensorRT-RTX: builds on any machine, and runs on GeForce and RTX GPUs."""
 
     flavour: ClassVar[Flavour] = TENSORRT_RTX
+    files: ClassVar[tuple[str, ...]] = (PLAN,)
+
 
 def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
     try:
