@@ -116,12 +116,17 @@ class Engine:
     @property
     def set_name(self) -> str:
         """The name that the engines of a bundle's graphs share: its name without the role of its graph."""
-        return self.name.removeprefix(f"{self.manifest.graph}-")
+        return set_name(self.name, self.manifest.graph)
 
     @property
     def file(self) -> Path:
         """The file to load."""
         return self.path / self.manifest.files[0].file
+
+
+def set_name(name: str, role: str) -> str:
+    """The name that the engine of one graph, of this role, shares with those of the others; see `Engine.set_name`."""
+    return name.removeprefix(f"{role}-")
 
 
 def engine_names(bundle: Bundle) -> list[str]:

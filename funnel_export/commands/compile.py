@@ -14,6 +14,7 @@ from funnel_export.bundle.engine import (
     is_engine,
     read_engine_manifest,
     record_file,
+    set_name,
     verify_file,
 )
 from funnel_export.bundle.load import Bundle, Graph, check_made_from, load_bundle
@@ -78,6 +79,7 @@ def compile_bundle(
     built_for = chosen.built_for(request)
     called = default_engine_name(source, chosen.engine_name(built_for)) if name is None else name
     validate_engine_name(called)
+    validate_engine_name(set_name(called, source.role))  # the name in reports
     folder = opened.path / ENGINES / called
     if folder.parent.is_symlink():
         raise BundleError(

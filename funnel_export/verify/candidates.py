@@ -1,7 +1,7 @@
 """Candidates for a comparison with eager PyTorch: targets on a bundle's graph, and its engines."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from funnel_export.bundle.engine import Engine, engine_names, engines_named, load_engine, read_engine_manifest
@@ -72,7 +72,7 @@ def candidates(
 
     Raises:
         SpecError: for an engine that is not in the bundle.
-        BundleError: if a requested engine is damaged or does not fit this machine.
+        BundleError: if a requested engine is damaged, does not fit this machine, or shares its name in reports.
         TargetUnavailableError: if a requested target cannot run the bundle on this machine.
     """
     validate_path(bundle)
@@ -82,6 +82,7 @@ def candidates(
     names = (
         target_names() if targets is None and engines is None else [*(targets or ()), *(by_target if engines else ())]
     )
+    named: set[str] = set()
     for target in map(get_target, dict.fromkeys(names)):
         if strict:
             require(target, dtype)
@@ -97,9 +98,13 @@ def candidates(
             )
         opened = [_open_engine(bundle, target, name, strict=strict) for name in by_target.get(target.name, [])]
         groups: dict[str, dict[str, Engine]] = {}
-        for engine in opened:
-            if engine is not None:
+        for engine in filter(None, opened):
+            clash = _clash(engine, groups, named)
+            if clash is None:
                 groups.setdefault(engine.set_name, {})[engine.manifest.graph] = engine
+            else:
+                _raise_or_warn(clash, strict=strict)
+        named |= groups.keys()
         for name, group in groups.items():
             if target.runs_graphs or group.keys() == bundle.graphs.keys():
                 yield Candidate(target, group, timeout)
@@ -158,6 +163,32 @@ def _validate_folder(bundle: Bundle, name: str) -> None:
     except SpecError as err:
         folder = bundle.path / ENGINES / name
         raise BundleError(err.what, got=folder, wanted="another name", hint="rename its folder") from err
+
+
+def _clash(engine: Engine, groups: Mapping[str, Mapping[str, Engine]], taken: Collection[str]) -> BundleError | None:
+    """The error for an engine whose name in reports is that of something else.
+
+    Results are looked up by that name, so one of the two would pass with the results of the other, or not be compared.
+
+    Args:
+        engine: the engine.
+        groups: the earlier engines of its target, by name in reports and role.
+        taken: names in reports of the engines of other targets.
+    """
+    name, folder = engine.set_name, engine.path
+    other = groups.get(name, {}).get(engine.manifest.graph)
+    try:
+        validate_engine_name(name)
+    except SpecError as err:
+        return BundleError(err.what, got=f"{name}, for the engine {folder}", hint="rename its folder")
+    if other is None and name not in taken:
+        return None
+    return BundleError(
+        "two engines have the same name in reports",
+        got=f"{name}, for {folder} and " + ("an engine of another target" if other is None else str(other.path)),
+        wanted="a different name for each, without the role of its graph in front",
+        hint="rename one of the folders",
+    )
 
 
 def _open_engine(bundle: Bundle, target: Target, name: str, *, strict: bool) -> Engine | None:

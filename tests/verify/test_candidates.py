@@ -68,6 +68,35 @@ def test_an_engine_of_a_graph_that_the_bundle_lacks_is_refused(compiled: Bundle,
         list(candidates(copy, None, ["two"]))
 
 
+@pytest.mark.parametrize(
+    ("made", "folder", "message"),
+    [
+        ("one", "model-one", "two engines have the same name in reports"),
+        ("vino", "model-one", "two engines have the same name in reports"),
+        ("one", "model-eager", "cannot have the name of a runtime"),
+        ("one", "model-onnxruntime", "cannot have the name of a runtime"),
+    ],
+)
+def test_no_engine_has_the_results_of_another(
+    made: str, folder: str, message: str, compiled: Bundle, tmp_path: Path
+) -> None:
+    """Reports have an engine's name without the role of its graph; eager PyTorch is never judged."""
+    copy = own(tmp_path)
+    shutil.copytree(compiled.path / "engines" / "one", copy.path / "engines" / "one")
+    shutil.copytree(compiled.path / "engines" / made, copy.path / "engines" / folder)
+    with pytest.raises(BundleError, match=message):
+        list(candidates(copy, ["onnxruntime", "openvino"]))
+    with pytest.warns(UserWarning, match=f"(?s)an engine is left out: .*{message}"):
+        found = [candidate.name for candidate in candidates(copy, None)]
+    assert sorted(found) == ["one", "onnxruntime", "openvino"]
+
+
+def test_no_engine_gets_the_name_of_a_runtime_in_reports(tmp_path: Path) -> None:
+    for name in ("model-eager", "model-openvino"):
+        with pytest.raises(SpecError, match="cannot have the name of a runtime"):
+            compile_bundle(own(tmp_path / name), "onnxruntime", name=name)
+
+
 def test_a_damaged_engine_is_refused_if_requested(compiled: Bundle, tmp_path: Path) -> None:
     copy = own(tmp_path)
     shutil.copytree(compiled.path / "engines", copy.path / "engines")
