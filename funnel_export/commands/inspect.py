@@ -49,11 +49,11 @@ def describe_graphs(bundle: Bundle | str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         BundleError: if the bundle is damaged.
     """
+    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     import onnx_ir as ir
 
     from funnel_export.exporter.contract import describe_contract
 
-    opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     return {role: describe_contract(ir.load(graph.path)) for role, graph in opened.graphs.items()}
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,13 @@ def test_refused_without_torch(message: str, tmp_path: Path) -> None:
     refused(message, "export", checkpoint, tmp_path / "out", "--funnel", "1:3:2")
 
 
-def refused(message: str, *arguments: object) -> None:
+def refused(message: str, *arguments: object, heavy: Collection[str] = HEAVY) -> None:
     """Run a command, which must fail with a message and without heavy imports."""
     command = [sys.executable, "-c", CODE, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
-    assert not HEAVY & set(done.stdout.split())
+    assert not set(heavy) & set(done.stdout.split())
 
 
 BUNDLE, CHECKPOINT = "there is no bundle here", "does not exist"
@@ -106,5 +106,8 @@ def test_a_missing_path_is_refused_without_torch(command: str, tmp_path: Path) -
     (tmp_path / "text.txt").write_text("A text.")
     (tmp_path / "FULL").mkdir()
     (tmp_path / "FULL" / "mine").write_text("mine")
-    words = [places[word]() if word in places else word for word in command.split()]
-    refused(COMMANDS[command], *words)
+    words = command.split()
+    found = {word: places[word]() for word in places.keys() & set(words)}
+    # The shapes of a bundle's graphs are read with onnx_ir.
+    heavy = HEAVY - {"onnx_ir"} if "BUNDLE" in found else HEAVY
+    refused(COMMANDS[command], *(found.get(word, word) for word in words), heavy=heavy)
