@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.bundle.manifest import MANIFEST, inside
+from funnel_export.checkpoint.checkpoint import CONFIG, INDEX
 from funnel_export.commands.export import export
 from funnel_export.errors import SpecError
 from funnel_export.progress import Progress
@@ -93,9 +95,16 @@ def _export(bundle: Bundle, out: Path, progress: Progress) -> Bundle:
 
 
 def _copy(bundle: Bundle, out: Path) -> Bundle:
-    """Copy the bundle's files without engines and reports; hard-link them if possible."""
-    out.mkdir(parents=True)
-    for path in bundle.path.iterdir():
-        if path.is_file():
-            place(path, out / path.name, Placing.LINK)
+    """Copy the verified files of a bundle, without engines and reports; hard-link them if possible.
+
+    Others are left out: the folder may be a stranger's, with links to other files of this machine.
+    """
+    manifest = bundle.manifest
+    records = (*manifest.graphs.values(), *manifest.weights, *manifest.modules)
+    names = [MANIFEST, CONFIG, *(record.file for record in records)]
+    if (bundle.path / INDEX).exists():
+        names.append(INDEX)
+    for name in dict.fromkeys(names):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        place(inside(bundle.path, name), out / name, Placing.LINK)
     return load_bundle(out)

@@ -23,11 +23,12 @@ from breaks import (
     wrong_in_large_batches,
 )
 from command_line import run
+from embedder import save_modules
 from exported import Recipe
 from latencies import make_latency
 from tamper import agree_with_graph
 
-from funnel_export import Bundle, bench, check, compile_bundle
+from funnel_export import Bundle, bench, check, compile_bundle, export
 from funnel_export.bundle.engine import Engine
 from funnel_export.commands import bench as benching
 from funnel_export.commands.baseline import baseline
@@ -388,6 +389,24 @@ def test_a_dense_bundle_that_is_there_is_the_baseline(tmp_path: Path, monkeypatc
     assert [row.runtime for row in report.rows] == ["mine"]
     assert {path: path.read_bytes() for path in dense.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "dense"], "its copy is removed again"
+
+
+@pytest.mark.parametrize("shards", [None, "40KB"])
+def test_only_the_files_of_a_dense_bundle_are_copied(shards: str | None, tmp_path: Path) -> None:
+    """A stranger's folder may have links to the user's own files; modules are files in folders."""
+    recipe = Recipe(task=Task.FEATURE_EXTRACTION, funnel=None, shards=shards)
+    checkpoint = shutil.copytree(recipe.checkpoint(), tmp_path / "checkpoint")
+    save_modules(checkpoint, width=40)
+    dense = export(checkpoint, tmp_path / "dense", funnel=None)
+    (tmp_path / "secret").write_text("mine")
+    (dense.path / "notes").symlink_to(tmp_path / "secret")
+    (dense.path / "large").write_text("of somebody")
+    with baseline(dense, dense, no_progress) as twin:
+        files = {str(path.relative_to(twin.path)) for path in twin.path.rglob("*") if path.is_file()}
+        assert {"manifest.json", "config.json", "modules.json", "1_Pooling/config.json"} <= files
+        assert not {"notes", "large"} & files
+        assert twin.manifest == dense.manifest
+    assert (tmp_path / "secret").stat().st_nlink == 1
 
 
 @pytest.mark.parametrize(
