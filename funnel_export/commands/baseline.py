@@ -54,6 +54,29 @@ def open_baseline(bundle: Bundle, dense: Bundle | str | os.PathLike[str]) -> Bun
     return opened
 
 
+def check_graph(bundle: Bundle, dense: Bundle, progress: Progress) -> None:
+    """Check that the graph of a given baseline is the one that `export` writes: a slower one would pass a gate.
+
+    Args:
+        bundle: the bundle with the funnel.
+        dense: what `open_baseline` has opened.
+        progress: called with the name of each step.
+
+    Raises:
+        SpecError: if it is another graph.
+    """
+    with _folder(bundle) as folder:
+        fresh = _export(bundle, folder, progress)
+    found, wanted = ({role: graph.sha256 for role, graph in each.graphs.items()} for each in (dense, fresh))
+    if found != wanted:
+        raise SpecError(
+            "the graph of the baseline is not the one that this version exports, so there is no gate",
+            got=f"{dense.path}: {found}",
+            wanted=wanted,
+            hint="export the dense bundle again; or without --dense, bench exports the baseline itself",
+        )
+
+
 @contextlib.contextmanager
 def baseline(bundle: Bundle, given: Bundle | None, progress: Progress) -> Iterator[Bundle]:
     """Yield the dense model as a bundle in a temporary folder, into which engines can be compiled.

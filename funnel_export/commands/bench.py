@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from funnel_export.bundle.engine import changed_engines
 from funnel_export.bundle.load import Bundle, Graph, check_made_from, load_bundle
 from funnel_export.bundle.ports import PortKind, dynamic_axes
-from funnel_export.commands.baseline import baseline, open_baseline
+from funnel_export.commands.baseline import baseline, check_graph, open_baseline
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle, default_engine_name
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
@@ -66,7 +66,8 @@ def bench(
         targets: names of targets; by default all that can run the bundle on this machine, with the engines that fit.
         engines: names of engines of the bundle; only these are timed, plus the graph in each of `targets`.
         dense: a dense bundle, or its folder, to use as the baseline instead of exporting one. It must have the same
-            weights, config, task, dtype, opset and logits. It is not written to.
+            weights, config, task, dtype, opset and logits; with `min_speedup` also the graph that this version exports.
+            It is not written to.
         pytorch: ways to run PyTorch, of `eager` and `torch.compile`; by default both, or `eager` alone for a bundle
             that generates text: torch.compile does not take its growing caches.
         lengths: tokens per row, at most `max_position_embeddings` with the steps after them; by default 128 and 512, or
@@ -111,6 +112,8 @@ def bench(
     from funnel_export.verify.cases import Case
 
     folder = reports_folder(opened, reports)
+    if given is not None and min_speedup is not None:
+        check_graph(opened, given, progress)
     comparing: dict[str, Any] = {
         # With eager PyTorch, each timed shape is compared with it anyway.
         "shapes": [] if EAGER in runtimes else [(shape.batch, shape.tokens) for shape in shapes],

@@ -16,7 +16,9 @@ from breaks import (
     another_softcap,
     changed,
     determinant,
+    node,
     own,
+    scaled,
     shifted_read_out,
     slower,
     wide_window,
@@ -28,10 +30,10 @@ from exported import Recipe
 from latencies import make_latency
 from tamper import agree_with_graph
 
-from funnel_export import Bundle, bench, check, compile_bundle, export
+from funnel_export import Bundle, bench, check, compile_bundle, export, load_bundle
 from funnel_export.bundle.engine import Engine
 from funnel_export.commands import bench as benching
-from funnel_export.commands.baseline import baseline
+from funnel_export.commands.baseline import baseline, check_graph
 from funnel_export.errors import BundleError, FunnelExportWarning, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.latency.latency_report import LatencyReport, Model, RunnerResult
 from funnel_export.progress import no_progress
@@ -338,18 +340,34 @@ def test_a_given_report_must_have_the_timed_batches(tmp_path: Path) -> None:
     assert "nothing was compared at batch 64, length 7." in str(error)
 
 
+def change_dense(folder: Path, change: Callable[[ir.Model], None]) -> None:
+    """Change the graph of a bundle, and let its manifest agree."""
+    model = ir.load(folder / "model.onnx")
+    change(model)
+    (folder / "model.onnx").unlink()
+    ir.save(model, folder / "model.onnx")
+    agree_with_graph(folder)
+
+
+def test_a_gate_has_no_slower_baseline(tmp_path: Path) -> None:
+    """A graph with the same outputs and more work would make every funnel fast."""
+    bundle = own(tmp_path / "funnel")
+    dense = shutil.copytree(Recipe(funnel=None).bundle().path, tmp_path / "dense")
+    check_graph(bundle, load_bundle(dense), no_progress)
+    change_dense(dense, lambda model: scaled(model, node(model, "layers.2/", "Tanh"), 0, 1.0))
+    with pytest.raises(SpecError, match=r"(?s)not the one that this version exports.*export the dense bundle again"):
+        bench(bundle, dense=dense, min_speedup=1.2, **QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "funnel"]
+
+
 def test_a_dense_baseline_that_computes_something_else_has_no_number(tmp_path: Path) -> None:
     """Without eager PyTorch, nothing else compares it."""
     bundle = own(tmp_path / "funnel")
     compile_bundle(bundle, "onnxruntime", name="mine")
     dense = shutil.copytree(Recipe(funnel=None).bundle().path, tmp_path / "dense")
-    model = ir.load(dense / "model.onnx")
-    another_softcap(model)
-    (dense / "model.onnx").unlink()
-    ir.save(model, dense / "model.onnx")
-    agree_with_graph(dense)
+    change_dense(dense, another_softcap)
     options: dict[str, Any] = {"targets": ["onnxruntime"], "lengths": (7,), "rounds": 6, "pytorch": ()}
-    report = bench(bundle, dense=dense, min_speedup=0.01, **options)
+    report = bench(bundle, dense=dense, **options)
     assert report.parity.passed
     assert not report.passed
     assert not report.rows
