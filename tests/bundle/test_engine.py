@@ -1,5 +1,6 @@
 """An engine is whole, of its bundle and for this machine, or it is refused before a runtime sees it."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
