@@ -90,8 +90,8 @@ def test_the_largest_number_of_tokens() -> None:
 @pytest.mark.parametrize(
     ("inputs", "parameters", "message"),
     [
-        ({}, {}, "(?s)one prompt.*got: none"),
-        ({"text_input": "a", "input_ids": [1]}, {}, "(?s)one prompt.*got: both"),
+        ({}, {}, "(?s)one prompt.*got: neither"),
+        ({"text_input": "a", "input_ids": [1]}, {}, "(?s)one prompt.*got: text_input and input_ids"),
         ({"text_input": ""}, {}, "the prompt is empty"),
         ({"text_input": "a"}, {"max_token": 5, "n": 2}, "(?s)unknown options.*'max_token', 'n'"),
         ({"text_input": "a", "top_p": float("nan")}, {}, "invalid top_p"),

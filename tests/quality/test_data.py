@@ -164,7 +164,7 @@ def test_bad_data_is_refused_before_a_model_is_loaded(
     model = checkpoint_of(Recipe(), tmp_path / "model")
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr("funnel_export.quality.source.load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("funnel_export.verify.reference.load_checkpoint", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(DataError, match=rf"(?s){message}"):
         evaluate(model, save(tmp_path / "data"))
 

@@ -63,10 +63,10 @@ def test_a_failure_shows_all_boundaries_of_the_failed_batch(tmp_path: Path) -> N
 def test_a_target_without_inner_values_still_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     load = OnnxRuntimeTarget.load
 
-    def refuse(self: Any, bundle: Any, *, outputs: Any = (), engine: Any = None) -> Any:
+    def refuse(self: Any, bundle: Any, *, outputs: Any = (), engine: Any = None, **options: Any) -> Any:
         if outputs:
             raise TargetRefusedError("no inner values here")
-        return load(self, bundle, engine=engine)
+        return load(self, bundle, engine=engine, **options)
 
     monkeypatch.setattr(OnnxRuntimeTarget, "load", refuse)
     (result,) = compare(Recipe().bundle(), targets=["onnxruntime"], max_length=3).targets

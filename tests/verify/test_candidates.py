@@ -73,8 +73,8 @@ def test_an_engine_of_a_graph_that_the_bundle_lacks_is_refused(compiled: Bundle,
     [
         ("one", "model-one", "two engines have the same name in reports"),
         ("vino", "model-one", "two engines have the same name in reports"),
-        ("one", "model-eager", "cannot have the name of a runtime"),
-        ("one", "model-onnxruntime", "cannot have the name of a runtime"),
+        ("one", "model-eager", "the engine has the name of a runtime"),
+        ("one", "model-onnxruntime", "the engine has the name of a runtime"),
     ],
 )
 def test_no_engine_has_the_results_of_another(
@@ -93,7 +93,7 @@ def test_no_engine_has_the_results_of_another(
 
 def test_no_engine_gets_the_name_of_a_runtime_in_reports(tmp_path: Path) -> None:
     for name in ("model-eager", "model-openvino"):
-        with pytest.raises(SpecError, match="cannot have the name of a runtime"):
+        with pytest.raises(SpecError, match="the engine has the name of a runtime"):
             compile_bundle(own(tmp_path / name), "onnxruntime", name=name)
 
 
