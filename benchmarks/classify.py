@@ -7,14 +7,12 @@ funnel, and with a funnel that has lookahead. Three seeds each, measured on othe
 """
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from corpora import write_mails
-from measure import conditions, record
+from heads import add_options, outcome, train_all
 from real_weights import real_checkpoint
 
 from funnel_export import FunnelSpec, adapt, evaluate
@@ -27,7 +25,6 @@ MODELS = {
     "6:14:4, lookahead": FunnelSpec.parse("6:14:4", lookahead=True),
     "6:12:drop": FunnelSpec.parse("6:12:drop"),
 }
-SEEDS = (0, 1, 2)
 PACKAGES = ("torch", "transformers", "peft", "funnel-export")
 
 
@@ -47,32 +44,19 @@ def run(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict
     found = evaluate(
         folder / "adapted", measured, dense=False, length=options.length, device=options.device, dtype="bfloat16"
     )
-    shown = {"documents", "measures", "device"}
-    return {
-        "adapt": report.model_dump(mode="json", exclude={"history"}),
-        "measured": found.model_dump(mode="json", include=shown),
-        "conditions": conditions(PACKAGES),
-    }
+    return outcome(report, found, PACKAGES)
 
 
 def main() -> None:
     """Run what the result file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="result file")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--steps", type=int, default=300, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="mails of a step")
     parser.add_argument("--length", type=int, default=256, metavar="N", help="most tokens of a mail")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    add_options(parser, MODELS)
     options = parser.parse_args()
-    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for seed in options.seeds:
-        for name in options.models:
-            if f"{name}, seed {seed}" not in result:
-                with tempfile.TemporaryDirectory() as folder:
-                    result[f"{name}, seed {seed}"] = run(Path(folder), name, seed, options)
-                record(result, options.out)
+    train_all(options, lambda folder, name, seed: run(folder, name, seed, options))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ PASTS = {512: (256, 512, 1024, 1536, 2048, 4096), 128: (512, 1024, 2048)}
 WARMUP, STEPS = 3, 20
 TARGETS = ("onnxruntime", "openvino")
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
-WAYS = {"window": 4, "whole cache": 1 << 30}
+WAYS = {"window": reach.WORTH, "whole cache": 1 << 30}
 """From how many windows on the entries are gathered."""
 
 

@@ -11,13 +11,12 @@ measured on other documents.
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from corpora import write_tagged
-from measure import conditions, record
+from heads import add_options, outcome, train_all
 from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer
 
 from funnel_export import FunnelSpec, adapt, evaluate
@@ -30,7 +29,6 @@ MODELS = {
     "2:5:4, lookahead": FunnelSpec.parse("2:5:4", lookahead=True),
     "2:5:drop": FunnelSpec.parse("2:5:drop"),
 }
-SEEDS = (0, 1, 2)
 PACKAGES = ("torch", "transformers", "funnel-export")
 VOCABULARY = 8192
 DIMENSIONS = {
@@ -71,29 +69,16 @@ def run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
         training={"part": "all", "learning_rate": 1e-3, "batch_size": 32, "steps": steps, "seed": seed},
     )
     found = evaluate(folder / "adapted", measured, dense=False, length=128)
-    shown = {"documents", "measures", "device"}
-    return {
-        "adapt": report.model_dump(mode="json", exclude={"history"}),
-        "measured": found.model_dump(mode="json", include=shown),
-        "conditions": conditions(PACKAGES),
-    }
+    return outcome(report, found, PACKAGES)
 
 
 def main() -> None:
     """Run what the result file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="result file")
     parser.add_argument("--steps", type=int, default=1200, metavar="N", help="of 32 sentences each")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    add_options(parser, MODELS)
     options = parser.parse_args()
-    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    for seed in options.seeds:
-        for name in options.models:
-            if f"{name}, seed {seed}" not in result:
-                with tempfile.TemporaryDirectory() as folder:
-                    result[f"{name}, seed {seed}"] = run(Path(folder), name, seed, options.steps)
-                record(result, options.out)
+    train_all(options, lambda folder, name, seed: run(folder, name, seed, options.steps))
 
 
 if __name__ == "__main__":

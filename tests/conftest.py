@@ -74,6 +74,10 @@ FIRST = (
 """Names of files and folders, those that take longest first: so both workers end with short ones, and together."""
 
 
+ANEW = {"traces": trace_anew, "references": compute_anew, "pictures": draw_anew, "processes": import_anew}
+"""By marker, what stops the sharing for one test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; the order within each file stays."""
     items.sort(key=lambda item: next((n for n, name in enumerate(FIRST) if name in item.path.parts), len(FIRST)))
@@ -87,27 +91,11 @@ def exact() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("traces"):
-        trace_anew(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _references(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("references"):
-        compute_anew(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("pictures"):
-        draw_anew(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def _processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("processes"):
-        import_anew(monkeypatch)
+def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share nothing of a kind with other tests if the test has the kind's marker."""
+    for marker, stop_sharing in ANEW.items():
+        if request.node.get_closest_marker(marker):
+            stop_sharing(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

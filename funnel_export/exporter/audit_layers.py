@@ -4,7 +4,7 @@ The facts come from the family; the graph is read backwards from each layer's so
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -130,39 +130,42 @@ def sliding_window_of(bias: ir.Value) -> int | None:
 
 def _terms_of_mask(bias: ir.Value) -> tuple[int | None, int | None, bool]:
     """The terms of a mask's condition: w of `key > query - w`, w of `key < query + w`, and whether `key <= query`."""
-    pending, seen = [producer(bias, "Where")], set[ir.Node]()
     window = later = None
     causal = False
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in _upstream(bias, _conditions):
         if node.op_type == "Greater":
             window = _distance(node, "Sub") or window
         elif node.op_type == "Less":
             later = _distance(node, "Add") or later
         elif node.op_type == "LessOrEqual":
             causal = True
-        elif node.op_type in ("Where", "And"):
-            inputs = node.inputs[:1] if node.op_type == "Where" else node.inputs
-            pending += [value.producer() for value in inputs if value is not None]
     return window, later, causal
+
+
+def _conditions(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The operands of a mask's node that are conditions."""
+    return {"Where": node.inputs[:1], "And": node.inputs}.get(node.op_type, ())
 
 
 def _reach(bias: ir.Value) -> int | None:
     """The most entries of a cache that a mask is for: r of min(capacity, r) in the positions of its keys."""
-    pending, seen = [bias.producer()], set[ir.Node]()
+    for node in _upstream(bias, lambda node: node.inputs):
+        if node.op_type == "Min":
+            counts = [count for index in range(len(node.inputs)) if (count := _constant(node, index)) is not None]
+            return int(counts[0]) if counts else None
+    return None
+
+
+def _upstream(value: ir.Value, through: Callable[[ir.Node], Sequence[ir.Value | None]]) -> Iterator[ir.Node]:
+    """The nodes behind a value, each once; `through` gives the inputs of a node that the search follows."""
+    pending, seen = [value.producer()], set[ir.Node]()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.op_type == "Min":
-            counts = [count for index in range(len(node.inputs)) if (count := _constant(node, index)) is not None]
-            return int(counts[0]) if counts else None
-        pending += [value.producer() for value in node.inputs if value is not None]
-    return None
+        yield node
+        pending += [each.producer() for each in through(node) if each is not None]
 
 
 def _distance(comparison: ir.Node, op_type: str) -> int | None:

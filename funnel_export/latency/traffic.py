@@ -35,8 +35,8 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
             weights = family.layer_cost(architecture, layer).weights
             window = stage.window(family.layer_facts(architecture, layer).sliding_window)
             reach = stage.reach(window, architecture.max_position_embeddings)
-            entries = min(past / stage.stride, past if reach is None else reach)
-            numbers += (weights + batch * entry * entries) / stage.stride
+            held = past / stage.stride
+            numbers += (weights + batch * entry * (held if reach is None else min(held, reach))) / stage.stride
     return numbers * ITEMSIZE[spec.dtype]
 
 

@@ -17,6 +17,8 @@ from funnel_export.latency.trials import Runner, RunnerRecord, run_trials
 from funnel_export.latency.verdict import distance
 from funnel_export.spec.choices import Dtype
 
+pytestmark = pytest.mark.processes
+
 WIDE = Shape(2, 3)
 BATCHES = {Shape(1, 5): [[5, 6, 7, 8, 9]], WIDE: [[5, 6, 7], [9, 8, 7]]}
 
