@@ -42,7 +42,13 @@ def run(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict
         device=options.device,
     )
     found = evaluate(
-        folder / "adapted", measured, dense=False, length=options.length, device=options.device, dtype="bfloat16"
+        folder / "adapted",
+        measured,
+        dense=False,
+        max_documents=options.mails,
+        length=options.length,
+        device=options.device,
+        dtype="bfloat16",
     )
     return outcome(report, found, PACKAGES)
 
@@ -54,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="mails of a step")
     parser.add_argument("--length", type=int, default=256, metavar="N", help="most tokens of a mail")
+    parser.add_argument("--mails", type=int, metavar="N", help="most mails to measure on; by default all")
     add_options(parser, MODELS)
     options = parser.parse_args()
     train_all(options, lambda folder, name, seed: run(folder, name, seed, options))

@@ -11,6 +11,7 @@ measured on other documents.
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ MODELS = {
 PACKAGES = ("torch", "transformers", "funnel-export")
 VOCABULARY = 8192
 DIMENSIONS = {
-    "hidden_size": 192,
-    "intermediate_size": 768,
+    "initializer_range": 0.09,  # about 1 / sqrt(hidden_size); Gemma2's 0.02 makes the words' embeddings too small here
+    "hidden_size": 128,
+    "intermediate_size": 512,
     "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
     "max_position_embeddings": 512,
@@ -45,8 +47,11 @@ DIMENSIONS = {
 
 
 def write_checkpoint(folder: Path, train: Path, seed: int) -> Path:
-    """A model with new weights, and a tokenizer trained on the sentences."""
-    words = (f" {word}" for line in train.open() for word in json.loads(line)["tokens"])
+    """A model with new weights, and a tokenizer trained on the words of the sentences.
+
+    Taggers get words one by one, without spaces before them, so the tokenizer learns them without.
+    """
+    words = (word for line in train.open() for word in json.loads(line)["tokens"])
     tokenizer = GemmaTokenizer(add_bos_token=True).train_new_from_iterator(words, VOCABULARY, show_progress=False)
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")}
     torch.manual_seed(seed)
@@ -55,9 +60,14 @@ def write_checkpoint(folder: Path, train: Path, seed: int) -> Path:
     return folder
 
 
-def run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
+def thin(sentences: Path, most: int) -> None:
+    """Leave at most this number of sentences in a file, from all its documents."""
+    lines = sentences.read_text().splitlines(keepends=True)
+    sentences.write_text("".join(lines[:: -(-len(lines) // most)]))
+
+
+def run(folder: Path, train: Path, measured: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train a model and measure it."""
-    train, measured = write_tagged(folder)
     report = adapt(
         write_checkpoint(folder / "checkpoint", train, seed),
         folder / "adapted",
@@ -66,7 +76,13 @@ def run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
         task="token-classification",
         length=128,
         dtype="float32",
-        training={"part": "all", "learning_rate": 1e-3, "batch_size": 32, "steps": steps, "seed": seed},
+        training={
+            "part": "all",
+            "learning_rate": options.learning_rate,
+            "batch_size": options.batch_size,
+            "steps": options.steps,
+            "seed": seed,
+        },
     )
     found = evaluate(folder / "adapted", measured, dense=False, length=128)
     return outcome(report, found, PACKAGES)
@@ -75,10 +91,16 @@ def run(folder: Path, name: str, seed: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Run what the result file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200, metavar="N", help="of 32 sentences each")
+    parser.add_argument("--steps", type=int, default=400, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sentences of a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, metavar="X", help="largest rate of a schedule")
+    parser.add_argument("--sentences", type=int, default=2000, metavar="N", help="most sentences to measure on")
     add_options(parser, MODELS)
     options = parser.parse_args()
-    train_all(options, lambda folder, name, seed: run(folder, name, seed, options.steps))
+    with tempfile.TemporaryDirectory() as texts:
+        train, measured = write_tagged(Path(texts))
+        thin(measured, options.sentences)
+        train_all(options, lambda folder, name, seed: run(folder, train, measured, name, seed, options))
 
 
 if __name__ == "__main__":
