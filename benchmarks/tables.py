@@ -18,6 +18,7 @@ import real_table
 import repeat
 import shapes_table
 from choosing import choosing
+from heads_table import heads
 from peers_table import render
 from summary import summary
 from tabulate import tabulate
@@ -335,6 +336,8 @@ TABLES = {
         "quality_512": partial(quality_table.quality, 512),
         "quality_2048": partial(quality_table.quality, 2048),
         "training": quality_table.training,
+        "tag": partial(heads, "tag", "sentences"),
+        "classify": partial(heads, "classify", "mails"),
     },
     "benchmarks/README.md": {
         "export_peers": export_peers,

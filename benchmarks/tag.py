@@ -12,9 +12,11 @@ import argparse
 import json
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from corpora import write_tagged
 from heads import add_options, outcome, train_all
@@ -66,6 +68,30 @@ def thin(sentences: Path, most: int) -> None:
     sentences.write_text("".join(lines[:: -(-len(lines) // most)]))
 
 
+def most_frequent(train: Path, measured: Path, sentences: int, seed: int) -> float:
+    """The accuracy of a tagger without a model: each word gets the tag that it has most often, a new word `noun`.
+
+    Args:
+        train: sentences with tags.
+        measured: sentences on which to measure.
+        sentences: how many of the first are used. The seed draws them.
+        seed: seed of the draw.
+    """
+    lines, counts = train.read_text().splitlines(), defaultdict[str, Counter[str]](Counter)
+    for index in np.random.default_rng(seed).permutation(len(lines))[:sentences]:
+        for word, tag in _pairs(lines[index]):
+            counts[word][tag] += 1
+    best = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+    right = [best.get(word, "noun") == tag for line in measured.open() for word, tag in _pairs(line)]
+    return sum(right) / len(right)
+
+
+def _pairs(line: str) -> list[tuple[str, str]]:
+    """The words of a sentence with their tags."""
+    row = json.loads(line)
+    return list(zip(row["tokens"], row["tags"], strict=True))
+
+
 def run(folder: Path, train: Path, measured: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train a model and measure it."""
     report = adapt(
@@ -85,7 +111,8 @@ def run(folder: Path, train: Path, measured: Path, name: str, seed: int, options
         },
     )
     found = evaluate(folder / "adapted", measured, dense=False, length=128)
-    return outcome(report, found, PACKAGES)
+    sentences = options.steps * options.batch_size
+    return outcome(report, found, PACKAGES) | {"most_frequent": most_frequent(train, measured, sentences, seed)}
 
 
 def main() -> None:
