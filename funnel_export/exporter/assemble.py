@@ -1,9 +1,12 @@
 """Inserts the traced parts into the outline: the result is one flat graph of standard ops."""
 
+from typing import Any
+
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from onnxscript import optimizer
+from onnxscript.rewriter import RewriteRule
 
 from funnel_export.exporter.outline import DOMAIN, MARKER
 from funnel_export.exporter.trace import Trace
@@ -25,11 +28,11 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
     """
     model = trace.outline
     weights = _parameters_to_inputs(model)
-    optimizer.optimize(model)
+    _optimize(model)
     functions: dict[int, ir.Function] = {}
     for part in trace.parts.values():
         if id(part.body) not in functions:
-            optimizer.optimize(part.body)
+            _optimize(part.body)
             functions[id(part.body)] = _as_function(part.body, f"Part{len(functions)}")
     for function in functions.values():
         model.functions[function.identifier()] = function
@@ -41,6 +44,25 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
     tidy(model)
     _finish(model)
     return model, list(weights.values())
+
+
+def _optimize(model: ir.Model) -> None:
+    """Run onnxscript's optimizer, and compare with a rule only the nodes whose operator is that of its last node.
+
+    The optimizer compares every node with every rule, which took a sixth of an export.
+    """
+    match = RewriteRule.match
+
+    def quick_match(rule: Any, model: ir.Model, graph: Any, node: ir.Node, **options: Any) -> Any:
+        last = getattr(rule._target_pattern, "output_nodes", [None])[0]
+        wanted = None if last is None else last.op_identifier()
+        return None if wanted is not None and wanted[1] != node.op_type else match(rule, model, graph, node, **options)
+
+    RewriteRule.match = quick_match  # type: ignore[assignment, method-assign]
+    try:
+        optimizer.optimize(model)
+    finally:
+        RewriteRule.match = match  # type: ignore[method-assign]
 
 
 def tidy(model: ir.Model) -> None:

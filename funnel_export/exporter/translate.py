@@ -14,6 +14,7 @@ from onnxscript import opset18 as op  # the lowest opset of an export; later ops
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def _to_onnx(
     """
     dims = {name: torch.export.Dim(name) for name in dict.fromkeys(name for a in axes for name in a.values())}
     dynamic = tuple({i: dims[name] for i, name in a.items()} for a in axes)
-    with _quiet(), torch.no_grad(), _any_length(), _uncached():
+    with _quiet(), torch.no_grad(), _any_length(), _uncached(), _only_the_graph():
         captured = torch.export.export(
             module, args, dynamic_shapes=(dynamic,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -225,6 +226,36 @@ def _uncached() -> contextlib.AbstractContextManager[None]:
     """Keep no results of fake tensors: few calls of a capture are alike, and looking for them takes a fifth of it."""
     patch: contextlib.AbstractContextManager[None] = dynamo_config.patch(fake_tensor_cache_enabled=False)
     return patch
+
+
+@contextlib.contextmanager
+def _only_the_graph() -> Iterator[None]:
+    """Capture no more than a translation needs, which takes a quarter less time.
+
+    Not the lines of Python that every node comes from; no code of a graph that nobody runs; and no changes of the
+    gradient mode that change nothing, because each of them splits the graph, which is then put together again.
+    """
+
+    def enter(self: torch.no_grad) -> None:
+        self.prev = torch.is_grad_enabled()
+        if self.prev:
+            torch.set_grad_enabled(False)
+
+    def leave(self: torch.no_grad, *_: object) -> None:
+        if torch.is_grad_enabled() != self.prev:
+            torch.set_grad_enabled(self.prev)
+
+    fx_config: Any = torch.fx.config
+    before = torch.no_grad.__enter__, torch.no_grad.__exit__
+    traces = getattr(fx_config, "do_not_emit_stack_traces", False)
+    with _use_lazy_graph_module(True):
+        torch.no_grad.__enter__, torch.no_grad.__exit__ = enter, leave  # type: ignore[method-assign]
+        fx_config.do_not_emit_stack_traces = True  # torch before 2.12 does not read it
+        try:
+            yield
+        finally:
+            torch.no_grad.__enter__, torch.no_grad.__exit__ = before  # type: ignore[method-assign]
+            fx_config.do_not_emit_stack_traces = traces
 
 
 def _any_length() -> contextlib.AbstractContextManager[None]:

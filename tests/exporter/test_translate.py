@@ -1,6 +1,7 @@
 """Translation of several modules in one call, and of operators that need a decomposition."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -8,11 +9,14 @@ import onnxruntime
 import pytest
 import torch
 from exported import Recipe
+from onnxscript import optimizer
+from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from funnel_export import export
 from funnel_export.exporter import translate as module
+from funnel_export.exporter.assemble import _optimize
 from funnel_export.exporter.translate import Operand, Piece, translate
 
 FLOATS = Operand(torch.float32, ("row", 3))
@@ -30,11 +34,26 @@ class Scaled(nn.Module):
         return x * self.scale
 
 
+class Frozen(nn.Module):
+    """Switches gradients off, as Hugging Face's rotary embeddings do."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
 class Either(nn.Module):
     """Uses `aten::__or__`, which neither this package nor torch translates."""
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return ((x > 0) | (y > 0)).to(torch.float32), x.sum(0)
+
+
+class Roundabout(nn.Module):
+    """Casts and reshapes more than it needs to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.to(torch.float16).to(torch.float16).to(torch.float32).reshape(-1).reshape(-1, 3))
 
 
 class Mixed(nn.Module):
@@ -78,6 +97,47 @@ def test_nothing_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.fx.Interpreter, "call_function", lambda *call: computed.append(call))
     translate([Piece(nn.Tanh(), {"x": FLOATS}, ("y",))], 20, FakeTensorMode())
     assert computed == []
+
+
+def test_gradients_that_are_off_are_not_switched_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each switch splits the captured graph. Afterwards torch is as it was."""
+    made: list[object] = []
+    create = torch.fx.Graph.create_node
+
+    def watched(graph: torch.fx.Graph, kind: str, target: object, *others: object, **named: object) -> torch.fx.Node:
+        made.append(target)
+        return create(graph, kind, target, *others, **named)
+
+    monkeypatch.setattr(torch.fx.Graph, "create_node", watched)
+    (model,) = translate([Piece(Frozen(), {"x": FLOATS}, ("y",))], 20, FakeTensorMode())
+    assert [node.op_type for node in model.graph] == ["Tanh"]
+    assert torch.ops.aten.tanh.default in made
+    assert torch._C._set_grad_enabled not in made
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert not torch.fx.config.do_not_emit_stack_traces
+
+
+def test_the_optimizer_finds_what_it_finds_without_our_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules remove two of the casts and join the reshapes."""
+    (model,) = translate([Piece(Roundabout(), {"x": FLOATS}, ("y",))], 20, FakeTensorMode())
+    ours, theirs = (ir.from_proto(ir.to_proto(model)) for _ in range(2))
+    compared: list[str] = []
+    match = SimplePatternMatcher.match
+
+    def counted(matcher: Any, model: ir.Model, graph: ir.Graph, node: ir.Node, **options: Any) -> Any:
+        compared.append(node.op_type)
+        return match(matcher, model, graph, node, **options)
+
+    monkeypatch.setattr(SimplePatternMatcher, "match", counted)
+    _optimize(ours)
+    few = len(compared)
+    optimizer.optimize(theirs)
+    assert 0 < few < (len(compared) - few) / 4
+    assert ir.to_proto(ours) == ir.to_proto(theirs)
+    assert len(ours.graph) < len(model.graph)
 
 
 @pytest.mark.traces
