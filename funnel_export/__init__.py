@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from funnel_export.commands.fit import fit
     from funnel_export.commands.generate import Generated, generate
     from funnel_export.commands.package import package
+    from funnel_export.commands.quantize import quantize
     from funnel_export.commands.transplant import transplant
     from funnel_export.errors import (
         BundleError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from funnel_export.spec.data import DataSpec
     from funnel_export.spec.funnel import FunnelSpec
     from funnel_export.spec.profile import Profile
+    from funnel_export.spec.quantization import Quantization
     from funnel_export.spec.training import TrainingSpec
 
 __version__ = "0.1.0.dev0"
@@ -55,6 +57,7 @@ _HOMES = {
     "FunnelSpec": "spec.funnel",
     "Generated": "commands.generate",
     "Profile": "spec.profile",
+    "Quantization": "spec.quantization",
     "Request": "runtime.request",
     "Sampling": "runtime.request",
     "SpecError": "errors",
@@ -72,6 +75,7 @@ _HOMES = {
     "generate": "commands.generate",
     "load_bundle": "bundle.load",
     "package": "commands.package",
+    "quantize": "commands.quantize",
     "remove_funnel": "funnel",
     "transplant": "commands.transplant",
 }
@@ -92,6 +96,7 @@ __all__ = [
     "FunnelSpec",
     "Generated",
     "Profile",
+    "Quantization",
     "Request",
     "Sampling",
     "SpecError",
@@ -110,6 +115,7 @@ __all__ = [
     "generate",
     "load_bundle",
     "package",
+    "quantize",
     "remove_funnel",
     "transplant",
 ]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from funnel_export import Bundle, FunnelSpec, export
+from funnel_export import Bundle, FunnelSpec, Quantization, export
 from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Recovery, Task
 from funnel_export.targets.registry import get_target
@@ -38,11 +38,12 @@ class Recipe:
     funnel: FunnelSpec | None = field(default_factory=lambda: FunnelSpec.parse("1:3:2"))
     stored: torch.dtype = torch.float32
     dtype: str = "float32"
-    opset: int = 20
+    opset: int | None = None
     shards: str | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
     logits: str = "all"
     family: str = "gemma2"
+    quantization: Quantization | None = None
 
     @property
     def cls(self) -> type[PreTrainedModel]:
@@ -111,6 +112,7 @@ def _export(recipe: Recipe, checkpoint: Path) -> Bundle:
         dtype=recipe.dtype,
         opset=recipe.opset,
         logits=recipe.logits,
+        quantization=recipe.quantization,
     )
 
 

@@ -21,6 +21,7 @@ STATIONS = [
     "families",
     "checkpoint",
     "bundle",
+    "quantization",
     "funnel",
     "exporter",
     "targets",

@@ -143,6 +143,12 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise SpecError(
                 f"{CONFIG} and {MANIFEST} have different funnels", got=checkpoint.funnel, wanted=spec.funnel
             )
+        if checkpoint.quantization != spec.quantization:
+            raise SpecError(
+                f"{CONFIG} and {MANIFEST} have different quantizations",
+                got=checkpoint.quantization,
+                wanted=spec.quantization,
+            )
         segments_of(spec.funnel, checkpoint.architecture.num_hidden_layers)
         _check_signatures(manifest, spec, checkpoint.architecture)
     except (CheckpointError, SpecError) as err:
@@ -159,7 +165,7 @@ def _check_weight_files(folder: Path, manifest: Manifest, found: set[str]) -> No
     derived = {weight.file for weight in manifest.weights if isinstance(weight, DerivedFile)}
     patterns = ("*.safetensors", "*.bin", "adapter_*")
     strange = {path.name for pattern in patterns for path in folder.glob(pattern)} - stored - derived
-    if found != stored or strange:
+    if not stored <= found <= stored | derived or strange:
         raise CheckpointError(
             "the weight files differ from the manifest", got=sorted(found | strange), wanted=sorted(stored | derived)
         )

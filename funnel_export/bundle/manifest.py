@@ -16,6 +16,7 @@ from funnel_export.errors import BundleError, describe_invalid
 from funnel_export.spec.choices import Dtype, Logits, Task
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.quantization import Quantization
 from funnel_export.system.files import LARGEST_JSON, read_bytes
 
 MANIFEST, REPORTS, ENGINES = "manifest.json", "reports", "engines"
@@ -58,6 +59,8 @@ class Manifest(Record):
     logits: Logits = Logits.ALL
     """The tokens for which a language model's graph outputs logits."""
     funnel: Funnel | None
+    quantization: dict[str, int | bool | str | list[str] | None] | None = None
+    """How the weights are quantized, see `Quantization.to_dict`."""
     graphs: Annotated[dict[Role, GraphRecord], Field(min_length=1, max_length=MOST_GRAPHS)]
     """Graphs by role."""
     weights: Annotated[WeightRecords, Field(min_length=1)]
@@ -73,7 +76,14 @@ class Manifest(Record):
     def export_spec(self) -> ExportSpec:
         """The spec of the graphs; raises `SpecError` if it is invalid."""
         funnel = None if self.funnel is None else FunnelSpec.from_dict(self.funnel)
-        return ExportSpec(task=self.task, dtype=self.dtype, funnel=funnel, opset=self.opset, logits=self.logits)
+        return ExportSpec(
+            task=self.task,
+            dtype=self.dtype,
+            funnel=funnel,
+            opset=self.opset,
+            logits=self.logits,
+            quantization=None if self.quantization is None else Quantization.from_dict(self.quantization),
+        )
 
 
 def read_manifest(folder: Path, kind: type[RecordT], name: str, command: str) -> RecordT:

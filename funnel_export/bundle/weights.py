@@ -15,6 +15,10 @@ from funnel_export.system.files import regular_size, sha256_of
 WeightName = Annotated[str, Field(pattern=r"^[^/\\\x00]+\.safetensors$", max_length=255)]
 
 
+LISTED = 3
+"""Most weights that the text of a recipe names."""
+
+
 class StoredFile(Record):
     """A safetensors file of the checkpoint, identified by its header and a sample of every tensor."""
 
@@ -54,7 +58,8 @@ class Recipe(Record):
 
     def __str__(self) -> str:
         settings = "".join(f", {name} {value}" for name, value in self.settings.items())
-        return f"{self.name} of {', '.join(self.inputs)}{settings}"
+        inputs = ", ".join(self.inputs) if len(self.inputs) <= LISTED else f"{len(self.inputs)} weights"
+        return f"{self.name} of {inputs}{settings}"
 
 
 class DerivedFile(Record):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,15 +12,17 @@ from pydantic_core import from_json
 
 from funnel_export.checkpoint.copied import read_copied
 from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
+from funnel_export.checkpoint.quantized import METHOD, QUANTIZED, QuantizedTensor, bare_of, quantized_tensors
 from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
 from funnel_export.checkpoint.tokenizer import SETTINGS, readable_by_all
-from funnel_export.errors import CheckpointError
+from funnel_export.errors import CheckpointError, SpecError
 from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
 from funnel_export.families.registry import get_family
 from funnel_export.spec.choices import Dtype, Task
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.quantization import Quantization
 from funnel_export.system.files import LARGEST_JSON, permission_hint, read_bytes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -72,17 +75,40 @@ class Checkpoint:
                 got=config["transformers_weights"],
                 wanted=f"{SINGLE} or {INDEX}",
             )
-        check_config(config)
+        quantized = quantization_of(config) is not None
+        if not quantized:
+            check_config(config)
         architecture = family.read_architecture(config)
-        files = tuple(WeightFile.read(folder / name) for name in _weight_file_names(folder, names))
-        checkpoint = cls(folder, config, family, architecture, files)
-        check_names(checkpoint.tensors.keys(), family)
+        stored = [QUANTIZED] if quantized else _weight_file_names(folder, names)
+        checkpoint = cls(folder, config, family, architecture, tuple(WeightFile.read(folder / name) for name in stored))
+        check_names(checkpoint.parameters, family)
         return checkpoint
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
         """Every stored tensor by name."""
         return {name: tensor for file in self.weights for name, tensor in file.tensors.items()}
+
+    @property
+    def quantized(self) -> dict[str, QuantizedTensor]:
+        """Every quantized weight by name, see `funnel_export.checkpoint.quantized`.
+
+        Raises:
+            CheckpointError: if one is incomplete.
+        """
+        return {} if self.quantization is None else quantized_tensors(self.tensors)
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the weights; of quantized ones without what their tensors' names add."""
+        if self.quantization is None:
+            return list(self.tensors)
+        return list(dict.fromkeys(map(bare_of, self.tensors)))
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the weights are quantized, None if they are not."""
+        return quantization_of(self.config)
 
     @property
     def funnel(self) -> FunnelSpec | None:
@@ -111,11 +137,13 @@ class Checkpoint:
 
     @property
     def dtype(self) -> Dtype:
-        """The dtype in which the embedding is stored.
+        """The dtype in which the embedding is stored; of a quantized one, that of its scales.
 
         Hugging Face's `dtype="auto"` reads it from `config.json` first, which may differ from the files.
         """
-        return DTYPE_NAMES[self.find(self.family.embedding).dtype]
+        quantized = self.find_quantized(self.family.embedding)
+        stored = self.find(self.family.embedding) if quantized is None else quantized.scales
+        return DTYPE_NAMES[stored.dtype]
 
     def companions(self) -> dict[str, bytes]:
         """The contents of the files that are copied into bundles, by name.
@@ -127,6 +155,11 @@ class Checkpoint:
         """
         content = read_copied(self.path, [name for name in COMPANIONS if (self.path / name).exists()])
         return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
+
+    def find_quantized(self, parameter: str) -> QuantizedTensor | None:
+        """The quantized weight of a model's parameter, None if it is not quantized; see `find`."""
+        quantized = self.quantized
+        return next((quantized[name] for name in self.family.stored_names(parameter) if name in quantized), None)
 
     def find(self, parameter: str) -> StoredTensor:
         """The stored tensor of a model's parameter, for checkpoints of models with and without a head.
@@ -147,6 +180,23 @@ class Checkpoint:
             if head
             else "check config.json and the download",
         )
+
+
+def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
+    """How `config.json` says that the weights are quantized, None if they are not or if others quantized them.
+
+    Raises:
+        CheckpointError: if it is invalid.
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, dict) or found.get("quant_method") != METHOD:
+        return None
+    try:
+        return Quantization.from_dict({name: value for name, value in found.items() if name != "quant_method"})
+    except SpecError as err:
+        raise CheckpointError(
+            "quantization_config in config.json is invalid", got=err, wanted="what `quantize` wrote"
+        ) from err
 
 
 def read_json(path: Path) -> dict[str, Any]:

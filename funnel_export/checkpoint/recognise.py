@@ -24,6 +24,7 @@ QUANTIZED = {
     ),  # bitsandbytes
     *("weight_scale", "weight_scale_inv", "weight_packed", "weight_zero_point", "input_scale"),  # compressed-tensors
     *("W_q", "_data", "_scale", "codebooks"),  # HQQ, Quanto, AQLM
+    *("codes", "row_codes", "row_scales", "zeros"),  # this project's, without its quantization_config
 }
 """Parts of the names of quantized tensors."""
 ADAPTED = {

@@ -17,6 +17,8 @@ from funnel_export.system.files import LARGEST_HEADER, open_regular, permission_
 DTYPE_NAMES = {"F32": Dtype.FLOAT32, "F16": Dtype.FLOAT16, "BF16": Dtype.BFLOAT16}
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Supported dtypes of weights, with safetensors' names and their sizes in bytes."""
+CODE_SIZES = {"I8": 1, "U8": 1}
+"""Dtypes of the codes of quantized weights."""
 SAMPLE = 4096
 """Number of bytes that are read of each tensor."""
 Size = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
@@ -40,7 +42,7 @@ class StoredTensor:
     file: str
     """Name of the safetensors file."""
     dtype: str
-    """safetensors' name of the dtype: F32, F16 or BF16."""
+    """safetensors' name of the dtype: F32, F16 or BF16; I8 or U8 for codes of quantized weights."""
     shape: tuple[int, ...]
     offset: int
     """Offset of the first byte from the start of the file."""

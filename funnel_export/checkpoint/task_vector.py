@@ -9,23 +9,17 @@ from math import inf, isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.checkpoint.same_model import Place, Weight
+from funnel_export.checkpoint.values import NUMPY_DTYPES
 from funnel_export.errors import CheckpointError
 from funnel_export.system.files import open_regular
 
 CHUNK = 1 << 22
 """Most values of a weight that are read at once."""
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-"""NumPy's dtypes, by safetensors' names."""
 Difference = Literal["adapted", "instruct", "apart"]
 """A difference whose squares `Squares` sums up."""
 
@@ -110,7 +104,7 @@ def write_sums(out: Path, file: WeightFile, source: Path, weights: Mapping[str, 
 
 
 def _sums(name: str, weight: Weight) -> Iterator[NDArray[Any]]:
-    dtype = DTYPES[weight.adapted.tensor.dtype]
+    dtype = NUMPY_DTYPES[weight.adapted.tensor.dtype]
     for adapted, base, instruct in _chunks(weight):
         with np.errstate(over="ignore"):  # found below
             result = (adapted + (instruct - base)).astype(dtype)
@@ -125,7 +119,7 @@ def _chunks(weight: Weight) -> Iterator[tuple[NDArray[np.float32], ...]]:
 
 
 def _values(place: Place) -> Iterator[NDArray[np.float32]]:
-    dtype = DTYPES[place.tensor.dtype]
+    dtype = NUMPY_DTYPES[place.tensor.dtype]
     with open_regular(place.path) as stream:
         stream.seek(place.tensor.offset)
         for count in _sizes(prod(place.tensor.shape)):

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from funnel_export.cli.app import make_app
-from funnel_export.cli.bundles import export, inspect
+from funnel_export.cli.bundles import export, inspect, quantize
 from funnel_export.cli.dev import dev
 from funnel_export.cli.engines import compile_, package
 from funnel_export.cli.evaluating import evaluate
@@ -30,7 +30,7 @@ from funnel_export.errors import FunnelExportError, FunnelExportWarning
 
 PANELS = {
     "First steps": (demo, doctor),
-    "Bundles": (export, inspect, check, bench, report),
+    "Bundles": (export, quantize, inspect, check, bench, report),
     "Quality": (evaluate, fit, adapt, transplant),
     "Production": (compile_, package, generate),
 }

@@ -1,8 +1,8 @@
-"""Commands that make and show a bundle: export, inspect."""
+"""Commands that make and show a bundle: export, quantize, inspect."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,13 +19,26 @@ from funnel_export.cli.options import (
     chosen_funnel,
 )
 from funnel_export.cli.output import say, show_progress
+from funnel_export.cli.quantizing import DEFAULT_BITS, Bits, Block, Keep, MethodName, Symmetric, chosen_quantization
 from funnel_export.spec.choices import AUTO, Logits
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, OPSETS
+from funnel_export.spec.quantization import QUANTIZED_OPSET
 from funnel_export.system.place import Placing
+
+if TYPE_CHECKING:
+    from funnel_export.bundle.load import Bundle
 
 GRAPH, FILES = "Graph", "Files"
 """Headings of options of `export`."""
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Remove an earlier bundle's reports, engines that do not fit, and files that were changed.",
+        rich_help_panel=FILES,
+    ),
+]
 
 
 def export(
@@ -61,9 +74,19 @@ def export(
         ),
     ] = DEFAULT_LOGITS,
     opset: Annotated[
-        int,
-        typer.Option(metavar="N", help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}.", rich_help_panel=GRAPH),
-    ] = DEFAULT_OPSET,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}.",
+            show_default=f"{DEFAULT_OPSET}, or {QUANTIZED_OPSET} for quantized weights",
+            rich_help_panel=GRAPH,
+        ),
+    ] = None,
+    bits: Bits = None,
+    block: Block = None,
+    symmetric: Symmetric = None,
+    keep: Keep = None,
+    method: MethodName = None,
     weights: Annotated[
         Placing,
         typer.Option(
@@ -81,20 +104,14 @@ def export(
             rich_help_panel=FILES,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Remove an earlier bundle's reports, engines that do not fit, and files that were changed.",
-            rich_help_panel=FILES,
-        ),
-    ] = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Export a checkpoint with a funnel to an ONNX bundle, without loading its weights."""
     from funnel_export.commands.export import export as run_export
 
     spec = chosen_funnel(funnel, pooling=pooling, recovery=recovery, slot_positions=slot_positions, lookahead=lookahead)
+    quantization = chosen_quantization(bits, block=block, symmetric=symmetric, keep=keep, method=method)
     with show_progress() as progress:
         bundle = run_export(
             checkpoint,
@@ -105,11 +122,43 @@ def export(
             logits=logits,
             weights=weights,
             opset=opset,
+            quantization=quantization,
             revision=revision,
             overwrite=overwrite,
             progress=progress,
         )
-    say(bundle.manifest.model_dump_json() if json_ else f"{out}: {bundle.manifest.task}, {bundle.manifest.dtype}")
+    _say_written(bundle, out, as_json=json_)
+
+
+def quantize(
+    bundle: BundleFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new bundle; an earlier one is replaced.")],
+    bits: Bits = DEFAULT_BITS,
+    block: Block = None,
+    symmetric: Symmetric = None,
+    keep: Keep = None,
+    method: MethodName = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a bundle again with its weights in 8 or 4 bits, without loading the model."""
+    from funnel_export.commands.quantize import quantize as run_quantize
+
+    quantization = chosen_quantization(bits, block=block, symmetric=symmetric, keep=keep, method=method)
+    assert quantization is not None
+    with show_progress() as progress:
+        made = run_quantize(bundle, out, quantization, overwrite=overwrite, progress=progress)
+    _say_written(made, out, as_json=json_)
+
+
+def _say_written(bundle: "Bundle", out: Path, *, as_json: bool) -> None:
+    """Print the manifest, or one line."""
+    if as_json:
+        say(bundle.manifest.model_dump_json())
+        return
+    spec = bundle.spec
+    stored = "" if spec.quantization is None else f", weights in {spec.quantization}"
+    say(f"{out}: {spec.task}, {spec.dtype}{stored}")
 
 
 def inspect(

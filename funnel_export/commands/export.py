@@ -13,16 +13,18 @@ from typing import NoReturn
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST
 from funnel_export.bundle.replace import changed_files, foreign_entry, reports_of, take_engines
+from funnel_export.bundle.weights import DerivedFile
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.checkpoint.modules import read_modules
-from funnel_export.errors import BundleError, FunnelExportWarning, SpecError
+from funnel_export.errors import BundleError, CheckpointError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import REPORT_FILES
 from funnel_export.spec.choices import AUTO, Dtype, Logits, Task, parse_choice
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.quantization import QUANTIZED_OPSET, Quantization
 from funnel_export.system.atomic import check_place, replace_folder
 from funnel_export.system.place import Placing, copied_bytes
 from funnel_export.system.room import check_room
@@ -36,8 +38,9 @@ def export(
     task: Task | str = AUTO,
     dtype: Dtype | str = AUTO,
     logits: Logits | str = DEFAULT_LOGITS,
+    quantization: Quantization | None = None,
     weights: Placing | str = EXPORT_WEIGHTS,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -58,9 +61,11 @@ def export(
             checkpoint stores its embedding.
         logits: for text generation, the tokens that get logits: `all`, or `last` for each row's last token only,
             [batch, 1, vocabulary].
+        quantization: in how many bits weights are stored; by default as in the checkpoint. The bundle then has weights
+            of its own, and `weights` has no effect.
         weights: `link` hard-links the checkpoint's files if possible, `copy` copies them; `auto` links only files that
             already have several hard links.
-        opset: ONNX opset, 18 to 22.
+        opset: ONNX opset, 18 to 22; by default 20, and 21 for quantized weights.
         revision: branch, tag or commit of a model on the Hub; by default `main`.
         overwrite: whether to remove an earlier bundle's reports, engines of other weights or graphs, and changed files.
         progress: called with the name of each step.
@@ -78,23 +83,26 @@ def export(
     asked_task = None if task == AUTO else parse_choice("task", Task, task)
     asked_dtype = None if dtype == AUTO else parse_choice("dtype", Dtype, dtype)
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
-    validate_opset(opset)
+    if opset is not None:
+        validate_opset(opset)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link, which must be refused
-    may_replace = partial(_may_replace, overwrite=overwrite)
     if not is_here(checkpoint):
         progress("looking for the model on the Hub")
-        check_place(target, may_replace, seal=MANIFEST)  # fail before a download
+        check_target(None, target, overwrite=overwrite)  # fail before a download
     found = find_checkpoint(checkpoint, revision)
-    _check_not_the_checkpoint(found.folder, target)
-    check_place(target, may_replace, seal=MANIFEST)
+    check_target(found.folder, target, overwrite=overwrite)
     progress("reading the checkpoint")
     source = Checkpoint.open(found.folder)
+    if quantization is not None:
+        check_not_quantized(source)
+    stored_as = quantization or source.quantization
     spec = ExportSpec(
         task=asked_task or _task(source, kept),
         dtype=asked_dtype or source.dtype,
         funnel=_funnel(source, funnel),
-        opset=opset,
+        opset=opset or (DEFAULT_OPSET if stored_as is None else max(DEFAULT_OPSET, QUANTIZED_OPSET)),
         logits=kept,
+        quantization=stored_as,
     )
     if spec.funnel is not None:
         spec.funnel.validate(source.architecture.num_hidden_layers)
@@ -106,9 +114,34 @@ def export(
         )
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
+    return write_bundle(source, target, spec, name=found.name, placing=placing, overwrite=overwrite, progress=progress)
+
+
+def write_bundle(
+    source: Checkpoint,
+    target: Path,
+    spec: ExportSpec,
+    *,
+    name: str,
+    placing: Placing,
+    overwrite: bool,
+    progress: Progress,
+) -> Bundle:
+    """Export an opened checkpoint; see `export`.
+
+    Args:
+        source: the checkpoint.
+        target: the bundle's folder, an absolute path.
+        spec: what the graphs compute.
+        name: name of the checkpoint, for the manifest.
+        placing: whether to link or copy weight files.
+        overwrite: see `export`.
+        progress: called with the name of each step.
+    """
     source.companions()  # fail before tracing if files cannot be copied
     read_modules(source.path, spec.task)
-    name = os.fsencode(found.name).decode("utf-8", "backslashreplace")  # file names may be invalid UTF-8
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")  # file names may be invalid UTF-8
+    may_replace = partial(_may_replace, overwrite=overwrite)
     with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
         bundle = _build_and_write(source, folder, spec, name, placing, progress)
         gone = take_engines(target, bundle)
@@ -125,16 +158,54 @@ def _build_and_write(
     source: Checkpoint, folder: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
 ) -> Bundle:
     from funnel_export.exporter import audit, build, write
+    from funnel_export.quantization.write import quantized_size
 
-    weights = [source.path / file.file for file in source.weights]
-    check_room(folder, copied_bytes(weights, folder, placing), "the weight files that are copied")
+    derived = None
+    if spec.quantization is not None and source.quantization is None:
+        parameters = build.parameters_of(source, spec)
+        check_room(folder, quantized_size(source, parameters, spec), "the quantized weights")
+        source, derived = _quantize(source, parameters, folder, spec, progress)
+    else:
+        weights = [source.path / file.file for file in source.weights]
+        check_room(folder, copied_bytes(weights, folder, placing), "the weight files that are copied")
     progress("tracing")
-    graphs = build.build_graphs(source, spec)
+    graphs = build.build_graphs(source, spec, derived)
     progress("auditing the graph")
     audit.audit(graphs, source.family, source.architecture, spec)
     progress("writing the bundle")
     write.write_bundle(folder, graphs, source, spec, source=name, placing=placing)
     return load_bundle(folder)
+
+
+def _quantize(
+    source: Checkpoint, parameters: Sequence[str], folder: Path, spec: ExportSpec, progress: Progress
+) -> tuple[Checkpoint, DerivedFile]:
+    from funnel_export.quantization.write import quantize_weights
+
+    try:
+        return quantize_weights(source, parameters, spec, folder, progress)
+    except OSError as err:
+        raise BundleError(
+            "the quantized weights could not be written", got=err, wanted="disk space and write permission"
+        ) from err
+
+
+def check_not_quantized(source: Checkpoint) -> None:
+    """Raise `CheckpointError` if the weights are quantized already."""
+    if source.quantization is not None:
+        raise CheckpointError(
+            "the weights are quantized already",
+            got=f"{source.path}: {source.quantization}",
+            wanted="weights in float32, float16 or bfloat16",
+            hint="quantize the original model",
+        )
+
+
+def check_target(source: Path | None, target: Path, *, overwrite: bool) -> None:
+    """Raise `BundleError` if a bundle cannot be written to a folder without losing something, or the source."""
+    if source is not None:
+        _check_not_the_checkpoint(source, target)
+    check_place(target, partial(_may_replace, overwrite=overwrite), seal=MANIFEST)
 
 
 def _may_replace(folder: Path, *, overwrite: bool) -> bool:

@@ -24,6 +24,7 @@ from funnel_export.families.registry import families
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype, Recovery, Task
 from funnel_export.spec.funnel import FunnelSpec
+from funnel_export.spec.quantization import Quantization
 from funnel_export.system.atomic import write_text
 
 CHANGES = "CHANGES.md"
@@ -41,6 +42,7 @@ class Contract:
     funnel: FunnelSpec | None
     dtype: Dtype
     stored: Dtype
+    quantization: Quantization | None = None
 
     @property
     def name(self) -> str:
@@ -50,7 +52,8 @@ class Contract:
             ways = ["lookahead"] * spec.lookahead + ["linear"] * (spec.recovery is Recovery.LINEAR)
             funnel = "-".join(["drop" if spec.drop else f"s{spec.stride}", *ways])
         source = "" if self.stored is self.dtype else f"-from-{self.stored}"
-        return f"{self.family.contract_prefix}{self.task}-{funnel}-{self.dtype}{source}"
+        bits = "" if self.quantization is None else f"-{self.quantization.bits}bits"
+        return f"{self.family.contract_prefix}{self.task}-{funnel}-{self.dtype}{source}{bits}"
 
 
 def _contracts(family: Family) -> Iterator[Contract]:
@@ -76,6 +79,9 @@ def _contracts(family: Family) -> Iterator[Contract]:
     yield contract(Task.TEXT_GENERATION_WITH_PAST, mapped, Dtype.BFLOAT16, Dtype.BFLOAT16)
     yield contract(Task.TEXT_GENERATION, dropped, Dtype.BFLOAT16, Dtype.BFLOAT16)
     yield contract(Task.TEXT_GENERATION_WITH_PAST, dropped, Dtype.FLOAT32, Dtype.FLOAT32)
+    four = Quantization(bits=4, block_size=16, symmetric=False)
+    yield contract(Task.TEXT_GENERATION, half, Dtype.FLOAT32, Dtype.BFLOAT16, four)
+    yield contract(Task.TEXT_GENERATION_WITH_PAST, mapped, Dtype.BFLOAT16, Dtype.BFLOAT16, Quantization(bits=8))
     yield contract(Task.FEATURE_EXTRACTION, half, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, ahead, Dtype.FLOAT32, Dtype.FLOAT32)
     yield contract(Task.TEXT_CLASSIFICATION, quarter, Dtype.BFLOAT16, Dtype.BFLOAT16)
@@ -89,8 +95,16 @@ def contract_of(case: Contract) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _make_checkpoint(folder / "checkpoint", case)
-        bundle = export(folder / "checkpoint", folder / "bundle", funnel=case.funnel, task=case.task, dtype=case.dtype)
-        title = f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}"
+        bundle = export(
+            folder / "checkpoint",
+            folder / "bundle",
+            funnel=case.funnel,
+            task=case.task,
+            dtype=case.dtype,
+            quantization=case.quantization,
+        )
+        bits = "" if case.quantization is None else f", {case.quantization}"
+        title = f"{case.task}, funnel {_describe(case.funnel)}, {case.dtype}{bits}"
         texts = describe_graphs(bundle)
         if not case.task.has_past:
             return f"{title}\n{texts[MODEL]}"

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from funnel_export.bundle.signature import Signature, signatures_of
 from funnel_export.errors import ExportError
 from funnel_export.exporter.audit_layers import head_faults, layer_faults, prefix_of, producer
+from funnel_export.exporter.audit_quantization import quantization_faults
 from funnel_export.exporter.build import BuiltGraph
 from funnel_export.exporter.weights import COMPUTE_DTYPES
 from funnel_export.families.architecture import Architecture
@@ -29,6 +30,8 @@ from funnel_export.spec.funnel import (
 from funnel_export.spec.stages import stages_of
 
 CONTROL_FLOW = {"If", "Loop", "Scan", "NonZero", "SequenceMap"}
+WEIGHTS = ("Transpose", "DequantizeLinear")
+"""Ops that give a product its weights."""
 LARGEST_CONSTANT = 1 << 16
 """Largest size in bytes of a constant in a graph; larger ones are weights, which stay in the checkpoint's files."""
 
@@ -44,7 +47,8 @@ def find_faults(
     4. Products in the compute dtype, softmax and norms in float32.
     5. Pooling and recovery where the funnel says so.
     6. Every weight lies in one of these files; no large constant in the graph.
-    7. Every value has the dtype and the rank that its op gives it.
+    7. Weights are quantized where the spec says so, in this number of bits (`audit_quantization`).
+    8. Every value has the dtype and the rank that its op gives it.
 
     Args:
         role: what the graph does.
@@ -76,6 +80,7 @@ def find_faults(
         *_dtypes(model, spec.dtype),
         *_funnel(model, segments, steps),
         *_weights(model, files),
+        *quantization_faults(model, family, spec.quantization),
         *_types(model),
     ]
 
@@ -138,7 +143,7 @@ def _dtypes(model: ir.Model, dtype: Dtype) -> Iterator[str]:
         if node.op_type not in wanted:
             continue
         product = node.op_type in ("MatMul", "Gemm")
-        if product and prefix_of(node) == "model" and producer(node.inputs[1], "Transpose") is None:
+        if product and prefix_of(node) == "model" and not any(producer(node.inputs[1], each) for each in WEIGHTS):
             continue  # RoPE's angles, in float32 always, are a product in some versions of transformers
         got = {value.dtype for value in node.inputs[: 2 if product else 1] if value}
         if got != {wanted[node.op_type]}:

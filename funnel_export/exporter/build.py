@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from funnel_export.bundle.ports import PortKind
 from funnel_export.bundle.signature import Signature
-from funnel_export.bundle.weights import WeightSource
+from funnel_export.bundle.weights import DerivedFile, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
 from funnel_export.exporter.skeleton import build_skeleton
@@ -27,8 +27,26 @@ class BuiltGraph:
     """Kind of each input and output, by name."""
 
 
-def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGraph]:
+def parameters_of(checkpoint: Checkpoint, spec: ExportSpec) -> list[str]:
+    """Names of the parameters of the model that is exported.
+
+    Raises:
+        CheckpointError: if the weights do not fit the config.
+    """
+    if spec.task.generates:
+        check_head(checkpoint)
+    shapes = build_skeleton(checkpoint.family, checkpoint.config, spec).shapes
+    match_weights(shapes, checkpoint)
+    return list(shapes)
+
+
+def build_graphs(checkpoint: Checkpoint, spec: ExportSpec, derived: DerivedFile | None = None) -> dict[str, BuiltGraph]:
     """The ONNX graphs of a checkpoint by role; their weights refer to the checkpoint's files.
+
+    Args:
+        checkpoint: the checkpoint.
+        spec: what the graphs compute.
+        derived: the record of the checkpoint's weight file if the export has written it.
 
     Raises:
         CheckpointError: if the weights do not fit the config.
@@ -42,7 +60,7 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, BuiltGra
     for role, traced in trace(skeleton, forwards, spec.opset).items():
         model, parameters = assemble(traced)
         _name_axes(model, forwards[role].signature)
-        sources = refer_to_weights(model, parameters, checkpoint)
+        sources = refer_to_weights(model, parameters, checkpoint, derived)
         graphs[role] = BuiltGraph(model, sources, forwards[role].signature.kinds)
     return graphs
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from funnel_export.checkpoint.quantized import bare_of
 from funnel_export.exporter.audit_layers import producer, sliding_window_of
 from funnel_export.spec.funnel import boundary_of
 
@@ -28,6 +29,10 @@ _TYPES = {
     ir.DataType.BFLOAT16: "bf16",
     ir.DataType.INT64: "i64",
     ir.DataType.INT32: "i32",
+    ir.DataType.INT8: "i8",
+    ir.DataType.UINT8: "u8",
+    ir.DataType.INT4: "i4",
+    ir.DataType.UINT4: "u4",
     ir.DataType.BOOL: "bool",
 }
 
@@ -39,7 +44,8 @@ def describe_contract(model: ir.Model) -> str:
     2. The model: its own nodes in order, and one line per block (a layer, the pooling or the recovery). If a block
        takes a mask, a comment gives the mask's sliding window.
     3. Each distinct block: `$n` are its operands, `%n` its values, names that begin with `.` are weights of the layer,
-       and `f32(...)` is a weight with a cast. `result`, `key` and `value` are what it gives to others.
+       `f32(...)` is a weight with a cast, and `i4[64](...)` one that is computed from codes of 4 bits in blocks of 64.
+       `result`, `key` and `value` are what it gives to others.
 
     Nodes of a block whose values are used outside it, such as shared shapes, are listed with the model.
     """
@@ -104,6 +110,9 @@ class Scope:
         weight = _cast_weight(value.producer())
         if weight is not None:
             return f"{_type(value)}({self.operand(weight)})"
+        codes = _codes(value.producer())
+        if codes is not None:
+            return f"{_form(value.producer())}({bare_of(self.operand(codes))})"
         if value in self.numbers:
             return f"%{self.numbers[value]}"
         if value in self.results:
@@ -141,7 +150,7 @@ def _model_lines(model: ir.Model, scopes: dict[ir.Node, Scope], labels: dict[Sco
     own = Scope("")
     for node in model.graph:
         block = scopes.get(node)
-        if _cast_weight(node) is not None:
+        if _cast_weight(node) is not None or _codes(node) is not None:
             continue
         if block is None:
             yield own.line(node)
@@ -195,6 +204,18 @@ def _cast_weight(node: ir.Node | None) -> ir.Value | None:
     """The weight that this node casts, or None if it is not the cast of a weight."""
     value = node.inputs[0] if node is not None and node.op_type == "Cast" else None
     return value if value is not None and _is_weight(value) else None
+
+
+def _codes(node: ir.Node | None) -> ir.Value | None:
+    """The codes from which this node computes weights, None if it does not."""
+    return node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _form(node: ir.Node | None) -> str:
+    """Dtype of the codes, and how many inputs share a scale; nothing if all do."""
+    assert node is not None
+    codes, block = node.inputs[0], node.attributes.get_int("block_size", 0)
+    return ("?" if codes is None else _type(codes)) + (f"[{block}]" if block else "")
 
 
 def _is_weight(value: ir.Value) -> bool:

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from funnel_export.bundle.weights import Stored, WeightSource
+from funnel_export.bundle.weights import Derived, DerivedFile, Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.folder import listed
 from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
+from funnel_export.exporter.dequantize import dequantize
+from funnel_export.exporter.reference import STORED_DTYPES, reference
 from funnel_export.spec.choices import Dtype
 
-STORED_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 COMPUTE_DTYPES = {
     Dtype.FLOAT32: ir.DataType.FLOAT,
     Dtype.FLOAT16: ir.DataType.FLOAT16,
@@ -22,26 +23,33 @@ SHOWN = 24
 
 
 def refer_to_weights(
-    model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint
+    model: ir.Model, parameters: Sequence[ir.Value], checkpoint: Checkpoint, derived: DerivedFile | None = None
 ) -> dict[str, WeightSource]:
     """Turn each parameter from an input of the graph into an initializer that refers to the checkpoint.
 
     If a weight is stored in another dtype than the graph computes in, the graph casts it. An embedding is cast after
-    the gather, so that no runtime keeps a second copy of the table.
+    the gather, so that no runtime keeps a second copy of the table. A quantized weight becomes several initializers,
+    from which the graph computes it (`funnel_export.exporter.dequantize`).
 
     Returns:
-        The source of each weight, by name.
+        The source of each initializer, by name.
 
     Raises:
         CheckpointError: if a weight is missing; `match_weights` lists all missing ones.
     """
-    stored = {name: checkpoint.find(name) for name in (str(value.name) for value in parameters)}
+    names = [str(value.name) for value in parameters]
+    quantized = {name: found for name in names if (found := checkpoint.find_quantized(name)) is not None}
+    stored = {name: checkpoint.find(name) for name in names if name not in quantized}
     kept = [value for value in model.graph.inputs if value not in parameters]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
     for value in parameters:
-        _refer(model, value, stored[str(value.name)])
-    return {name: Stored(tensor) for name, tensor in stored.items()}
+        name = str(value.name)
+        if name in quantized:
+            stored |= dequantize(model, value, quantized[name])
+        else:
+            _refer(model, value, stored[name])
+    return {name: Stored(tensor) if derived is None else Derived(tensor, derived) for name, tensor in stored.items()}
 
 
 def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> None:
@@ -62,16 +70,18 @@ def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint)
 
 def _missing(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
     """An error for each parameter that is missing or has another shape."""
+    quantized = checkpoint.quantized
     for name, wanted in shapes.items():
         try:
-            stored = checkpoint.find(name)
+            found = next((quantized[each] for each in checkpoint.family.stored_names(name) if each in quantized), None)
+            shape = checkpoint.find(name).shape if found is None else found.shape
         except CheckpointError as err:
             yield err
             continue
-        if stored.shape != wanted:
+        if shape != wanted:
             yield CheckpointError(
                 "a weight has another shape than config.json requires",
-                got=f"{name}: {list(stored.shape)}",
+                got=f"{name}: {list(shape)}",
                 wanted=list(wanted),
             )
 
@@ -80,7 +90,7 @@ def _unused(parameters: Iterable[str], checkpoint: Checkpoint) -> Iterator[Check
     """One error for all stored weights that the model does not use, except those that the family expects."""
     family = checkpoint.family
     used = {stored for parameter in parameters for stored in family.stored_names(parameter)}
-    unused = [name for name in checkpoint.tensors if name not in used and not family.may_be_unused(name)]
+    unused = [name for name in checkpoint.parameters if name not in used and not family.may_be_unused(name)]
     if unused:
         yield CheckpointError(
             "the checkpoint has weights that the model does not use",
@@ -98,12 +108,6 @@ def _refer(model: ir.Model, value: ir.Value, tensor: StoredTensor) -> None:
     model.graph.register_initializer(value)
     if dtype != compute:
         _cast_uses(model, value, dtype, compute)
-
-
-def reference(name: str, tensor: StoredTensor) -> ir.ExternalTensor:
-    """The value of an initializer: a reference into a safetensors file in the graph's folder."""
-    shape, dtype = ir.Shape(tensor.shape), STORED_DTYPES[tensor.dtype]
-    return ir.ExternalTensor(tensor.file, tensor.offset, tensor.nbytes, dtype, shape=shape, name=name)
 
 
 def _cast_uses(model: ir.Model, value: ir.Value, stored: ir.DataType, compute: ir.DataType) -> None:

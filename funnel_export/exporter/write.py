@@ -48,7 +48,9 @@ def write_bundle(
         BundleError: if writing fails, for example because the disk is full.
     """
     sources = [source for built in graphs.values() for source in built.sources.values()]
-    if spec.funnel is not None and spec.funnel.drop:  # eager PyTorch loads dropped layers too
+    if (
+        spec.funnel is not None and spec.funnel.drop and spec.quantization is None
+    ):  # eager PyTorch loads dropped layers too
         sources += map(Stored, checkpoint.tensors.values())
     weights = files_of(sources, checkpoint.weights)
     stored = {weight.file for weight in weights if isinstance(weight, StoredFile)}
@@ -59,7 +61,7 @@ def write_bundle(
         for file in files:
             place(checkpoint.path / file.file, folder / file.file, placing)
         write_config(folder, checkpoint.config, spec.funnel)
-        if [file.file for file in files] != [SINGLE]:
+        if files and [file.file for file in files] != [SINGLE]:
             write_index(folder, {file.file: file.tensors for file in files})
         modules = read_modules(checkpoint.path, spec.task)
         for name, content in (checkpoint.companions() | modules).items():
@@ -85,6 +87,7 @@ def _manifest(
         opset=spec.opset,
         logits=spec.logits,
         funnel=None if spec.funnel is None else spec.funnel.to_dict(),
+        quantization=None if spec.quantization is None else spec.quantization.to_dict(),
         graphs={role: _record(folder, role, built) for role, built in graphs.items()},
         weights=weights,
         config_sha256=sha256_of(folder / CONFIG),

@@ -1,6 +1,7 @@
 """What a family of architectures is: everything that the rest of the package asks about one kind of Gemma."""
 
 import copy
+import re
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from funnel_export.families.architecture import FULL, SLIDING, Architecture
 from funnel_export.families.rope import Rope
 from funnel_export.spec.choices import Task
 from funnel_export.spec.funnel import MAPS
+from funnel_export.spec.quantization import Part
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +170,18 @@ class Family(ABC):
         heads = (name.removesuffix(self.head) for name in self.stored_names(self.head))
         prefixes = sorted({*self.stored_names("model."), *heads}, key=len, reverse=True)
         return stored.removeprefix(next(prefix for prefix in prefixes if stored.startswith(prefix)))
+
+    def part_of(self, parameter: str) -> Part | None:
+        """The part of the model whose products a parameter belongs to, or the embedding; None for norms and biases."""
+        bare = self.bare_name(parameter)
+        if not bare.endswith(".weight"):
+            return None
+        if bare in (self.bare_name(self.embedding), self.bare_name(self.head)):
+            return Part.EMBEDDING if bare == self.bare_name(self.embedding) else Part.HEAD
+        if bare.startswith(f"{MAPS}."):
+            return Part.MAPS
+        found = re.search(r"^layers\.\d+\.(self_attn|mlp)\.\w+_proj\.", bare)
+        return None if found is None else {"self_attn": Part.ATTENTION, "mlp": Part.MLP}[found.group(1)]
 
     def may_be_unused(self, stored: str) -> bool:
         """Whether a checkpoint may have this tensor without using it: a head, maps of a funnel, what is computed."""

@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint
+from funnel_export.checkpoint.quantized import QuantizedTensor
+from funnel_export.checkpoint.safetensors import StoredTensor
+from funnel_export.checkpoint.values import read_values
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.funnel.maps import DropMap, SlotMaps, make_maps
@@ -21,16 +23,16 @@ def read_maps(spec: FunnelSpec | None, checkpoint: Checkpoint) -> SlotMaps | Dro
     """
     maps = make_maps(spec, checkpoint.architecture.hidden_size)
     for name, parameter in [] if maps is None else maps.named_parameters():
-        stored, wanted = checkpoint.find(f"{MAPS}.{name}"), tuple(parameter.shape)
+        stored: StoredTensor | QuantizedTensor | None = checkpoint.find_quantized(f"{MAPS}.{name}")
+        stored, wanted = stored or checkpoint.find(f"{MAPS}.{name}"), tuple(parameter.shape)
         if stored.shape != wanted:
             raise CheckpointError(
                 "a weight of the recovery has another shape than the funnel requires",
                 got=f"{MAPS}.{name}: {list(stored.shape)}",
                 wanted=list(wanted),
             )
-        with safe_open(checkpoint.path / stored.file, framework="pt") as file, torch.no_grad():
-            names = set(file.keys()).intersection(checkpoint.family.stored_names(f"{MAPS}.{name}"))
-            parameter.copy_(file.get_tensor(*names))
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(read_values(checkpoint.path, stored)))
     return maps
 
 

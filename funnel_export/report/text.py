@@ -29,6 +29,7 @@ def describe_bundle(bundle: Bundle, audits: Mapping[str, Sequence[str]]) -> str:
         ("task", spec.task),
         ("funnel", spec.funnel or "none (dense)"),
         ("computes in", spec.dtype),
+        *([] if spec.quantization is None else [("stored in", spec.quantization)]),
         *(fact for graph in bundle.graphs.values() for fact in _graph_facts(graph, audits[graph.role])),
         ("weights", f"{len(manifest.weights)} file{'s' * (len(manifest.weights) > 1)}, {size / 1e6:.1f} MB"),
         *(("derived", f"{w.file}: {w.recipe}") for w in manifest.weights if isinstance(w, DerivedFile)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from funnel_export.errors import SpecError
 from funnel_export.spec.choices import Dtype, Logits, Task, parse_choice
 from funnel_export.spec.funnel import FunnelSpec, last_on_tokens, segments_of
+from funnel_export.spec.quantization import QUANTIZED_OPSET, Quantization
 
 OPSETS = range(18, 23)
 """ONNX opsets that can be exported."""
@@ -24,6 +25,8 @@ class ExportSpec:
     opset: int = DEFAULT_OPSET
     logits: Logits = DEFAULT_LOGITS
     """Which tokens a language model's graph returns logits for."""
+    quantization: Quantization | None = None
+    """How the weights are stored, None for floating-point numbers."""
 
     def __post_init__(self) -> None:
         """Validate the fields, alone and in combination; raise `SpecError` for the first invalid one."""
@@ -40,6 +43,12 @@ class ExportSpec:
             if not isinstance(self.funnel, FunnelSpec):
                 raise SpecError("the funnel is not a FunnelSpec", got=repr(self.funnel), wanted="a FunnelSpec or None")
             self.funnel.validate_task(self.task)
+        if self.quantization is not None and self.opset < QUANTIZED_OPSET:
+            raise SpecError(
+                "this opset has no weights of 4 bits and no scales for blocks",
+                got=f"opset {self.opset}",
+                wanted=f"opset {QUANTIZED_OPSET} or later for quantized weights",
+            )
 
     @property
     def chooses_tokens(self) -> bool:

@@ -30,6 +30,9 @@ OPTIMIZED, WEIGHTS = "model.onnx", "weights.bin"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 NEW_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 SPINNING = "session.intra_op.allow_spinning"
+ACCURACY = "session.qdq_matmulnbits_accuracy_level"
+EXACT = "0"
+"""Activations of products with quantized weights stay as they are; ONNX Runtime's default, 4, rounds them to 8 bits."""
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
@@ -82,7 +85,7 @@ class OnnxRuntimeTarget:
         check_room_for_engine(request.graph, folder)
         progress("optimising the graph")
         options = request.options_as(OnnxRuntimeOptions)
-        session = _session_options(options)
+        session = _session_options(options, request.graph)
         level = f"ORT_ENABLE_{options.graph_optimization_level.upper()}"
         session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         session.optimized_model_filepath = str(folder / OPTIMIZED)
@@ -119,7 +122,7 @@ class OnnxRuntimeTarget:
         require(self, graph.dtype)
         chosen = OnnxRuntimeOptions() if engine is None else _options_of(engine)
         path = graph.path if engine is None or outputs else engine.file
-        options = _session_options(chosen)
+        options = _session_options(chosen, graph)
         if graph.role != MODEL and (engine is None or SPINNING not in engine.manifest.options):
             # The next graph's session has threads of its own: spinning ones of this session would take their cores.
             options.add_session_config_entry(SPINNING, "0")
@@ -146,7 +149,7 @@ def _options_of(engine: Engine) -> OnnxRuntimeOptions:
     return options_of_engine(OnnxRuntimeOptions, engine.manifest.options)
 
 
-def _session_options(options: OnnxRuntimeOptions) -> Any:
+def _session_options(options: OnnxRuntimeOptions, graph: Graph) -> Any:
     """Session options, the same for builds and runs."""
     import onnxruntime as ort
 
@@ -155,7 +158,8 @@ def _session_options(options: OnnxRuntimeOptions) -> Any:
     session.intra_op_num_threads = options.intra_op_num_threads
     session.inter_op_num_threads = options.inter_op_num_threads
     session.execution_mode = getattr(ort.ExecutionMode, f"ORT_{options.execution_mode.upper()}")
-    for name, value in options.entries.items():
+    exact = {} if graph.spec.quantization is None else {ACCURACY: EXACT}
+    for name, value in (exact | options.entries).items():
         session.add_session_config_entry(name, value)
     return session
 

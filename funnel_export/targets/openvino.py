@@ -26,12 +26,15 @@ from funnel_export.targets.options import MOST_THREADS, Options, options_of_engi
 
 DEVICE, BLOB = "CPU", "model.blob"
 PRECISION = "INFERENCE_PRECISION_HINT"
+ACTIVATION_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+"""Inputs of a product with quantized weights that share a scale when they are rounded to 8 bits; 0 leaves them as they
+are, and OpenVINO's own default is 32."""
 COUNTS = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT_NUM_REQUESTS")
 PROPERTIES = frozenset(
     {
         "CPU_DENORMALS_OPTIMIZATION",
         "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+        ACTIVATION_GROUP,
         "ENABLE_CPU_PINNING",
         "ENABLE_CPU_RESERVATION",
         "ENABLE_HYPER_THREADING",
@@ -159,10 +162,12 @@ class OpenVinoTarget:
 
 
 def _settings(core: Any, graph: Graph, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The given properties; the inference precision is the graph's unless it is among them."""
+    """The given properties; those that are not among them keep the graph's precision."""
     _validate_properties(core, settings)
     bfloat16 = graph.dtype is Dtype.BFLOAT16 and _has_bfloat16(core)
-    chosen = {PRECISION: "bf16" if bfloat16 else "f32", **{name: str(value) for name, value in settings.items()}}
+    exact = {} if graph.spec.quantization is None else {ACTIVATION_GROUP: "0"}
+    given = {name: str(value) for name, value in settings.items()}
+    chosen = {PRECISION: "bf16" if bfloat16 else "f32", **exact, **given}
     _check_threads(chosen)
     return chosen
 

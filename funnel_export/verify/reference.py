@@ -14,6 +14,8 @@ from transformers.utils import logging
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.quantized import bare_of
+from funnel_export.checkpoint.values import read_values
 from funnel_export.errors import BundleError
 from funnel_export.exporter.skeleton import build_skeleton
 from funnel_export.exporter.weights import match_weights
@@ -51,14 +53,22 @@ def load_checkpoint(source: Checkpoint, spec: ExportSpec, dtype: torch.dtype) ->
     kind = source.family.model_class(spec.task)
     with without_progress_bars(), expecting_maps(kind), computing_in(dtype):
         model: Any = kind.from_pretrained(
-            source.path,
-            dtype=dtype,
-            attn_implementation="eager",
-            local_files_only=True,
-            **source.family.load_options(source.config),
+            dtype=dtype, attn_implementation="eager", local_files_only=True, **_origin(kind, source)
         )
     attach_maps(source.family.base_of(model), read_maps(spec.funnel, source))
     return model.eval().requires_grad_(False)
+
+
+def _origin(kind: Any, source: Checkpoint) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that say where config and weights are; quantized weights are dequantized."""
+    options = source.family.load_options(source.config)
+    if source.quantization is None:
+        return {"pretrained_model_name_or_path": source.path, **options}
+    config = kind.config_class.from_pretrained(source.path, local_files_only=True)
+    del config.quantization_config
+    stored = {name: tensor for name, tensor in source.tensors.items() if bare_of(name) == name} | source.quantized
+    weights = {name: torch.from_numpy(read_values(source.path, each)) for name, each in stored.items()}
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights, **options}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from funnel_export.commands.inspect import inspect
 from funnel_export.exporter.audit import audit
 from funnel_export.exporter.build import BuiltGraph, build_graphs
 from funnel_export.exporter.derive import derive_weights
-from funnel_export.exporter.weights import reference
+from funnel_export.exporter.reference import reference
 from funnel_export.exporter.write import write_bundle
 from funnel_export.report.pages import write_reports
 from funnel_export.system.place import Placing

@@ -1,0 +1,1 @@
+"""Quantization: a checkpoint's weights in fewer bits."""

@@ -1,0 +1,219 @@
+"""Writes a checkpoint's weights in fewer bits, one weight at a time: memory depends on the largest weight only."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funnel_export.bundle.weights import DerivedFile, Recipe
+from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.quantized import (
+    CODES,
+    METHOD,
+    QUANTIZED,
+    ROW_CODES,
+    ROW_SCALES,
+    SCALES,
+    ZEROS,
+)
+from funnel_export.checkpoint.safetensors import DTYPE_NAMES, StoredTensor, WeightFile
+from funnel_export.checkpoint.values import NUMPY_DTYPES, pack
+from funnel_export.errors import CheckpointError
+from funnel_export.progress import Progress
+from funnel_export.quantization.rounding import Rounded, round_to_nearest
+from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.quantization import Part, Quantization
+from funnel_export.system.files import open_regular
+
+CHUNK = 1 << 23
+"""Most weights that are rounded at once."""
+ALIGNMENT = 64
+"""The data begins at a multiple of this, in bytes."""
+STEP = "quantizing"
+_DTYPES = {dtype: name for name, dtype in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is written of one weight."""
+
+    name: str
+    source: StoredTensor
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    """safetensors' dtype and shape of its tensors, by what their names add to the weight's."""
+    bits: int | None = None
+    """None for a weight that is copied."""
+    block_size: int = 0
+    by_rows: bool = False
+
+
+def quantize_weights(
+    source: Checkpoint, parameters: Iterable[str], spec: ExportSpec, folder: Path, progress: Progress
+) -> tuple[Checkpoint, DerivedFile]:
+    """Write the weights of a model that is exported into a folder, quantized as its spec says.
+
+    A tied head becomes a weight of its own, since the product and the gather read different layouts. The new config
+    says so, and how the weights are quantized.
+
+    Args:
+        source: the checkpoint; its own weights are not quantized.
+        parameters: names of the model's parameters.
+        spec: what is exported, with a quantization.
+        folder: where to write `quantized.safetensors`.
+        progress: called with the share of the weights that are written.
+
+    Returns:
+        The checkpoint with the new weights and config, and the record of the file. Its path stays that of the source.
+
+    Raises:
+        CheckpointError: if a weight is infinite, not a number, or cannot be read.
+        OSError: if the file cannot be written.
+    """
+    assert spec.quantization is not None
+    plans = list(_plans(source, list(parameters), spec, spec.quantization))
+    _write(folder / QUANTIZED, source.path, plans, spec, progress)
+    quantized = sorted(plan.name for plan in plans if plan.bits is not None)
+    settings: dict[str, str | int | float | bool] = {
+        name: value for name, value in spec.quantization.to_dict().items() if isinstance(value, int | str)
+    }
+    record = DerivedFile.of(folder / QUANTIZED, Recipe(name="quantize", inputs=quantized, settings=settings))
+    untied = {"tie_word_embeddings": False} if source.family.head in {plan.name for plan in plans} else {}
+    config = _with(source.config, {**untied})
+    config["quantization_config"] = {"quant_method": METHOD, **spec.quantization.to_dict()}
+    architecture = source.family.read_architecture(config)
+    files = (WeightFile.read(folder / QUANTIZED),)
+    return replace(source, config=config, architecture=architecture, weights=files), record
+
+
+def quantized_size(source: Checkpoint, parameters: Iterable[str], spec: ExportSpec) -> int:
+    """Size in bytes of the tensors that `quantize_weights` writes."""
+    assert spec.quantization is not None
+    plans = _plans(source, list(parameters), spec, spec.quantization)
+    return sum(_size(*each) for plan in plans for each in plan.tensors.values())
+
+
+def _with(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with other values, also in the part that describes the text model."""
+    nested = config.get("text_config")
+    inner = {"text_config": {**nested, **values}} if isinstance(nested, Mapping) else {}
+    return {**config, **inner, **values}
+
+
+def _plans(source: Checkpoint, parameters: list[str], spec: ExportSpec, quantization: Quantization) -> Iterator[Plan]:
+    family = source.family
+    tied = spec.task.generates and family.head not in parameters
+    kept_head = tied and Part.HEAD in quantization.keep
+    for name in parameters:
+        tensor, part = source.find(name), family.part_of(name)
+        bits = None if part is None else quantization.bits_of(part)
+        if part is Part.EMBEDDING and bits is not None and not kept_head:
+            rows = {ROW_CODES: ("I8", tensor.shape), ROW_SCALES: (_DTYPES[spec.dtype], (tensor.shape[0], 1))}
+            yield Plan(name, tensor, rows, bits, tensor.shape[1], by_rows=True)
+        elif part in (None, Part.EMBEDDING) or bits is None:
+            yield Plan(name, tensor, {"": (tensor.dtype, tensor.shape)})
+        else:
+            yield _product(name, tensor, bits, spec.dtype, quantization)
+        if part is Part.EMBEDDING and tied and not kept_head:
+            yield _product(family.head, tensor, quantization.bits, spec.dtype, quantization)
+
+
+def _product(name: str, tensor: StoredTensor, bits: int, dtype: Dtype, quantization: Quantization) -> Plan:
+    """A product's weights; those with an odd number of outputs get 8 bits, since two codes of 4 bits fill a byte."""
+    outputs, inputs = tensor.shape
+    bits = bits if outputs % 2 == 0 else 8
+    block = quantization.block_of(inputs)
+    packed = outputs // 2 if bits == 4 else outputs
+    blocks = () if block is None else (inputs // block,)
+    tensors = {
+        CODES: ("I8" if quantization.symmetric and bits == 8 else "U8", (inputs, packed)),
+        SCALES: (_DTYPES[dtype], (*blocks, outputs)),
+    }
+    if not quantization.symmetric:
+        tensors[ZEROS] = ("U8", (*blocks, packed))
+    return Plan(name, tensor, tensors, bits, block or inputs)
+
+
+def _size(dtype: str, shape: tuple[int, ...]) -> int:
+    return NUMPY_DTYPES[dtype].itemsize * prod(shape)
+
+
+def _write(path: Path, folder: Path, plans: list[Plan], spec: ExportSpec, progress: Progress) -> None:
+    """Write a safetensors file; wider dtypes come first, so that every tensor is aligned."""
+    tensors = {f"{plan.name}{suffix}": each for plan in plans for suffix, each in plan.tensors.items()}
+    offset, header, offsets = 0, {}, {}
+    for name in sorted(tensors, key=lambda name: (-NUMPY_DTYPES[tensors[name][0]].itemsize, name)):
+        dtype, shape = tensors[name]
+        end = offset + _size(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offsets[name], offset = offset, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    start, total, done = 8 + len(text), sum(prod(plan.source.shape) for plan in plans), 0
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(start + offset)
+        for plan in plans:
+            progress(STEP, done / total)
+            for suffix, array in _arrays(folder, plan, spec).items():
+                stream.seek(start + offsets[f"{plan.name}{suffix}"])
+                stream.write(array.reshape(-1).view(np.uint8).data)
+            done += prod(plan.source.shape)
+
+
+def _arrays(folder: Path, plan: Plan, spec: ExportSpec) -> dict[str, NDArray[Any]]:
+    """The tensors of a weight, by what their names add to the weight's."""
+    assert spec.quantization is not None
+    arrays = {suffix: np.empty(shape, NUMPY_DTYPES[dtype]) for suffix, (dtype, shape) in plan.tensors.items()}
+    if plan.bits is None:
+        with open_regular(folder / plan.source.file) as stream:
+            stream.seek(plan.source.offset)
+            arrays[""] = np.frombuffer(_read(stream, plan.source.nbytes, plan.source), np.uint8)
+        return arrays
+    symmetric = spec.quantization.symmetric or plan.by_rows
+    dtype = NUMPY_DTYPES[_DTYPES[spec.dtype]]
+    for first, weights in _rows(folder, plan.source):
+        try:
+            rounded = round_to_nearest(weights, plan.bits, plan.block_size, dtype, symmetric=symmetric)
+        except CheckpointError as err:
+            raise CheckpointError(f"a weight cannot be quantized: {err}", got=plan.name) from err
+        _fill(arrays, first, rounded, plan)
+    return arrays
+
+
+def _fill(arrays: Mapping[str, NDArray[Any]], first: int, rounded: Rounded, plan: Plan) -> None:
+    """Put the rounded weights of some outputs, from the first on, where they belong."""
+    last = first + len(rounded.codes)
+    if plan.by_rows:
+        arrays[ROW_CODES][first:last], arrays[ROW_SCALES][first:last] = rounded.codes, rounded.scales
+        return
+    outputs = slice(first // 2, last // 2) if plan.bits == 4 else slice(first, last)
+    shape = (*arrays[SCALES].shape[:-1], -1)
+    arrays[SCALES][..., first:last] = rounded.scales.T.reshape(shape)
+    for suffix, values in ((CODES, rounded.codes.T), (ZEROS, rounded.zeros.T.reshape(shape))):
+        if suffix in arrays:
+            arrays[suffix][..., outputs] = pack(values) if plan.bits == 4 else values
+
+
+def _rows(folder: Path, tensor: StoredTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The rows of a weight, some at a time, an even number except at the end, with the index of the first."""
+    dtype, (rows, columns) = NUMPY_DTYPES[tensor.dtype], tensor.shape
+    count = max(2, CHUNK // columns // 2 * 2)
+    with open_regular(folder / tensor.file) as stream:
+        stream.seek(tensor.offset)
+        for first in range(0, rows, count):
+            size = min(count, rows - first)
+            content = _read(stream, size * columns * dtype.itemsize, tensor)
+            yield first, np.frombuffer(content, dtype).reshape(size, columns).astype(np.float32)
+
+
+def _read(stream: BinaryIO, size: int, tensor: StoredTensor) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise CheckpointError("a weight file became shorter while it was read", got=tensor.file)
+    return content

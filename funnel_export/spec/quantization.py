@@ -1,0 +1,114 @@
+"""`Quantization`: in how many bits an export stores which weights."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from funnel_export.errors import SpecError
+from funnel_export.spec.choices import parse_choice
+
+BITS = (8, 4)
+"""Bits of a stored weight."""
+BLOCKS = (128, 64, 32, 16)
+"""Block sizes, largest first. ONNX Runtime takes them for 4 and 8 bits, TensorRT 128 and 64 for 4 bits."""
+DEFAULT_BLOCKS: dict[int, int | None] = {4: 64, 8: None}
+"""Block size by bits; None is one scale for each output of a product."""
+QUANTIZED_OPSET = 21
+"""The first opset with weights of 4 bits, and with a scale for each block."""
+
+
+class Part(StrEnum):
+    """A part of a model whose weights are quantized together."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    MAPS = "maps"
+    """The maps of recovery `linear`."""
+
+
+class Method(StrEnum):
+    """How the stored numbers are chosen."""
+
+    RTN = "rtn"
+    """Round to nearest: the scale of a block is its largest weight's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """Weight-only quantization: a weight is stored as (code - zero point) * scale, with a scale for each block.
+
+    A product's weights have blocks along its inputs. The embedding has 8 bits and one scale for each token, whatever
+    `bits` says: a token's row is all that is read of it.
+    """
+
+    bits: int
+    """Bits of a weight, 8 or 4."""
+    block_size: int | None = field(default=0)
+    """Weights of one output that share a scale; None if all do. By default 64 with 4 bits, and None with 8.
+
+    An axis that no block of this size divides gets the largest one that does.
+    """
+    symmetric: bool = True
+    """Whether the zero point is 0. TensorRT needs that."""
+    keep: tuple[Part, ...] = ()
+    """Parts that are not quantized."""
+    method: Method = Method.RTN
+
+    def __post_init__(self) -> None:
+        """Validate the fields; raise `SpecError` for the first invalid one."""
+        if type(self.bits) is not int or self.bits not in BITS:
+            raise SpecError("weights cannot have this number of bits", got=self.bits, wanted=" | ".join(map(str, BITS)))
+        if self.block_size == 0:
+            object.__setattr__(self, "block_size", DEFAULT_BLOCKS[self.bits])
+        sizes: Collection[int | None] = BLOCKS if self.bits < 8 else (*BLOCKS, None)
+        if isinstance(self.block_size, bool) or self.block_size not in sizes:
+            raise SpecError(
+                f"{self.bits} bits do not have this block size", got=self.block_size, wanted=" | ".join(map(str, sizes))
+            )
+        if not isinstance(self.symmetric, bool):
+            raise SpecError("symmetric is not true or false", got=repr(self.symmetric), wanted="a bool")
+        kept = {parse_choice("part to keep", Part, part) for part in self.keep}
+        object.__setattr__(self, "keep", tuple(part for part in Part if part in kept))
+        object.__setattr__(self, "method", parse_choice("method", Method, self.method))
+        if kept == set(Part):
+            raise SpecError("all parts of the model are kept", got=", ".join(Part), wanted="a part to quantize")
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """The quantization from a dict as `to_dict` returns it; raises `SpecError` for an invalid one."""
+        names = set(cls.__dataclass_fields__)
+        if not isinstance(values, dict) or set(values) != names or not isinstance(values["keep"], list | tuple):
+            raise SpecError(
+                "a quantization in JSON must be an object with its fields", got=values, wanted=", ".join(sorted(names))
+            )
+        return cls(**values | {"keep": tuple(values["keep"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The quantization as plain JSON values."""
+        return {
+            "bits": self.bits,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric,
+            "keep": [str(part) for part in self.keep],
+            "method": str(self.method),
+        }
+
+    def bits_of(self, part: Part) -> int | None:
+        """Bits of a part's weights, None if they are kept."""
+        if part in self.keep:
+            return None
+        return 8 if part is Part.EMBEDDING else self.bits
+
+    def block_of(self, inputs: int) -> int | None:
+        """The block size for a product with so many inputs: the largest that divides it; None if none does."""
+        if self.block_size is None:
+            return None
+        return next((size for size in BLOCKS if size <= self.block_size and inputs % size == 0), None)
+
+    def __str__(self) -> str:
+        blocks = "one scale for each output" if self.block_size is None else f"blocks of {self.block_size}"
+        kept = f", without {', '.join(self.keep)}" if self.keep else ""
+        return f"{self.bits} bits, {blocks}, {'' if self.symmetric else 'a'}symmetric{kept}, {self.method}"
