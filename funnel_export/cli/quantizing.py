@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from funnel_export.cli.options import one_of
 from funnel_export.errors import SpecError
 from funnel_export.spec.quantization import BITS, BLOCKS, DEFAULT_BLOCKS, Method, Part, Quantization
 
@@ -40,6 +41,7 @@ Symmetric = Annotated[
 Keep = Annotated[
     list[Part] | None,
     typer.Option(
+        metavar=one_of(Part),
         help="Part of the model that is not quantized. May be given several times.",
         show_default=False,
         rich_help_panel=QUANTIZATION,

@@ -15,6 +15,7 @@ from funnel_export.cli import app
 from funnel_export.spec.choices import PYTORCH, Backend, Device, Dtype, Kind, Logits, Pooling, Task
 from funnel_export.spec.defaults import EVALUATED_LENGTH, FACTOR, LENGTHS, ROUNDS
 from funnel_export.spec.export import DEFAULT_OPSET
+from funnel_export.spec.quantization import QUANTIZED_OPSET
 from funnel_export.system.place import Placing
 
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "matplotlib", "datasets"}
@@ -81,7 +82,13 @@ def test_choices_are_in_the_help_and_in_errors(
 
 def test_defaults_in_the_help_match_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, defaults in {
-        "export": [DEFAULT_OPSET, "auto", "(mean)", "(delta)", "link"],
+        "export": [
+            f"({DEFAULT_OPSET}, or {QUANTIZED_OPSET} for quantized weights)",
+            "auto",
+            "(mean)",
+            "(delta)",
+            "link",
+        ],
         "check": [FACTOR],
         "evaluate": [EVALUATED_LENGTH, "float32", "(with a funnel)", "(as many as have 512 tokens)"],
         "bench": [ROUNDS, f"({', '.join(map(str, LENGTHS))})", f"({', '.join(PYTORCH)})"],
