@@ -40,11 +40,11 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds demo-out/checkpoint, of 12 layers as the demo's, but tiny; one that was tuned from it; and texts."""
+    """Holds demo-out/checkpoint, tiny, with a layer after the demo's funnel; one that was tuned from it; and texts."""
     folder = tmp_path_factory.mktemp("readme")
     tokenizer = make_tokenizer()
     checkpoint = folder / "demo-out" / "checkpoint"
-    save_tiny_checkpoint(checkpoint, num_hidden_layers=12, vocab_size=len(tokenizer))
+    save_tiny_checkpoint(checkpoint, num_hidden_layers=10, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(checkpoint)
     shutil.copytree(checkpoint, folder / "instruct")
     weights = load_file(folder / "instruct" / "model.safetensors")

@@ -40,7 +40,8 @@ def test_quiet_prints_results_and_errors_only(before: bool, tmp_path: Path) -> N
 
 
 def test_verbose_prints_steps_logs_and_tracebacks(tmp_path: Path) -> None:
-    done = run_alone("export", Recipe().checkpoint(), tmp_path / "out", "--funnel", "1:3:2", "-v")
+    options = ("--funnel", "1:3:2", "--task", "text-generation")
+    done = run_alone("export", Recipe().checkpoint(), tmp_path / "out", *options, "-v")
     assert done.returncode == 0, done.stderr
     for step in ("reading the checkpoint", "tracing", "auditing the graph", "writing the bundle"):
         assert f" s  {step}\n" in done.stderr

@@ -39,7 +39,7 @@ RECIPES = {
     ),
 }
 
-MORE = ("gemma classes", "gemma features", "vaultgemma features")
+MORE = ("gemma classes", "gemma tags", "gemma features", "vaultgemma features")
 """Heads that other recipes have, and Gemma 3 or Gemma 2 as well: in `make soak`."""
 
 
