@@ -16,7 +16,7 @@ from exported import CLASSES, TAGS, Recipe
 from onnx import TensorProto, helper
 from tamper import rewrite_graph, rewrite_json
 
-from funnel_export import Bundle, FunnelSpec, compile_bundle, load_bundle
+from funnel_export import Bundle, FunnelSpec, Quantization, compile_bundle, load_bundle
 from funnel_export.bundle.engine import engine_names, load_engine
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.spec.choices import Task
@@ -28,6 +28,8 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed", exc_
 
 SMALL = "batch=1:1:2,sequence=1:8:16"
 
+BLOCKS = (("hidden_size", 64), ("vocab_size", 62), ("head_dim", 16))
+"""Blocks of 64 divide every axis."""
 RECIPES = {
     "dense": Recipe(funnel=None),
     "S=2 bfloat16": Recipe(dtype="bfloat16", stored=torch.bfloat16),
@@ -36,6 +38,10 @@ RECIPES = {
     ),
     "S=3 lookahead": TAGS,
     "classes": CLASSES,
+    "4 bits": Recipe(quantization=Quantization(bits=4, keep=("embedding",)), overrides=BLOCKS),
+    "8 bits bfloat16": Recipe(
+        quantization=Quantization(bits=8, keep=("embedding",)), dtype="bfloat16", stored=torch.bfloat16
+    ),
 }
 
 
@@ -43,6 +49,14 @@ RECIPES = {
 def bundle(tmp_path: Path) -> Bundle:
     """A bundle of its own for a test."""
     return load_bundle(shutil.copytree(Recipe().bundle().path, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    "quantization", [Quantization(bits=8), Quantization(bits=4, symmetric=False, keep=("embedding",))], ids=str
+)
+def test_quantized_weights_that_it_cannot_read_are_refused(quantization: Quantization) -> None:
+    with pytest.raises(SpecError, match="--keep embedding"):
+        compile_bundle(Recipe(quantization=quantization, overrides=BLOCKS).bundle(), "tensorrt-rtx", profiles=[SMALL])
 
 
 @pytest.mark.filterwarnings("ignore:Gemma2 is known to overflow")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from funnel_export.bundle.engine import BuiltFor, Engine, Gpus, record_file
 from funnel_export.bundle.load import Graph
-from funnel_export.errors import TargetRefusedError, TargetUnavailableError
+from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.spec.quantization import Part, Quantization
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
 from funnel_export.system.worker import SILENCE
@@ -81,6 +82,7 @@ class _Base:
     def built_for(self, request: CompileRequest) -> BuiltFor:
         """See `Target.built_for`."""
         self.flavour.load_builder()
+        _check_quantization(request.graph.spec.quantization)
         options = request.options_as(TensorRtOptions)
         gpu, why = _gpu_or_reason()
         validate_options(options, self.flavour, why)
@@ -196,6 +198,18 @@ class TensorRtRtxTarget(_Base):
 
     flavour: ClassVar[Flavour] = TENSORRT_RTX
     files: ClassVar[tuple[str, ...]] = (PLAN,)
+
+
+def _check_quantization(quantization: Quantization | None) -> None:
+    """Raise `SpecError` for quantized weights that TensorRT cannot read: it takes symmetric codes of products only."""
+    if quantization is None or (quantization.symmetric and {Part.EMBEDDING, Part.HEAD} & {*quantization.keep}):
+        return
+    raise SpecError(
+        "TensorRT cannot read these quantized weights",
+        got=quantization,
+        wanted="symmetric weights, and an embedding that is not quantized",
+        hint=f"funnel-export quantize BUNDLE OUT --bits {quantization.bits} --keep embedding",
+    )
 
 
 def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
