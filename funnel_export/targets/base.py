@@ -193,7 +193,7 @@ def require(target: Target, dtype: Dtype) -> None:
         raise TargetUnavailableError(
             f"{target.name} cannot run a {dtype} graph here",
             got=reason,
-            hint="use another --target, or export with --dtype float32",
+            hint="use another --target, or export with --dtype float32, and with --bits 8 for small weights",
         )
 
 
