@@ -6,6 +6,7 @@ from funnel_export.families.architecture import Architecture
 from funnel_export.families.base import Family
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
+from funnel_export.spec.quantization import Part
 from funnel_export.spec.stages import stages_of
 
 ITEMSIZE = {Dtype.FLOAT32: 4, Dtype.FLOAT16: 2, Dtype.BFLOAT16: 2}
@@ -17,7 +18,8 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
 
     The middle layers run in one of S steps, since rows that are generated together close their windows together; this
     is the average. A layer with a sliding window reads the window's entries where they are gathered first (`reach_of`),
-    and its whole cache elsewhere. Gathered embeddings and activations are negligible and not counted.
+    and its whole cache elsewhere. Quantized weights count with their scales. Gathered embeddings and activations are
+    negligible and not counted.
 
     Args:
         family: the model's family.
@@ -27,17 +29,32 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
         batch: number of rows.
     """
     entry = 2 * architecture.num_key_value_heads * architecture.head_dim
-    numbers: float = architecture.vocab_size * architecture.hidden_size
+    hidden, itemsize = architecture.hidden_size, ITEMSIZE[spec.dtype]
+    mlp = 3 * hidden * architecture.intermediate_size
+    size: float = architecture.vocab_size * hidden * weight_bytes(spec, Part.HEAD, hidden)
     if spec.funnel is not None:
-        numbers += spec.funnel.map_weights(architecture.hidden_size)
+        size += spec.funnel.map_weights(hidden) * weight_bytes(spec, Part.MAPS, hidden)
     for stage in stages_of(spec.funnel, architecture.num_hidden_layers).values():
         for layer in stage.layers:
-            weights = family.layer_cost(architecture, layer).weights
+            attention = family.layer_cost(architecture, layer).weights - mlp
             window = stage.window(family.layer_facts(architecture, layer).sliding_window)
             reach = stage.reach(window, architecture.max_position_embeddings)
             held = past / stage.stride
-            numbers += (weights + batch * entry * (held if reach is None else min(held, reach))) / stage.stride
-    return numbers * ITEMSIZE[spec.dtype]
+            entries = batch * entry * (held if reach is None else min(held, reach))
+            weights = attention * weight_bytes(spec, Part.ATTENTION, hidden) + mlp * weight_bytes(
+                spec, Part.MLP, hidden
+            )
+            size += (weights + entries * itemsize) / stage.stride
+    return size
+
+
+def weight_bytes(spec: ExportSpec, part: Part, inputs: int) -> float:
+    """Bytes of one weight of a product with so many inputs, with its share of scales and zero points."""
+    bits = None if spec.quantization is None else spec.quantization.bits_of(part)
+    if spec.quantization is None or bits is None:
+        return ITEMSIZE[spec.dtype]
+    zero = 0.0 if spec.quantization.symmetric else bits / 8
+    return bits / 8 + (ITEMSIZE[spec.dtype] + zero) / (spec.quantization.block_of(inputs) or inputs)
 
 
 def predicted_step_ratio(

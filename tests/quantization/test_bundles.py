@@ -33,6 +33,7 @@ from funnel_export import (
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.quantized import QUANTIZED
 from funnel_export.exporter.audit import find_faults
+from funnel_export.latency.traffic import step_bytes
 from funnel_export.quantization import write
 from funnel_export.spec.choices import Task
 from funnel_export.spec.quantization import Part
@@ -318,3 +319,12 @@ def test_the_manifest_says_how_the_weights_are_stored() -> None:
                 if "codes" in each.name
             ]
         )
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_bytes_of_a_step_are_those_in_the_file(symmetric: bool) -> None:
+    bundle = quantized(replace(SMALL, funnel=None), replace(FOUR, symmetric=symmetric))
+    products = [each for each in Checkpoint.open(bundle.path).quantized.values() if not each.by_rows]
+    stored = sum(part.nbytes for each in products for part in (each.codes, each.scales, each.zeros) if part)
+    past = replace(bundle.spec, task=Task.TEXT_GENERATION_WITH_PAST)
+    assert step_bytes(bundle.family, bundle.architecture, past, 0) == stored
