@@ -62,7 +62,7 @@ def test_without_a_task_text_is_generated_with_a_cache(
 ) -> None:
     specs: list[ExportSpec] = []
 
-    def fail(_: object, spec: ExportSpec) -> None:
+    def fail(_: object, spec: ExportSpec, *_derived: object) -> None:
         specs.append(spec)
         raise ExportError("no graph today")
 

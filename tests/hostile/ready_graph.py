@@ -13,7 +13,7 @@ from funnel_export.exporter import build
 from funnel_export.spec.export import ExportSpec
 
 
-def ready(checkpoint: Checkpoint, spec: ExportSpec) -> dict[str, build.BuiltGraph]:
+def ready(checkpoint: Checkpoint, spec: ExportSpec, _: object) -> dict[str, build.BuiltGraph]:
     """The graph that the first argument names, as if it had been traced."""
     model = ir.load(GRAPH)
     weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
