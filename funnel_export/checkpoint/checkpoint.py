@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from funnel_export.checkpoint.copied import read_copied
 from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
-from funnel_export.checkpoint.quantized import METHOD, QUANTIZED, QuantizedTensor, bare_of, quantized_tensors
+from funnel_export.checkpoint.quantized import METHOD, QUANTIZED, QuantizedTensor, bare_of, quantized_tensor
 from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
 from funnel_export.checkpoint.tokenizer import SETTINGS, readable_by_all
@@ -90,20 +90,21 @@ class Checkpoint:
         return {name: tensor for file in self.weights for name, tensor in file.tensors.items()}
 
     @property
+    def parameters(self) -> list[str]:
+        """Names of the weights; of quantized ones without what their tensors' names add."""
+        if self.quantization is None:
+            return list(self.tensors)
+        return list(dict.fromkeys(map(bare_of, self.tensors)))
+
+    @property
     def quantized(self) -> dict[str, QuantizedTensor]:
         """Every quantized weight by name, see `funnel_export.checkpoint.quantized`.
 
         Raises:
             CheckpointError: if one is incomplete.
         """
-        return {} if self.quantization is None else quantized_tensors(self.tensors)
-
-    @property
-    def parameters(self) -> list[str]:
-        """Names of the weights; of quantized ones without what their tensors' names add."""
-        if self.quantization is None:
-            return list(self.tensors)
-        return list(dict.fromkeys(map(bare_of, self.tensors)))
+        tensors = self.tensors
+        return {name: found for name in self.parameters if (found := quantized_tensor(tensors, name)) is not None}
 
     @property
     def quantization(self) -> Quantization | None:
@@ -141,9 +142,8 @@ class Checkpoint:
 
         Hugging Face's `dtype="auto"` reads it from `config.json` first, which may differ from the files.
         """
-        quantized = self.find_quantized(self.family.embedding)
-        stored = self.find(self.family.embedding) if quantized is None else quantized.scales
-        return DTYPE_NAMES[stored.dtype]
+        found = self.find_weight(self.family.embedding)
+        return DTYPE_NAMES[(found.scales if isinstance(found, QuantizedTensor) else found).dtype]
 
     def companions(self) -> dict[str, bytes]:
         """The contents of the files that are copied into bundles, by name.
@@ -156,10 +156,15 @@ class Checkpoint:
         content = read_copied(self.path, [name for name in COMPANIONS if (self.path / name).exists()])
         return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
 
-    def find_quantized(self, parameter: str) -> QuantizedTensor | None:
-        """The quantized weight of a model's parameter, None if it is not quantized; see `find`."""
-        quantized = self.quantized
-        return next((quantized[name] for name in self.family.stored_names(parameter) if name in quantized), None)
+    def find_weight(self, parameter: str) -> StoredTensor | QuantizedTensor:
+        """The weight of a model's parameter, quantized or not.
+
+        Raises:
+            CheckpointError: see `find`; or if it is quantized and incomplete.
+        """
+        tensors = self.tensors
+        found = (quantized_tensor(tensors, name) for name in self.family.stored_names(parameter))
+        return next((each for each in found if each is not None), None) or self.find(parameter)
 
     def find(self, parameter: str) -> StoredTensor:
         """The stored tensor of a model's parameter, for checkpoints of models with and without a head.

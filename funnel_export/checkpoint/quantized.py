@@ -13,7 +13,7 @@ An embedding is stored by rows, as the gather reads it:
     NAME.row_scales  [tokens, 1]
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -85,31 +85,27 @@ def bare_of(name: str) -> str:
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 
-def quantized_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, QuantizedTensor]:
-    """The quantized weights among stored tensors, by name.
+def quantized_tensor(tensors: Mapping[str, StoredTensor], name: str) -> QuantizedTensor | None:
+    """The quantized weight of a name among stored tensors, None if there is none.
 
     Raises:
-        CheckpointError: if a tensor of one is missing, or has another shape or dtype than the others need.
+        CheckpointError: if a tensor of it is missing, or has another shape or dtype than the others need.
     """
-    found = {}
-    for name in _names(tensors):
-        by_rows = name + ROW_CODES in tensors
-        codes, scales = (ROW_CODES, ROW_SCALES) if by_rows else (CODES, SCALES)
-        parts = {suffix: tensors[name + suffix] for suffix in SUFFIXES if name + suffix in tensors}
-        if {codes, scales} <= parts.keys() <= ({codes, scales} if by_rows else {codes, scales, ZEROS}):
-            found[name] = QuantizedTensor(parts[codes], parts[scales], parts.get(ZEROS), by_rows)
-            fault = found[name].fault()
-        else:
-            fault = ", ".join(sorted(parts))
-        if fault is not None:
-            raise CheckpointError(
-                "a quantized weight is not stored as this version of funnel_export stores it",
-                got=f"{name}: {fault}",
-                wanted="codes, scales and zero points that fit each other",
-                hint="quantize the original model again",
-            )
-    return found
-
-
-def _names(tensors: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(bare_of(name) for name in tensors if bare_of(name) != name))
+    parts = {suffix: tensors[name + suffix] for suffix in SUFFIXES if name + suffix in tensors}
+    if not parts:
+        return None
+    by_rows = ROW_CODES in parts
+    codes, scales = (ROW_CODES, ROW_SCALES) if by_rows else (CODES, SCALES)
+    if {codes, scales} <= parts.keys() <= ({codes, scales} if by_rows else {codes, scales, ZEROS}):
+        found = QuantizedTensor(parts[codes], parts[scales], parts.get(ZEROS), by_rows)
+        fault = found.fault()
+        if fault is None:
+            return found
+    else:
+        fault = ", ".join(sorted(parts))
+    raise CheckpointError(
+        "a quantized weight is not stored as this version of funnel_export stores it",
+        got=f"{name}: {fault}",
+        wanted="codes, scales and zero points that fit each other",
+        hint="quantize the original model again",
+    )

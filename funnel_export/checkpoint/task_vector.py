@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite, prod, sqrt
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.checkpoint.safetensors import WeightFile
 from funnel_export.checkpoint.same_model import Place, Weight
-from funnel_export.checkpoint.values import NUMPY_DTYPES
-from funnel_export.errors import CheckpointError
+from funnel_export.checkpoint.values import NUMPY_DTYPES, not_finite, read_exactly
 from funnel_export.system.files import open_regular
 
 CHUNK = 1 << 22
@@ -67,7 +66,7 @@ def measure(name: str, weight: Weight) -> Squares:
         total += found
     for role, square in (("base", total.base), ("adapted", total.adapted), ("instruct", total.instruct)):
         if not isfinite(square):
-            raise _not_finite(f"{name} of the {role} model", "finite weights")
+            raise not_finite(f"{name} of the {role} model", "finite weights")
     return total
 
 
@@ -99,7 +98,7 @@ def write_sums(out: Path, file: WeightFile, source: Path, weights: Mapping[str, 
             else:
                 adapted.seek(tensor.offset)
                 for size in _sizes(tensor.nbytes):
-                    stream.write(_read(adapted, size, source))
+                    stream.write(read_exactly(adapted, size, source))
             yield tensor.nbytes
 
 
@@ -109,7 +108,7 @@ def _sums(name: str, weight: Weight) -> Iterator[NDArray[Any]]:
         with np.errstate(over="ignore"):  # found below
             result = (adapted + (instruct - base)).astype(dtype)
         if not np.isfinite(result).all():
-            raise _not_finite(f"adapted + (instruct - base) for {name}", f"values that {dtype} can store")
+            raise not_finite(f"adapted + (instruct - base) for {name}", f"values that {dtype} can store")
         yield result
 
 
@@ -123,7 +122,7 @@ def _values(place: Place) -> Iterator[NDArray[np.float32]]:
     with open_regular(place.path) as stream:
         stream.seek(place.tensor.offset)
         for count in _sizes(prod(place.tensor.shape)):
-            content = _read(stream, count * dtype.itemsize, place.path)
+            content = read_exactly(stream, count * dtype.itemsize, place.path)
             yield np.frombuffer(content, dtype).astype(np.float32)
 
 
@@ -133,22 +132,6 @@ def _sizes(total: int) -> Iterator[int]:
         yield min(CHUNK, total - first)
 
 
-def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
-    content = stream.read(size)
-    if len(content) < size:
-        raise CheckpointError(
-            "a weight file became shorter while it was read",
-            got=path,
-            wanted="a file that nobody changes",
-            hint="run it again when the download or copy is complete",
-        )
-    return content
-
-
 def _square(values: NDArray[np.float32]) -> float:
     wide = values.astype(np.float64)
     return float(wide @ wide)
-
-
-def _not_finite(got: str, wanted: str) -> CheckpointError:
-    return CheckpointError("a weight has values that are infinite or not numbers", got=got, wanted=wanted)

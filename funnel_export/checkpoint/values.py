@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -71,7 +71,25 @@ def read_tensor(folder: Path, tensor: StoredTensor) -> NDArray[Any]:
     try:
         with open_regular(folder / tensor.file) as stream:
             stream.seek(tensor.offset)
-            content = stream.read(tensor.nbytes)
+            content = read_exactly(stream, tensor.nbytes, folder / tensor.file)
         return np.frombuffer(content, NUMPY_DTYPES[tensor.dtype]).reshape(tensor.shape)
     except (OSError, ValueError) as err:
         raise CheckpointError("a weight cannot be read", got=err, wanted=folder / tensor.file) from err
+
+
+def read_exactly(stream: BinaryIO, size: int, path: Path) -> bytes:
+    """The next bytes of a weight file; raises `CheckpointError` if it has fewer."""
+    content = stream.read(size)
+    if len(content) < size:
+        raise CheckpointError(
+            "a weight file became shorter while it was read",
+            got=path,
+            wanted="a file that nobody changes",
+            hint="run it again when the download or copy is complete",
+        )
+    return content
+
+
+def not_finite(got: str, wanted: str) -> CheckpointError:
+    """The error for weights that are infinite or not numbers."""
+    return CheckpointError("a weight has values that are infinite or not numbers", got=got, wanted=wanted)

@@ -114,10 +114,10 @@ def export(
         )
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
-    return write_bundle(source, target, spec, name=found.name, placing=placing, overwrite=overwrite, progress=progress)
+    return export_opened(source, target, spec, name=found.name, placing=placing, overwrite=overwrite, progress=progress)
 
 
-def write_bundle(
+def export_opened(
     source: Checkpoint,
     target: Path,
     spec: ExportSpec,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.commands.export import check_not_quantized, check_target, write_bundle
+from funnel_export.commands.export import check_not_quantized, check_target, export_opened
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.quantization import QUANTIZED_OPSET, Quantization
@@ -44,7 +44,7 @@ def quantize(
     check_target(opened.path, target, overwrite=overwrite)
     source = Checkpoint.open(opened.path)
     check_not_quantized(source)
-    return write_bundle(
+    return export_opened(
         source,
         target,
         replace(opened.spec, quantization=quantization, opset=max(opened.spec.opset, QUANTIZED_OPSET)),

@@ -55,7 +55,7 @@ def _product_faults(node: ir.Node, family: Family, quantization: Quantization | 
     if quantization is None or part is None or codes is None or scales is None or codes.shape is None:
         return
     inputs, outputs = (int(size) for size in codes.shape.numpy())
-    bits = quantization.bits_of(part) if outputs % 2 == 0 else 8
+    bits = quantization.bits_of(part, outputs)
     block = quantization.block_of(inputs)
     wanted = CODE_DTYPES.get((bits or 0, quantization.symmetric)), (0 if block else 1), block or 0
     found = codes.dtype, node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)

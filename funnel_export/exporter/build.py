@@ -10,7 +10,7 @@ from funnel_export.bundle.signature import Signature
 from funnel_export.bundle.weights import DerivedFile, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.exporter.assemble import assemble
-from funnel_export.exporter.skeleton import build_skeleton
+from funnel_export.exporter.skeleton import Skeleton, build_skeleton
 from funnel_export.exporter.trace import forwards_of, trace
 from funnel_export.exporter.weights import check_head, match_weights, refer_to_weights
 from funnel_export.spec.export import ExportSpec
@@ -28,16 +28,8 @@ class BuiltGraph:
 
 
 def parameters_of(checkpoint: Checkpoint, spec: ExportSpec) -> list[str]:
-    """Names of the parameters of the model that is exported.
-
-    Raises:
-        CheckpointError: if the weights do not fit the config.
-    """
-    if spec.task.generates:
-        check_head(checkpoint)
-    shapes = build_skeleton(checkpoint.family, checkpoint.config, spec).shapes
-    match_weights(shapes, checkpoint)
-    return list(shapes)
+    """Names of the parameters of the model that is exported; see `build_graphs` for errors."""
+    return list(_fitting_skeleton(checkpoint, spec).shapes)
 
 
 def build_graphs(checkpoint: Checkpoint, spec: ExportSpec, derived: DerivedFile | None = None) -> dict[str, BuiltGraph]:
@@ -51,10 +43,7 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec, derived: DerivedFile 
     Raises:
         CheckpointError: if the weights do not fit the config.
     """
-    if spec.task.generates:
-        check_head(checkpoint)
-    skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
-    match_weights(skeleton.shapes, checkpoint)  # before tracing, which takes seconds
+    skeleton = _fitting_skeleton(checkpoint, spec)
     graphs = {}
     forwards = forwards_of(skeleton, spec)
     for role, traced in trace(skeleton, forwards, spec.opset).items():
@@ -63,6 +52,15 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec, derived: DerivedFile 
         sources = refer_to_weights(model, parameters, checkpoint, derived)
         graphs[role] = BuiltGraph(model, sources, forwards[role].signature.kinds)
     return graphs
+
+
+def _fitting_skeleton(checkpoint: Checkpoint, spec: ExportSpec) -> Skeleton:
+    """The model that is exported; checked against the weights before a trace, which takes seconds."""
+    if spec.task.generates:
+        check_head(checkpoint)
+    skeleton = build_skeleton(checkpoint.family, checkpoint.config, spec)
+    match_weights(skeleton.shapes, checkpoint)
+    return skeleton
 
 
 def _name_axes(model: ir.Model, signature: Signature) -> None:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from funnel_export.bundle.weights import Derived, DerivedFile, Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.folder import listed
+from funnel_export.checkpoint.quantized import QuantizedTensor
 from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
 from funnel_export.exporter.dequantize import dequantize
@@ -38,17 +39,19 @@ def refer_to_weights(
         CheckpointError: if a weight is missing; `match_weights` lists all missing ones.
     """
     names = [str(value.name) for value in parameters]
-    quantized = {name: found for name in names if (found := checkpoint.find_quantized(name)) is not None}
-    stored = {name: checkpoint.find(name) for name in names if name not in quantized}
+    found = {name: checkpoint.find_weight(name) for name in names}
+    stored: dict[str, StoredTensor] = {}
     kept = [value for value in model.graph.inputs if value not in parameters]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)
     for value in parameters:
         name = str(value.name)
-        if name in quantized:
-            stored |= dequantize(model, value, quantized[name])
+        weight = found[name]
+        if isinstance(weight, QuantizedTensor):
+            stored |= dequantize(model, value, weight)
         else:
-            _refer(model, value, stored[name])
+            _refer(model, value, weight)
+            stored[name] = weight
     return {name: Stored(tensor) if derived is None else Derived(tensor, derived) for name, tensor in stored.items()}
 
 
@@ -70,11 +73,9 @@ def match_weights(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint)
 
 def _missing(shapes: Mapping[str, tuple[int, ...]], checkpoint: Checkpoint) -> Iterator[CheckpointError]:
     """An error for each parameter that is missing or has another shape."""
-    quantized = checkpoint.quantized
     for name, wanted in shapes.items():
         try:
-            found = next((quantized[each] for each in checkpoint.family.stored_names(name) if each in quantized), None)
-            shape = checkpoint.find(name).shape if found is None else found.shape
+            shape = checkpoint.find_weight(name).shape
         except CheckpointError as err:
             yield err
             continue

@@ -6,8 +6,6 @@ import torch
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint
-from funnel_export.checkpoint.quantized import QuantizedTensor
-from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.checkpoint.values import read_values
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
@@ -23,8 +21,7 @@ def read_maps(spec: FunnelSpec | None, checkpoint: Checkpoint) -> SlotMaps | Dro
     """
     maps = make_maps(spec, checkpoint.architecture.hidden_size)
     for name, parameter in [] if maps is None else maps.named_parameters():
-        stored: StoredTensor | QuantizedTensor | None = checkpoint.find_quantized(f"{MAPS}.{name}")
-        stored, wanted = stored or checkpoint.find(f"{MAPS}.{name}"), tuple(parameter.shape)
+        stored, wanted = checkpoint.find_weight(f"{MAPS}.{name}"), tuple(parameter.shape)
         if stored.shape != wanted:
             raise CheckpointError(
                 "a weight of the recovery has another shape than the funnel requires",

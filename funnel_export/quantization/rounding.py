@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from funnel_export.errors import CheckpointError
+from funnel_export.checkpoint.values import not_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,7 @@ def round_to_nearest(
     blocks = weights.reshape(len(weights), -1, block_size)
     high, low = blocks.max(axis=2), blocks.min(axis=2)
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
-        raise CheckpointError(
-            "a weight has values that are infinite or not numbers", got="no finite range", wanted="finite weights"
-        )
+        raise not_finite("no finite range", "finite weights")
     largest = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
     span = np.maximum(high, -low) if symmetric else np.maximum(high, 0) - np.minimum(low, 0)
     smallest = np.finfo(np.float16).tiny if dtype == np.float16 else np.finfo(np.float32).tiny

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from funnel_export.checkpoint.quantized import (
     ZEROS,
 )
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, StoredTensor, WeightFile
-from funnel_export.checkpoint.values import NUMPY_DTYPES, pack
+from funnel_export.checkpoint.values import NUMPY_DTYPES, pack, read_exactly, read_tensor
 from funnel_export.errors import CheckpointError
 from funnel_export.progress import Progress
 from funnel_export.quantization.rounding import Rounded, round_to_nearest
@@ -84,7 +84,7 @@ def quantize_weights(
     }
     record = DerivedFile.of(folder / QUANTIZED, Recipe(name="quantize", inputs=quantized, settings=settings))
     untied = {"tie_word_embeddings": False} if source.family.head in {plan.name for plan in plans} else {}
-    config = _with(source.config, {**untied})
+    config = _with(source.config, untied)
     config["quantization_config"] = {"quant_method": METHOD, **spec.quantization.to_dict()}
     architecture = source.family.read_architecture(config)
     files = (WeightFile.read(folder / QUANTIZED),)
@@ -118,15 +118,14 @@ def _plans(source: Checkpoint, parameters: list[str], spec: ExportSpec, quantiza
         elif part in (None, Part.EMBEDDING) or bits is None:
             yield Plan(name, tensor, {"": (tensor.dtype, tensor.shape)})
         else:
-            yield _product(name, tensor, bits, spec.dtype, quantization)
+            yield _product(name, tensor, part, spec.dtype, quantization)
         if part is Part.EMBEDDING and tied and not kept_head:
-            yield _product(family.head, tensor, quantization.bits, spec.dtype, quantization)
+            yield _product(family.head, tensor, Part.HEAD, spec.dtype, quantization)
 
 
-def _product(name: str, tensor: StoredTensor, bits: int, dtype: Dtype, quantization: Quantization) -> Plan:
-    """A product's weights; those with an odd number of outputs get 8 bits, since two codes of 4 bits fill a byte."""
+def _product(name: str, tensor: StoredTensor, part: Part, dtype: Dtype, quantization: Quantization) -> Plan:
     outputs, inputs = tensor.shape
-    bits = bits if outputs % 2 == 0 else 8
+    bits = quantization.bits_of(part, outputs)
     block = quantization.block_of(inputs)
     packed = outputs // 2 if bits == 4 else outputs
     blocks = () if block is None else (inputs // block,)
@@ -169,12 +168,9 @@ def _write(path: Path, folder: Path, plans: list[Plan], spec: ExportSpec, progre
 def _arrays(folder: Path, plan: Plan, spec: ExportSpec) -> dict[str, NDArray[Any]]:
     """The tensors of a weight, by what their names add to the weight's."""
     assert spec.quantization is not None
-    arrays = {suffix: np.empty(shape, NUMPY_DTYPES[dtype]) for suffix, (dtype, shape) in plan.tensors.items()}
     if plan.bits is None:
-        with open_regular(folder / plan.source.file) as stream:
-            stream.seek(plan.source.offset)
-            arrays[""] = np.frombuffer(_read(stream, plan.source.nbytes, plan.source), np.uint8)
-        return arrays
+        return {"": read_tensor(folder, plan.source)}
+    arrays = {suffix: np.empty(shape, NUMPY_DTYPES[dtype]) for suffix, (dtype, shape) in plan.tensors.items()}
     symmetric = spec.quantization.symmetric or plan.by_rows
     dtype = NUMPY_DTYPES[_DTYPES[spec.dtype]]
     for first, weights in _rows(folder, plan.source):
@@ -208,12 +204,5 @@ def _rows(folder: Path, tensor: StoredTensor) -> Iterator[tuple[int, NDArray[np.
         stream.seek(tensor.offset)
         for first in range(0, rows, count):
             size = min(count, rows - first)
-            content = _read(stream, size * columns * dtype.itemsize, tensor)
+            content = read_exactly(stream, size * columns * dtype.itemsize, folder / tensor.file)
             yield first, np.frombuffer(content, dtype).reshape(size, columns).astype(np.float32)
-
-
-def _read(stream: BinaryIO, size: int, tensor: StoredTensor) -> bytes:
-    content = stream.read(size)
-    if len(content) < size:
-        raise CheckpointError("a weight file became shorter while it was read", got=tensor.file)
-    return content

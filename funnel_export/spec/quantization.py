@@ -1,7 +1,7 @@
 """`Quantization`: in how many bits an export stores which weights."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ class Quantization:
 
     bits: int
     """Bits of a weight, 8 or 4."""
-    block_size: int | None = field(default=0)
+    block_size: int | None = 0
     """Weights of one output that share a scale; None if all do. By default 64 with 4 bits, and None with 8.
 
     An axis that no block of this size divides gets the largest one that does.
@@ -96,11 +96,14 @@ class Quantization:
             "method": str(self.method),
         }
 
-    def bits_of(self, part: Part) -> int | None:
-        """Bits of a part's weights, None if they are kept."""
+    def bits_of(self, part: Part, outputs: int = 2) -> int | None:
+        """Bits of the weights of a part's product with so many outputs, None if they are kept.
+
+        Products with an odd number of outputs have 8 bits, since two codes of 4 bits fill a byte.
+        """
         if part in self.keep:
             return None
-        return 8 if part is Part.EMBEDDING else self.bits
+        return 8 if part is Part.EMBEDDING or outputs % 2 else self.bits
 
     def block_of(self, inputs: int) -> int | None:
         """The block size for a product with so many inputs: the largest that divides it; None if none does."""
