@@ -15,6 +15,8 @@ from funnel_export.targets.base import check_fits
 from funnel_export.targets.registry import get_target
 
 Ids = list[list[int]]
+CHUNK = 512
+"""Most tokens that are read at once before steps: memory grows with the square of what is read at once."""
 
 
 class GraphModel:
@@ -60,8 +62,9 @@ class StagesModel:
         """See `TimedModel.run`."""
         tokens = np.array(ids, dtype=np.int64)
         length = tokens.shape[1] - steps
-        state, output = self._read(tokens[:, :length])
-        return last_output(self._generate(state, tokens[:, length:]) if steps else output)
+        if not steps:
+            return last_output(self._read(tokens)[1])
+        return last_output(self._generate(self._read_in_chunks(tokens[:, :length]), tokens[:, length:]))
 
     def prepare(self, ids: Ids, steps: int) -> Callable[[], object]:
         """See `TimedModel.prepare`; a call without steps reads the texts into a new cache."""
@@ -69,7 +72,7 @@ class StagesModel:
         if not steps:
             return lambda: self._read(tokens)
         length = tokens.shape[1] - steps
-        state, _ = self._read(tokens[:, :length])
+        state = self._read_in_chunks(tokens[:, :length])
         before = state.lengths
 
         def generate() -> None:
@@ -82,6 +85,13 @@ class StagesModel:
         """A new state with these tokens, and the logits of the last ones."""
         state = self._stepper.new_state(tokens.shape[0])
         return state, self._stepper.step(state, tokens)
+
+    def _read_in_chunks(self, tokens: NDArray[np.int64]) -> State:
+        """A new state with these tokens, which are read as `Batch` reads them: no clock runs, and memory is short."""
+        state = self._stepper.new_state(tokens.shape[0])
+        for at in range(0, tokens.shape[1], CHUNK):
+            self._stepper.step(state, tokens[:, at : at + CHUNK])
+        return state
 
     def _generate(self, state: State, tokens: NDArray[np.int64]) -> NDArray[Any]:
         """Read tokens one by one; the logits of the last ones."""
