@@ -11,9 +11,17 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def decode() -> str:
-    """A table for each shape, and what the bytes predict."""
-    result: dict[str, Any] = json.loads((RESULTS / "decode.json").read_text())
+LIMITS = {"float32": 1e-4, "bfloat16": 0.1}
+"""The largest error with which a graph computes what PyTorch computes; other precisions change the weights, and of them
+an error as large as the largest logit says that another model is computed."""
+
+
+def decode(name: str = "decode") -> str:
+    """A table for each shape, and what the bytes predict; the run is long, and its file may come later."""
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return "not run yet"
+    result: dict[str, Any] = json.loads(file.read_text())
     measured = list(result["parts"].values())
     speeds = [part["bandwidth_gb_s"] for part in measured]
     fastest: dict[str, float] = {}
@@ -32,25 +40,46 @@ def decode() -> str:
 
 
 def _table(shape: Mapping[str, Any], gb_s: float) -> str:
-    """The rows of one shape."""
-    dense = {(row["runtime"], row["precision"]): row for row in shape["rows"] if row["model"] == "dense"}
+    """The rows of one shape; columns in which no row has anything are left out."""
     after = f"a token after {shape['length']}" if shape["steps"] else f"a prompt of {shape['length']}"
-    rows = []
-    for row in shape["rows"]:
-        if row["state"] != "run":
-            rows.append((row["name"], row["state"]))
-            continue
-        time = f"{row['median_ms']:.1f} ({row['low_ms']:.1f} to {row['high_ms']:.1f})"
-        share = f"{row['bytes'] / (gb_s * 1e9) * 1e3 / row['median_ms']:.0%}" if row["bytes"] else ""
-        other, ratio = dense[row["runtime"], row["precision"]], row["ratio"]
-        ratios = f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
-        bytes_ratio = f"{row['bytes'] / other['bytes']:.2f}" if ratio and row["bytes"] else ""
-        error = "" if row["error"] is None else f"{row['error']:.0e}"
-        rows.append((row["name"], time, share, ratios, bytes_ratio, error, f"{row['host_bytes'] / 1e9:.2f} GB"))
-    headers = (after, "ms", "of the bandwidth", "funnel / dense", "bytes", "error", "peak memory")
-    used = range(len(headers)) if shape["steps"] else (0, 1, 3, 5, 6)
-    shown = [[row[index] if index < len(row) else "" for index in used] for row in rows]
-    return tabulate(shown, [headers[index] for index in used], tablefmt="github", disable_numparse=True)
+    by_name = {row["name"]: row for row in shape["rows"]}
+    rows = [_cells(row, by_name, gb_s) if row["state"] == "run" else {"ms": row["state"]} for row in shape["rows"]]
+    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    shown = [(name, *(row.get(column, "") for column in columns)) for name, row in zip(by_name, rows, strict=True)]
+    return tabulate(shown, (after, *columns), tablefmt="github", disable_numparse=True)
+
+
+COLUMNS = (
+    *("ms", "of the bandwidth", "funnel / dense", "bytes", "error", "of its own weights"),
+    *("time over others'", "peak memory"),
+)
+
+
+def _cells(row: Row, by_name: Mapping[str, Row], gb_s: float) -> dict[str, str]:
+    """What a table shows of a row, by column."""
+    ratio, size, dense = row["ratio"], row["bytes"], by_name.get(row["name"].partition(",")[0], row)
+    exact = row.get("graph_error") if row["precision"] not in LIMITS else None
+    return {
+        "ms": f"{row['median_ms']:.1f} ({row['low_ms']:.1f} to {row['high_ms']:.1f})",
+        "of the bandwidth": f"{size / (gb_s * 1e9) * 1e3 / row['median_ms']:.0%}" if size else "",
+        "funnel / dense": f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
+        "bytes": f"{size / dense['bytes']:.2f}" if ratio and size else "",
+        "error": "" if row["error"] is None else f"{row['error']:.0e}{': DIFFERS' if _differs(row) else ''}",
+        "of its own weights": "" if exact is None else f"{exact:.0e}",
+        "time over others'": _beside(row, by_name),
+        "peak memory": f"{row['host_bytes'] / 1e9:.2f} GB",
+    }
+
+
+def _differs(row: Row) -> bool:
+    return row["error"] is not None and not row["error"] <= LIMITS.get(row["precision"], 1)
+
+
+def _beside(row: Row, by_name: Mapping[str, Row]) -> str:
+    """The time of a row over those of its runtime in float32, and of tools that compute the same model."""
+    found = {name: ratio for name, ratio in row.get("beside", {}).items() if not _differs(by_name[name])}
+    words = {name: "float32" if name.startswith(f"{row['runtime']} ") else name.split()[0] for name in found}
+    return ", ".join(f"{ratio['value']:.2f} of {words[name]}" for name, ratio in found.items())
 
 
 def _listed(facts: Mapping[str, Any]) -> str:

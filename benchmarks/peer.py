@@ -19,6 +19,8 @@ FACTS = {"device": "cpu", "precision": "float32"}
 
 MORE_TOKENS = 256
 """By which a text of genai may grow: the steps of all calls."""
+LONGEST = 4096 + MORE_TOKENS
+"""Tokens for which llama.cpp makes room."""
 
 
 class Genai:
@@ -162,7 +164,7 @@ class Llama:
         parameters = xllamacpp.CommonParams()
         (file,) = Path(folder).glob("*.gguf")
         parameters.model.path = str(file)
-        parameters.n_ctx, parameters.n_parallel, parameters.warmup = 4096, 1, False
+        parameters.n_ctx, parameters.n_parallel, parameters.warmup = LONGEST, 1, False
         for threads in (parameters.cpuparams, parameters.cpuparams_batch):
             threads.n_threads = len(os.sched_getaffinity(0))
         self._server = xllamacpp.Server(parameters)

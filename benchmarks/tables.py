@@ -354,6 +354,7 @@ TABLES = {
         "gpu_decode": gpu_decode,
         "shapes": shapes_table.shapes,
         "decode": decode_table.decode,
+        "decode_bits": partial(decode_table.decode, "decode_bits"),
         "decode_profile": decode_table.profile,
         "generate_2b": decode_table.generate_2b,
         "real": real_table.real,
