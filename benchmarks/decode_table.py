@@ -130,3 +130,37 @@ def generate_2b() -> str:
     table = tabulate(lines, ("", "time", "peak memory", "plan"), tablefmt="github", disable_numparse=True)
     weights = f"{result['weights_gb']} GB of weights, a cache of {run['cache_gb'] * 1e3:.0f} MB at the end"
     return f"{table}\n\n{weights}.\n\n({_listed(result['conditions'])})"
+
+
+def quantize_2b() -> str:
+    """Gemma2-2B's shapes in 4 bits: what `quantize` takes, and steps in OpenVINO."""
+    file = RESULTS / "quantize_2b.json"
+    if not file.exists():
+        return "not run yet"
+    result: dict[str, Any] = json.loads(file.read_text())
+    lines = []
+    for model, funnel in result["funnels"].items():
+        if model not in result:
+            continue
+        name = model if funnel == "none" else f"{model} {funnel}"
+        made, run = result[model]["quantize"], result[model].get("openvino", {})
+        peak = f"{made['peak_gb']:.2f} GB: {made['anonymous_gb']:.2f} anonymous, {made['mapped_gb']:.2f} mapped"
+        figures = (
+            (
+                f"{run['load_s']:.0f} s",
+                f"{run['prompt_s']:.1f} s",
+                f"{run['tokens_per_s']:.1f}",
+                f"{run['peak_gb']:.1f} GB",
+            )
+            if run.get("finite")
+            else (run.get("why", "not run yet"),)
+        )
+        lines.append((name, f"{made['seconds']:.0f} s", peak, f"{made['bytes'] / 1e9:.2f} GB", *figures))
+    headers = ("", f"quantize to {result['bits']} bits", "peak memory", "bundle", "OpenVINO, load")
+    headers += (f"a prompt of {result['prompt']}", "tokens/s", "peak memory")
+    shown = [(*line, *[""] * (len(headers) - len(line))) for line in lines]
+    table = tabulate(shown, headers, tablefmt="github", disable_numparse=True)
+    weights = (
+        f"{result['weights_gb']} GB of weights in bfloat16; tokens/s of {result['steps']} steps, exact activations"
+    )
+    return f"{table}\n\n{weights}.\n\n({_listed(result['conditions'])})"

@@ -357,6 +357,7 @@ TABLES = {
         "decode_bits": partial(decode_table.decode, "decode_bits"),
         "decode_profile": decode_table.profile,
         "generate_2b": decode_table.generate_2b,
+        "quantize_2b": decode_table.quantize_2b,
         "real": real_table.real,
     },
 }
