@@ -2,8 +2,11 @@
 
     python benchmarks/bits.py --out benchmarks/results/bits.json
 
-Each form of the weights is a bundle that ONNX Runtime runs, on documents of Brown and State of the Union. The result
-file is written after each form, and a second run goes on. The first run downloads the weights and the corpora.
+Each form of the weights is a bundle, dense and with a fitted funnel, on documents of Brown and State of the Union that
+the recovery was not fitted to. ONNX Runtime runs it, and OpenVINO the one in bfloat16; both compute with exact
+activations. Losses and divergences are compared with the dense model as it is stored, in eager PyTorch in float32. The
+result file is written after each form, and a second run goes on. The first run downloads the weights and the corpora,
+and fits the funnel.
 """
 
 import argparse
@@ -11,37 +14,51 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from corpora import MEASURED, write_parts
 from measure import conditions, record
+from quality import fit_missing, fitted
 from real_weights import real_checkpoint
 
 from funnel_export import Quantization, evaluate, export
 
+FUNNEL = "6:10:2"
+MODELS = ("dense", FUNNEL)
+
+
+class Form(NamedTuple):
+    """How weights are stored, and what computes with them."""
+
+    quantization: Quantization | None = None
+    dtype: str = "float32"
+    target: str = "onnxruntime"
+
+
 FORMS = {
-    "float32": None,
-    "8 bits": Quantization(bits=8),
-    "4 bits, blocks of 64": Quantization(bits=4),
-    "4 bits, blocks of 32": Quantization(bits=4, block_size=32),
-    "4 bits, blocks of 32, asymmetric": Quantization(bits=4, block_size=32, symmetric=False),
-    "4 bits, blocks of 64, head kept": Quantization(bits=4, keep=("head",)),
+    "float32": Form(),
+    "bfloat16": Form(dtype="bfloat16", target="openvino"),
+    "8 bits": Form(Quantization(bits=8)),
+    "4 bits, blocks of 64": Form(Quantization(bits=4)),
+    "4 bits, blocks of 32": Form(Quantization(bits=4, block_size=32)),
+    "4 bits, blocks of 32, asymmetric": Form(Quantization(bits=4, block_size=32, symmetric=False)),
+    "4 bits, blocks of 64, head kept": Form(Quantization(bits=4, keep=("head",))),
 }
-PACKAGES = ("torch", "transformers", "onnxruntime", "funnel-export")
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")
 
 
-def measure(quantization: Quantization | None, texts: Path, tokens: int) -> dict[str, Any]:
-    """What `evaluate` says of a form, and how many bytes its weights take."""
+def measure(model: str, form: Form, texts: Path, tokens: int) -> dict[str, Any]:
+    """What `evaluate` says of a model in a form, and how many bytes its weights take."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(
-            real_checkpoint(),
+            real_checkpoint() if model == "dense" else fitted(model),
             Path(folder) / "bundle",
-            funnel=None,
+            funnel=None if model == "dense" else "auto",
             task="text-generation",
-            dtype="float32",
-            quantization=quantization,
+            dtype=form.dtype,
+            quantization=form.quantization,
         )
-        report = evaluate(bundle, [texts], target="onnxruntime", max_tokens=tokens, against=real_checkpoint())
+        report = evaluate(bundle, [texts], target=form.target, max_tokens=tokens, against=real_checkpoint())
     shown = {"documents", "scored", "measures", "dense", "distance", "seconds"}
     size = sum(weight.size for weight in bundle.manifest.weights)
     return report.model_dump(mode="json", include=shown) | {"bytes": size, "conditions": conditions(PACKAGES)}
@@ -52,16 +69,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="result file")
     parser.add_argument("--tokens", type=int, default=10_000, metavar="N", help="most tokens of each corpus")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     options = parser.parse_args()
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         parts = write_parts(Path(folder))
-        for corpus in MEASURED:
+        fit_missing(parts, result, [model for model in options.models if model != "dense"])
+        measured = result.setdefault("measured", {})
+        for model in options.models:
             for form in options.forms:
-                if form not in result.setdefault(corpus, {}):
-                    result[corpus][form] = measure(FORMS[form], parts[f"{corpus}-measure"], options.tokens)
-                    record(result, options.out)
+                for corpus in MEASURED:
+                    key = f"{model}, {form}, {corpus}"
+                    if key not in measured:
+                        measured[key] = measure(model, FORMS[form], parts[f"{corpus}-measure"], options.tokens)
+                        record(result, options.out)
 
 
 if __name__ == "__main__":

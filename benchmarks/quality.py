@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,9 +95,9 @@ def operations(length: int) -> dict[str, float]:
     return found
 
 
-def fit_missing(parts: dict[str, Path], result: dict[str, Any]) -> None:
+def fit_missing(parts: dict[str, Path], result: dict[str, Any], funnels: Sequence[str] = FUNNELS) -> None:
     """Fit the funnels whose fitted checkpoint is not in the cache."""
-    for funnel in FUNNELS:
+    for funnel in funnels:
         if not fitted(funnel).exists():
             texts, start = [parts[f"{corpus}-fit"] for corpus in MEASURED], time.perf_counter()
             fit(real_checkpoint(), fitted(funnel), funnel=funnel, data=texts, tokens=FITTED)

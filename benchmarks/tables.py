@@ -17,6 +17,7 @@ import quality_table
 import real_table
 import repeat
 import shapes_table
+from bits_table import bits
 from choosing import choosing
 from heads_table import heads
 from peers_table import render
@@ -332,6 +333,7 @@ def gpu_decode() -> str:
 TABLES = {
     "README.md": {"summary": summary, "demo": demo},
     "docs/choosing.md": {"choosing": choosing},
+    "docs/quantize.md": {"bits": bits},
     "docs/quality.md": {
         "quality_512": partial(quality_table.quality, 512),
         "quality_2048": partial(quality_table.quality, 2048),
