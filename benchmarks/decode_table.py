@@ -1,7 +1,8 @@
 """The tables of decoding: times of prompts and tokens, where the time of a step goes, and the largest shapes."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-LIMITS = {"float32": 1e-4, "bfloat16": 0.1}
-"""The largest error with which a graph computes what PyTorch computes; other precisions change the weights, and of them
-an error as large as the largest logit says that another model is computed."""
+LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.2}
+"""The largest error with which a runtime computes what PyTorch computes. In 4 bits, random weights change the logits as
+much as another model does, so a runtime is judged by its other precisions."""
 
 
 def decode(name: str = "decode") -> str:
@@ -28,7 +29,9 @@ def decode(name: str = "decode") -> str:
     for part in measured:  # runs of several days: the machine was not as fast on each
         run = _listed(part["conditions"])
         fastest[run] = max(fastest.get(run, 0.0), part["bandwidth_gb_s"])
-    parts = [_table(part, fastest[_listed(part["conditions"])]) for part in measured]
+    known = json.loads((RESULTS / "decode.json").read_text())["parts"].values()
+    differing = _differing((*known, *measured))
+    parts = [_table(part, fastest[_listed(part["conditions"])], differing) for part in measured]
     speed = f"between {min(speeds):.1f} and {max(speeds):.1f} GB/s after the parts; the largest of a run counts"
     parts.append(f"Bandwidth of a float32 matrix-vector product: {speed}.")
     different = [
@@ -39,11 +42,14 @@ def decode(name: str = "decode") -> str:
     return "\n\n".join(parts)
 
 
-def _table(shape: Mapping[str, Any], gb_s: float) -> str:
+def _table(shape: Mapping[str, Any], gb_s: float, differing: Collection[str]) -> str:
     """The rows of one shape; columns in which no row has anything are left out."""
     after = f"a token after {shape['length']}" if shape["steps"] else f"a prompt of {shape['length']}"
     by_name = {row["name"]: row for row in shape["rows"]}
-    rows = [_cells(row, by_name, gb_s) if row["state"] == "run" else {"ms": row["state"]} for row in shape["rows"]]
+    rows = [
+        _cells(row, by_name, gb_s, differing) if row["state"] == "run" else {"ms": row["state"]}
+        for row in shape["rows"]
+    ]
     columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
     shown = [(name, *(row.get(column, "") for column in columns)) for name, row in zip(by_name, rows, strict=True)]
     return tabulate(shown, (after, *columns), tablefmt="github", disable_numparse=True)
@@ -55,29 +61,32 @@ COLUMNS = (
 )
 
 
-def _cells(row: Row, by_name: Mapping[str, Row], gb_s: float) -> dict[str, str]:
+def _cells(row: Row, by_name: Mapping[str, Row], gb_s: float, differing: Collection[str]) -> dict[str, str]:
     """What a table shows of a row, by column."""
     ratio, size, dense = row["ratio"], row["bytes"], by_name.get(row["name"].partition(",")[0], row)
-    exact = row.get("graph_error") if row["precision"] not in LIMITS else None
+    exact = None if row["precision"] in ("float32", "bfloat16") else row.get("graph_error")
+    mark = ": DIFFERS" if row["runtime"] in differing else ""
     return {
         "ms": f"{row['median_ms']:.1f} ({row['low_ms']:.1f} to {row['high_ms']:.1f})",
         "of the bandwidth": f"{size / (gb_s * 1e9) * 1e3 / row['median_ms']:.0%}" if size else "",
         "funnel / dense": f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
         "bytes": f"{size / dense['bytes']:.2f}" if ratio and size else "",
-        "error": "" if row["error"] is None else f"{row['error']:.0e}{': DIFFERS' if _differs(row) else ''}",
+        "error": "" if row["error"] is None else f"{row['error']:.0e}{mark}",
         "of its own weights": "" if exact is None else f"{exact:.0e}",
-        "time over others'": _beside(row, by_name),
+        "time over others'": _beside(row, by_name, differing),
         "peak memory": f"{row['host_bytes'] / 1e9:.2f} GB",
     }
 
 
-def _differs(row: Row) -> bool:
-    return row["error"] is not None and not row["error"] <= LIMITS.get(row["precision"], 1)
+def _differing(parts: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The runtimes that compute another model."""
+    rows = [row for part in parts for row in part["rows"] if row.get("error") is not None]
+    return {row["runtime"] for row in rows if not row["error"] <= LIMITS.get(row["precision"], math.inf)}
 
 
-def _beside(row: Row, by_name: Mapping[str, Row]) -> str:
+def _beside(row: Row, by_name: Mapping[str, Row], differing: Collection[str]) -> str:
     """The time of a row over those of its runtime in float32, and of tools that compute the same model."""
-    found = {name: ratio for name, ratio in row.get("beside", {}).items() if not _differs(by_name[name])}
+    found = {name: ratio for name, ratio in row.get("beside", {}).items() if by_name[name]["runtime"] not in differing}
     words = {name: "float32" if name.startswith(f"{row['runtime']} ") else name.split()[0] for name in found}
     return ", ".join(f"{ratio['value']:.2f} of {words[name]}" for name, ratio in found.items())
 
