@@ -239,16 +239,25 @@ def check_kind(target: Target, engine: Engine) -> None:
         )
 
 
-def check_room_for_engine(graph: Graph, folder: Path) -> None:
+def check_room_for_engine(graph: Graph, folder: Path, plain: tuple[str, ...] = ()) -> None:
     """Raise `BundleError` unless a folder's disk has space for an engine that contains the graph's weights.
 
     The size of each weight is that in its stored dtype or in the graph's dtype, whichever is smaller.
+
+    Args:
+        graph: the graph of the engine.
+        folder: where the engine is written.
+        plain: ends of the names of weights that the engine has in the graph's dtype.
     """
     import onnx_ir as ir
 
     tensors = [value.const_value for value in ir.load(graph.path).graph.initializers.values()]
     itemsize = 4 if graph.dtype is Dtype.FLOAT32 else 2
-    needed = sum(min(each.nbytes, each.size * itemsize) for each in tensors if each is not None)
+    needed = sum(
+        each.size * itemsize if str(each.name).endswith(plain) else min(each.nbytes, each.size * itemsize)
+        for each in tensors
+        if each is not None
+    )
     check_room(folder, int(needed), "the weights in the engine")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from exported import Recipe
 
-from funnel_export import Bundle, FunnelSpec, check, compile_bundle, load_bundle
+from funnel_export import Bundle, FunnelSpec, Quantization, check, compile_bundle, load_bundle
 from funnel_export.errors import TargetUnavailableError
 from funnel_export.spec.choices import Task
 from funnel_export.targets.registry import get_target
@@ -16,11 +16,13 @@ from funnel_export.targets.tensorrt.gpu import find_gpu
 
 pytestmark = pytest.mark.gpu
 
+QUANTIZED = Recipe(quantization=Quantization(bits=8))
 RECIPES = {
     "float32": Recipe(),
     "bfloat16": Recipe(dtype="bfloat16", stored=torch.bfloat16),
     "dense": Recipe(funnel=None),
     "lookahead": Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)),
+    "8 bits": QUANTIZED,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "streamed": {"weight_streaming": True},
@@ -61,6 +63,12 @@ def test_an_engine_with_options_does_too(name: str, target: str, tmp_path: Path)
         pytest.skip(f"{target} has no {', '.join(OPTIONS[name])}")
     bundle = own(Recipe(), tmp_path)
     compile_bundle(bundle, target, profiles=PROFILES, options=OPTIONS[name])
+    assert check(bundle, targets=[target]).passed
+
+
+def test_a_stripped_engine_takes_its_embedding_from_a_quantized_bundle(target: str, tmp_path: Path) -> None:
+    bundle = own(QUANTIZED, tmp_path)
+    compile_bundle(bundle, target, profiles=PROFILES, options=OPTIONS["stripped"])
     assert check(bundle, targets=[target]).passed
 
 

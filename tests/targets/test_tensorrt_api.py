@@ -110,13 +110,16 @@ def test_the_scan_reaches_every_object_and_file(followed: dict[str, Follower]) -
     only_rtx = {"target.py:_invalid_by_header:trt", "target.py:_runs_on:trt"}
     assert unknown(followed["tensorrt"]) - unknown(followed["tensorrt_rtx"]) == only_rtx
     using = {fact.place.partition(":")[0] for fact in followed["tensorrt_rtx"].asked}
-    assert using == {"build.py", "inspection.py", "logger.py", "parse.py", "progress.py", "session.py", "target.py"}
+    parsing = {"graph.py", "parse.py"}
+    assert using == {"build.py", "inspection.py", "logger.py", "progress.py", "session.py", "target.py"} | parsing
     for follower in followed.values():
         assert names(follower.asked) >= {
             "BuilderFlag.EDITABLE_TIMING_CACHE",
             "IBuilderConfig.get_timing_cache",
             "ILayer.get_output",
             "ITensor.dtype",
+            "OnnxParser.parse_model_proto",
+            "OnnxParserRefitter.refit_model_proto",
             "ParserError.local_function_stack",
             "EngineInspector.get_engine_information",
             "ICudaEngine.weight_streaming_budget_v2",
@@ -125,7 +128,9 @@ def test_the_scan_reaches_every_object_and_file(followed: dict[str, Follower]) -
         }
         assert names(follower.called) >= {
             "Builder.__init__",
+            "OnnxParser.load_initializer",
             "OnnxParserRefitter.__init__",
+            "OnnxParserRefitter.load_initializer",
             "CreateConfig.__init__",
             "ITimingCache.combine",
             "IExecutionContext.execute_async_v3",

@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-from exported import CLASSES, TAGS, Recipe
+from exported import CLASSES, PAST, TAGS, Recipe
 from onnx import TensorProto, helper
-from tamper import rewrite_graph, rewrite_json
+from safetensors.torch import load_file
+from tamper import listing, rewrite_graph, rewrite_json
 
 from funnel_export import Bundle, FunnelSpec, Quantization, compile_bundle, load_bundle
 from funnel_export.bundle.engine import engine_names, load_engine
+from funnel_export.checkpoint.quantized import QUANTIZED
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.spec.choices import Task
 from funnel_export.targets.base import check_fits
@@ -38,9 +41,10 @@ RECIPES = {
     ),
     "S=3 lookahead": TAGS,
     "classes": CLASSES,
-    "4 bits": Recipe(quantization=Quantization(bits=4, keep=("embedding",)), overrides=BLOCKS),
-    "8 bits bfloat16": Recipe(
-        quantization=Quantization(bits=8, keep=("embedding",)), dtype="bfloat16", stored=torch.bfloat16
+    "4 bits": Recipe(quantization=Quantization(bits=4), overrides=BLOCKS),
+    "8 bits bfloat16": Recipe(quantization=Quantization(bits=8), dtype="bfloat16", stored=torch.bfloat16),
+    "8 bits, own head kept": Recipe(
+        quantization=Quantization(bits=8, keep=("head",)), overrides=(("tie_word_embeddings", False),)
     ),
 }
 
@@ -51,12 +55,30 @@ def bundle(tmp_path: Path) -> Bundle:
     return load_bundle(shutil.copytree(Recipe().bundle().path, tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize(
-    "quantization", [Quantization(bits=8), Quantization(bits=4, symmetric=False, keep=("embedding",))], ids=str
-)
-def test_quantized_weights_that_it_cannot_read_are_refused(quantization: Quantization) -> None:
-    with pytest.raises(SpecError, match="--keep embedding"):
+def test_asymmetric_weights_are_refused() -> None:
+    quantization = Quantization(bits=4, symmetric=False)
+    with pytest.raises(SpecError, match=r"(?s)symmetric weights.*quantize BUNDLE OUT --bits 4$"):
         compile_bundle(Recipe(quantization=quantization, overrides=BLOCKS).bundle(), "tensorrt-rtx", profiles=[SMALL])
+
+
+def test_graphs_with_a_cache_build_from_quantized_weights(tmp_path: Path) -> None:
+    bfloat16 = {"dtype": "bfloat16", "stored": torch.bfloat16}
+    recipe = replace(PAST, quantization=Quantization(bits=4), overrides=BLOCKS, **bfloat16)
+    folder = shutil.copytree(recipe.bundle().path, tmp_path / "bundle")
+    before = listing(folder)
+    for role in ("entry", "middle", "exit"):
+        engine = compile_bundle(folder, "tensorrt-rtx", graph=role)
+        assert set(engine.manifest.facts["matrix_products"]) == {"bfloat16"}
+        assert engine.manifest.graph_sha256 == load_bundle(folder).graphs[role].sha256
+    assert {name: content for name, content in listing(folder).items() if "engines" not in name} == before
+
+
+def has_embedding(plan: bytes, folder: Path) -> bool:
+    """Whether a plan has the values of a bundle's embedding, and not its codes."""
+    stored = load_file(folder / QUANTIZED)
+    codes, scales = (stored[f"model.embed_tokens.weight.row_{part}"] for part in ("codes", "scales"))
+    table = codes.to(scales.dtype) * scales
+    return table.view(torch.uint8).numpy().tobytes() in plan and codes.numpy().tobytes() not in plan
 
 
 @pytest.mark.filterwarnings("ignore:Gemma2 is known to overflow")
@@ -71,6 +93,7 @@ def test_every_kind_of_graph_builds(name: str, tmp_path: Path) -> None:
     assert set(products) == {RECIPES[name].dtype}
     assert engine.manifest.facts["warnings"] == []
     assert "TF32" not in engine.manifest.facts["builder_flags"]
+    assert RECIPES[name].quantization is None or has_embedding(engine.file.read_bytes(), folder)
 
 
 def test_several_profiles_and_options_are_built_and_recorded(bundle: Bundle) -> None:

@@ -9,6 +9,7 @@ from funnel_export.errors import SpecError, TargetRefusedError
 from funnel_export.spec.funnel import FunnelSpec, segments_of
 from funnel_export.spec.profile import Profile
 from funnel_export.targets.tensorrt.flavour import Flavour
+from funnel_export.targets.tensorrt.graph import ReadableGraph, readable_graph
 from funnel_export.targets.tensorrt.inspection import inspect_plan
 from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.options import TensorRtOptions
@@ -35,16 +36,22 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     Raises:
         TargetRefusedError: if the parser or the builder refuses the graph.
         TargetUnavailableError: if the module does not load.
-        OSError: if the plan cannot be written.
+        OSError: if the plan cannot be written, or a weight file read.
     """
+    report("parsing the graph", None)
+    graph = readable_graph(request.graph)  # it stays alive until the parser and the network are gone
+    return _build(flavour, request, graph, report)
+
+
+def _build(flavour: Flavour, request: BuildRequest, graph: ReadableGraph, report: Report) -> dict[str, Any]:
+    """See `build`."""
     trt = flavour.load()
     logger = make_logger(trt)
     funnel = None if request.funnel is None else FunnelSpec.from_dict(request.funnel)
     segments = segments_of(funnel, request.num_layers)
-    report("parsing the graph", None)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = parse_graph(trt, network, logger, request.graph, segments)
+    parser = parse_graph(trt, network, logger, graph, segments)
     products = count_products(trt, network)
     check_product_dtypes(products, request.dtype)
     _mark_outputs((builder, network, parser), request.outputs)

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from funnel_export.errors import TargetRefusedError
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.funnel import Segment
 from funnel_export.targets.location import describe_place, nodes_named_in
+from funnel_export.targets.tensorrt.graph import ReadableGraph, parse
 
 DTYPES = {
     "FLOAT": "float32",
@@ -35,19 +35,19 @@ NOISE = re.compile(r".*catchCudaError.*(cudaError 35|driver version is insuffici
 """Messages about a missing driver, which the builder does not need."""
 
 
-def parse_graph(trt: Any, network: Any, logger: Any, graph: Path, segments: Sequence[Segment]) -> Any:
+def parse_graph(trt: Any, network: Any, logger: Any, graph: ReadableGraph, segments: Sequence[Segment]) -> Any:
     """Fill a network from a graph and its external data; return the parser, which must stay alive during the build.
 
     Raises:
         TargetRefusedError: if nodes are refused; the message has each one's op and place in the funnel, and a remedy.
     """
     parser = trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(graph)):
+    if parse(parser, graph):
         return parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     raise TargetRefusedError(
         f"{trt.__name__}'s parser refused {len(errors)} node{'s' * (len(errors) != 1)} of the graph",
-        got="\n".join(_describe_error(error, segments) for error in errors) or f"{graph}, no reason given",
+        got="\n".join(_describe_error(error, segments) for error in errors) or f"{graph.path}, no reason given",
         hint=remedy("\n".join(f"[{error.node_operator()}] {error.desc()}" for error in errors)),
     )
 

@@ -17,6 +17,7 @@ from funnel_export.targets.base import as_float
 from funnel_export.targets.tensorrt.device import Device
 from funnel_export.targets.tensorrt.flavour import TENSORRT_RTX, Flavour
 from funnel_export.targets.tensorrt.gpu import find_gpu
+from funnel_export.targets.tensorrt.graph import ReadableGraph, readable_graph, refit
 from funnel_export.targets.tensorrt.logger import make_logger
 from funnel_export.targets.tensorrt.parse import dtype_name
 from funnel_export.targets.tensorrt.runtime_cache import load_cache, save_cache
@@ -50,13 +51,18 @@ class TensorRtSession:
         if loaded is None:
             raise self._refused("could not be deserialized")
         if options.get("strip_plan") is True:
-            refitter = self._trt.Refitter(loaded, self._logger)
-            parser = self._trt.OnnxParserRefitter(refitter, self._logger)
-            if not (parser.refit_from_file(str(graph.path)) and refitter.refit_cuda_engine()):
+            source = readable_graph(graph.path)  # it outlives what reads it
+            if not self._refit(loaded, source):
                 raise self._refused("could not be refitted with the bundle's weights")
         if options.get("weight_streaming") is True:
             loaded.weight_streaming_budget_v2 = loaded.get_weight_streaming_automatic_budget()
         return loaded
+
+    def _refit(self, loaded: Any, source: ReadableGraph) -> bool:
+        """Give a plan the weights of a graph; whether it takes them."""
+        refitter = self._trt.Refitter(loaded, self._logger)
+        parser = self._trt.OnnxParserRefitter(refitter, self._logger)
+        return refit(parser, source) and bool(refitter.refit_cuda_engine())
 
     def _check_ports(self, graph: Graph) -> None:
         """Raise `BundleError` unless the plan has the graph's inputs and outputs."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from funnel_export.bundle.engine import BuiltFor, Engine, Gpus, record_file
 from funnel_export.bundle.load import Graph
+from funnel_export.checkpoint.quantized import ROW_CODES
 from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.spec.choices import Dtype
-from funnel_export.spec.quantization import Part, Quantization
+from funnel_export.spec.quantization import Quantization
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
 from funnel_export.system.worker import SILENCE
@@ -111,7 +112,7 @@ class _Base:
         options, graph = request.options_as(TensorRtOptions), request.graph
         keeps_timings = self.flavour is TENSORRT
         if not options.strip_plan:
-            check_room_for_engine(graph, folder)
+            check_room_for_engine(graph, folder, plain=(ROW_CODES,))
         earlier = [path for path in (options.timing_cache, request.earlier.get(TIMINGS)) if path and path.is_file()]
         facts = build_in_process(
             BuildRequest(
@@ -201,15 +202,14 @@ class TensorRtRtxTarget(_Base):
 
 
 def _check_quantization(quantization: Quantization | None) -> None:
-    """Raise `SpecError` for quantized weights that TensorRT cannot read: it takes symmetric codes of products only."""
-    if quantization is None or (quantization.symmetric and {Part.EMBEDDING, Part.HEAD} & {*quantization.keep}):
-        return
-    raise SpecError(
-        "TensorRT cannot read these quantized weights",
-        got=quantization,
-        wanted="symmetric weights, and an embedding that is not quantized",
-        hint=f"funnel-export quantize BUNDLE OUT --bits {quantization.bits} --keep embedding",
-    )
+    """Raise `SpecError` for quantized weights that TensorRT cannot read: it takes symmetric codes only."""
+    if quantization is not None and not quantization.symmetric:
+        raise SpecError(
+            "TensorRT cannot read these quantized weights",
+            got=quantization,
+            wanted="symmetric weights",
+            hint=f"funnel-export quantize BUNDLE OUT --bits {quantization.bits}",
+        )
 
 
 def _gpu_or_reason() -> tuple[Gpu | None, str | None]:
