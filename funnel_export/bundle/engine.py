@@ -17,6 +17,7 @@ from funnel_export.bundle.form import check_engine_form
 from funnel_export.bundle.load import Bundle, Graph, check_made_from
 from funnel_export.bundle.manifest import ENGINES, MANIFEST, inside, read_manifest
 from funnel_export.bundle.ports import dynamic_axes
+from funnel_export.bundle.products import Products
 from funnel_export.bundle.record import SCHEMA, Digest, Record, Role, SchemaVersion
 from funnel_export.bundle.weights import WeightRecords
 from funnel_export.errors import BundleError, SpecError
@@ -196,6 +197,24 @@ def _read(graph: Path) -> bytes:
 def read_engine_manifest(folder: Path) -> EngineManifest:
     """Read an engine's manifest; raise `BundleError` if it is missing or invalid."""
     return read_manifest(folder, EngineManifest, "engine", "funnel-export compile")
+
+
+def products_of_engines(bundle: Bundle) -> dict[str, Products | None]:
+    """What the targets made of the bundle's products, by the name of the engine; None where that was not seen.
+
+    Only the manifests are read: the files of the engines are not verified.
+    """
+    return {name: _products_of(bundle, name) for name in engine_names(bundle)}
+
+
+def _products_of(bundle: Bundle, name: str) -> Products | None:
+    """See `products_of_engines`; None too for an engine that is damaged, or was built from another bundle."""
+    try:
+        manifest = read_engine_manifest(bundle.path / ENGINES / name)
+        check_made_from(manifest, bundle, f"the engine {name}", "compile the bundle again")
+    except BundleError:
+        return None
+    return Products.read(manifest.facts)
 
 
 def changed_engines(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 
+from funnel_export.bundle.engine import products_of_engines
 from funnel_export.bundle.load import Bundle, Graph, load_bundle
 from funnel_export.bundle.manifest import MODEL
 
@@ -17,14 +18,19 @@ class Inspection:
     """The faults of each graph, by role; empty lists for bundles that `export` made."""
 
     def to_json(self) -> str:
-        """The manifest, the audit and the predicted savings as one JSON object."""
+        """The manifest, the audit, what engines made of quantized products and the predicted savings: a JSON object."""
         from funnel_export.latency.operations import predictions
 
         audit = [
             fault if role == MODEL else f"{role}: {fault}" for role, faults in self.audits.items() for fault in faults
         ]
         manifest = self.bundle.manifest.model_dump(mode="json")
-        return json.dumps({"manifest": manifest, "audit": audit, "predicted": predictions(self.bundle)})
+        engines = {
+            name: {} if made is None else made.facts() for name, made in products_of_engines(self.bundle).items()
+        }
+        return json.dumps(
+            {"manifest": manifest, "audit": audit, "engines": engines, "predicted": predictions(self.bundle)}
+        )
 
     def to_text(self) -> str:
         """The same as text, with a drawing of the funnel."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from funnel_export.bundle.engine import Engine, engine_names
+from funnel_export.bundle.engine import Engine, products_of_engines
 from funnel_export.bundle.load import Bundle, Graph
 from funnel_export.bundle.ports import Port
+from funnel_export.bundle.products import FACT, Products
 from funnel_export.bundle.weights import DerivedFile
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.latency.operations import predictions
@@ -33,7 +34,10 @@ def describe_bundle(bundle: Bundle, audits: Mapping[str, Sequence[str]]) -> str:
         *(fact for graph in bundle.graphs.values() for fact in _graph_facts(graph, audits[graph.role])),
         ("weights", f"{len(manifest.weights)} file{'s' * (len(manifest.weights) > 1)}, {size / 1e6:.1f} MB"),
         *(("derived", f"{w.file}: {w.recipe}") for w in manifest.weights if isinstance(w, DerivedFile)),
-        *(("engine", name) for name in engine_names(bundle)),
+        *(
+            ("engine", name if made is None else f"{name}, products: {made}")
+            for name, made in products_of_engines(bundle).items()
+        ),
     ]
     parts = [tabulate(facts, tablefmt="plain"), draw_text(bundle.segments)]
     if spec.funnel is not None:
@@ -75,7 +79,8 @@ def describe_engine(engine: Engine) -> str:
         *(("profile", profile) for profile in manifest.profiles),
         *(("option", f"{key}={value}") for key, value in manifest.options.items()),
         *(("file", f"{record.file}, {record.size / 1e6:.1f} MB") for record in manifest.files),
-        *((key.replace("_", " "), _in_words(value)) for key, value in manifest.facts.items() if value),
+        *((key.replace("_", " "), _in_words(value)) for key, value in manifest.facts.items() if value and key != FACT),
+        *([] if (made := Products.read(manifest.facts)) is None else [(FACT, made)]),
     ]
     return tabulate(facts, tablefmt="plain", disable_numparse=True)
 

@@ -22,6 +22,7 @@ from funnel_export.system.machine import processor, this_platform
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, check_room_for_engine, require
 from funnel_export.targets.onnxruntime_options import CUDA_OPTIONS, ENTRIES, OnnxRuntimeOptions
+from funnel_export.targets.onnxruntime_products import products_of_graph
 from funnel_export.targets.options import Options, options_of_engine, validate_allowed
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -94,7 +95,9 @@ class OnnxRuntimeTarget:
         start = time.perf_counter()
         _make_session(str(request.graph.path), session, self._provider(options), options.provider_options)
         files = [name for name in self.files if (folder / name).exists()]
-        return Compiled(files=files, facts={"build_seconds": round(time.perf_counter() - start, 2)})
+        seconds = round(time.perf_counter() - start, 2)
+        made = None if request.graph.spec.quantization is None else products_of_graph(folder / OPTIMIZED)
+        return Compiled(files=files, facts={"build_seconds": seconds, **({} if made is None else made.facts())})
 
     def on_gpu(self, engine: Engine | None) -> bool:
         """See `Target.on_gpu`."""

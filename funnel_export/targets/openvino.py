@@ -22,6 +22,7 @@ from funnel_export.system.extras import install_command
 from funnel_export.system.machine import this_platform
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import Availability, Compiled, CompileRequest, as_float, check_room_for_engine, require
+from funnel_export.targets.openvino_products import products_of_model
 from funnel_export.targets.options import MOST_THREADS, Options, options_of_engine, validate_allowed
 
 DEVICE, BLOB = "CPU", "model.blob"
@@ -119,7 +120,9 @@ class OpenVinoTarget:
                     raise writer.failure
         except OSError as err:
             raise BundleError("the blob could not be written", got=err, wanted=folder) from err
-        return Compiled(files=[BLOB], facts={"build_seconds": round(time.perf_counter() - start, 2)})
+        seconds = round(time.perf_counter() - start, 2)
+        made = None if request.graph.spec.quantization is None else products_of_model(compiled, ACTIVATION_GROUP)
+        return Compiled(files=[BLOB], facts={"build_seconds": seconds, **({} if made is None else made.facts())})
 
     def on_gpu(self, engine: Engine | None) -> bool:  # noqa: ARG002 - a Target's signature
         """See `Target.on_gpu`; always False."""

@@ -20,6 +20,7 @@ from funnel_export.targets.tensorrt.parse import (
     parse_graph,
     remedy,
 )
+from funnel_export.targets.tensorrt.products import products_of_network
 from funnel_export.targets.tensorrt.progress import Report, make_monitor
 from funnel_export.targets.tensorrt.request import BuildRequest
 
@@ -30,8 +31,8 @@ def build(flavour: Flavour, request: BuildRequest, report: Report) -> dict[str, 
     """Build a plan and write it.
 
     Returns:
-        Facts about the build: seconds, bytes, layers, flags, matrix products by dtype, the inspector's findings (None
-        without a GPU that can load the plan), warnings.
+        Facts about the build: seconds, bytes, layers, flags, matrix products by dtype, those of a quantized graph by
+        bits, the inspector's findings (None without a GPU that can load the plan), warnings.
 
     Raises:
         TargetRefusedError: if the parser or the builder refuses the graph.
@@ -54,6 +55,7 @@ def _build(flavour: Flavour, request: BuildRequest, graph: ReadableGraph, report
     parser = parse_graph(trt, network, logger, graph, segments)
     products = count_products(trt, network)
     check_product_dtypes(products, request.dtype)
+    made = products_of_network(trt, network)
     _mark_outputs((builder, network, parser), request.outputs)
     config = _configure(trt, builder, network, request, report)
     start = time.perf_counter()
@@ -72,6 +74,7 @@ def _build(flavour: Flavour, request: BuildRequest, graph: ReadableGraph, report
         "layers": network.num_layers,
         "builder_flags": [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)],
         "matrix_products": products,
+        **({} if made is None else made.facts()),
         "inspected": inspect_plan(trt, logger, request.plan, request.dtype),
         "warnings": [warning for warning in logger.warnings if "Int64 binding" not in warning],
     }
