@@ -32,9 +32,9 @@ def broken(bundle: Bundle, folder: Path, change: Callable[[ir.Model], None]) -> 
     return replace(bundle, path=folder)
 
 
-def own(folder: Path) -> Bundle:
+def own(folder: Path, recipe: Recipe | None = None) -> Bundle:
     """A copy of a bundle, without the reports that other tests may have left in it."""
-    bundle = Recipe().bundle().path
+    bundle = (recipe or Recipe()).bundle().path
     return load_bundle(shutil.copytree(bundle, folder / "bundle", ignore=shutil.ignore_patterns("reports")))
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+import no_telemetry  # noqa: F401 - before anything imports OpenVINO
 import pytest
 import torch
 from hypothesis import Phase, settings

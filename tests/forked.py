@@ -10,9 +10,11 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any, TextIO
+from unittest.mock import patch
 
 from funnel_export.latency.trials import OWN
 from funnel_export.system import worker
@@ -28,6 +30,9 @@ _SERVER.set_forkserver_preload(
         "openvino",
     ]
 )
+QUIET = {"CI": "true"}
+"""Keeps OpenVINO from sending telemetry in a thread that imports modules. A process that is forked meanwhile would wait
+for the lock of such an import for ever."""
 
 
 class ForkedProcess:
@@ -37,6 +42,8 @@ class ForkedProcess:
         given, taken = os.pipe(), os.pipe()
         ends = [Connection(given[0], writable=False), Connection(taken[1], readable=False)]
         ends.append(Connection(os.dup(stderr.fileno()), readable=False))
+        with patch.dict(os.environ, QUIET):
+            forkserver.ensure_running()
         self._process = _SERVER.Process(target=_run, args=(tuple(program), dict(environment), *ends), daemon=True)
         self._process.start()
         for end in ends:

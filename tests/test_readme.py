@@ -20,7 +20,10 @@ from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
-PAGE_NAMES = ("export", "generate", "funnel", "compile", "gates", "evaluate", "fit", "adapt", "transplant", "deploy")
+PAGE_NAMES = (
+    *("export", "quantize", "generate", "funnel", "compile", "gates"),
+    *("evaluate", "fit", "adapt", "transplant", "deploy"),
+)
 PAGES = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in PAGE_NAMES),

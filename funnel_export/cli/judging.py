@@ -20,8 +20,20 @@ from funnel_export.cli.options import (
 )
 from funnel_export.cli.output import end, say, show_progress
 from funnel_export.spec.choices import PYTORCH, Device
-from funnel_export.spec.defaults import BATCHES, FACTOR, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
+from funnel_export.spec.defaults import BATCHES, FACTOR, LEAST_ROUNDS, LENGTHS, MAX_KL, ROUNDS, SEED
 from funnel_export.system.worker import SILENCE
+
+QUANTIZATION = "Quantized weights"
+"""Heading of options."""
+Unquantized = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="BUNDLE",
+        help="Bundle or checkpoint that this quantized bundle was made from, to compare with.",
+        show_default=False,
+        rich_help_panel=QUANTIZATION,
+    ),
+]
 
 
 def check(
@@ -42,6 +54,24 @@ def check(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Stop a build that makes no progress for this long.")
     ] = SILENCE,
+    unquantized: Unquantized = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Documents on which both are compared too, as `evaluate` takes them. May be given several times.",
+            show_default=False,
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float,
+        typer.Option(
+            metavar="NATS",
+            help="Largest mean KL divergence from the unquantized model.",
+            rich_help_panel=QUANTIZATION,
+        ),
+    ] = MAX_KL,
     reports: Reports = None,
     json_: Json = False,
 ) -> None:
@@ -59,6 +89,9 @@ def check(
             factor=factor,
             seed=seed,
             timeout=timeout,
+            unquantized=unquantized,
+            data=data or None,
+            max_kl=max_kl,
             reports=reports,
             progress=progress,
         )
@@ -119,6 +152,7 @@ def bench(
     ] = SILENCE,
     device: Annotated[Device, typer.Option(help="Device of PyTorch.")] = Device.AUTO,
     seed: Seed = SEED,
+    unquantized: Unquantized = None,
     reports: Reports = None,
     json_: Json = False,
 ) -> None:
@@ -144,6 +178,7 @@ def bench(
             timeout=timeout,
             device=device,
             seed=seed,
+            unquantized=unquantized,
             reports=reports,
             progress=progress,
         )

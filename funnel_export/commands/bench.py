@@ -11,11 +11,12 @@ from funnel_export.bundle.ports import PortKind, dynamic_axes
 from funnel_export.commands.baseline import baseline, check_graph, open_baseline
 from funnel_export.commands.check import compare
 from funnel_export.commands.compile import compile_bundle, default_engine_name
+from funnel_export.commands.unquantized import open_original
 from funnel_export.errors import FunnelExportError, FunnelExportWarning, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import LATENCY
 from funnel_export.spec.choices import EAGER, PYTORCH, TORCH_COMPILE, Device, parse_choice
-from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, ROUNDS, SEED
+from funnel_export.spec.defaults import BATCHES, LEAST_ROUNDS, LENGTHS, MAX_KL, ROUNDS, SEED
 from funnel_export.spec.profile import SEQUENCE, Profile, Range
 from funnel_export.system.machine import conditions
 from funnel_export.system.worker import SILENCE
@@ -46,6 +47,7 @@ def bench(
     seed: int = SEED,
     max_length: int | None = None,
     timeout: float = SILENCE,
+    unquantized: str | os.PathLike[str] | None = None,
     parity: "ParityReport | None" = None,
     reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
@@ -83,6 +85,7 @@ def bench(
             engine takes if those are longer.
         timeout: seconds that one call of a runner may take, and that a build may make no progress; what takes longer is
             killed and gets no numbers.
+        unquantized: for a quantized bundle, what it was made from: the parity check says what the bits cost, too.
         parity: the report of a `check` of this bundle that covers everything that is timed; by default a new one.
         reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
@@ -101,6 +104,7 @@ def bench(
     asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
     given = None if dense is None else open_baseline(opened, dense)
+    original = open_original(opened, unquantized, None, MAX_KL)
     found = list(candidates(opened, targets, engines, timeout))
     if not found:
         raise TargetUnavailableError("no target here runs this bundle", hint="funnel-export doctor")
@@ -122,7 +126,7 @@ def bench(
         "timeout": timeout,
     }
     if parity is None:
-        parity = compare(opened, targets=targets, engines=engines, progress=progress, **comparing)
+        parity = compare(opened, targets=targets, engines=engines, original=original, progress=progress, **comparing)
     parity = _of_what_is_timed(parity, opened, found)
     passed = {result.name for result in parity.targets if result.passed}
     sound = [candidate for candidate in found if candidate.name in passed]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from funnel_export.bundle.engine import engine_names
 from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.commands.unquantized import open_original
 from funnel_export.errors import SpecError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import PARITY
-from funnel_export.spec.defaults import FACTOR, SEED
+from funnel_export.spec.data import DataSpec, Places
+from funnel_export.spec.defaults import FACTOR, MAX_KL, SEED
 from funnel_export.spec.profile import SEQUENCE
 from funnel_export.system.worker import SILENCE
 from funnel_export.targets.base import validate_timeout
@@ -18,6 +20,7 @@ from funnel_export.verify.candidates import candidates
 
 if TYPE_CHECKING:
     from funnel_export.verify.parity_report import ParityReport
+    from funnel_export.verify.quantization_cost import Original
 
 
 def check(
@@ -30,6 +33,9 @@ def check(
     factor: float = FACTOR,
     seed: int = SEED,
     timeout: float = SILENCE,
+    unquantized: str | os.PathLike[str] | None = None,
+    data: DataSpec | Places | None = None,
+    max_kl: float = MAX_KL,
     reports: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
 ) -> "ParityReport":
@@ -40,6 +46,10 @@ def check(
     A target is compared on the bundle's graph, if it runs graphs, and on every engine that the bundle has for it. A
     target that refuses the graph gets an error in the report; the others are still compared.
 
+    The reference of a quantized bundle is eager PyTorch on the same quantized weights. What they cost is a question of
+    its own: with `unquantized`, each weight is compared with the original one, and the outputs of eager PyTorch on the
+    same batches with those of the original weights.
+
     Args:
         bundle: a bundle or its folder.
         targets: names of targets; by default all that can run the bundle on this machine, with the engines that fit.
@@ -49,17 +59,24 @@ def check(
         factor: how many times eager PyTorch's own error in the bundle's dtype is allowed, at least 1.
         seed: seed of the tokens.
         timeout: seconds without progress after which the build of an engine with inner values (TensorRT) is stopped.
+        unquantized: for a quantized bundle, the bundle or checkpoint that it was made from.
+        data: documents on which the loss of both is compared too, as `evaluate` takes them.
+        max_kl: the largest mean KL divergence that quantized weights may cause, in nats.
         reports: folder for the reports instead of the bundle's `reports`, for example for a read-only bundle.
         progress: called with the name of each step.
 
     Raises:
-        SpecError: for invalid numbers, an engine that is not in the bundle, or a `reports` that cannot be written or
+        SpecError: for invalid numbers, an engine that is not in the bundle, an `unquantized` for a bundle that is not
+            quantized or `data` without it, or a `reports` that cannot be written or
             holds other files with the names of reports.
         BundleError: if the bundle is damaged, or a requested engine is damaged or does not fit this machine.
+        CheckpointError: if `unquantized` is another model, or is quantized too.
+        DataError: if documents are missing, unreadable, empty or do not fit the model.
         TargetUnavailableError: if a requested target, or every target, cannot run the bundle on this machine.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     validate_timeout(timeout)
+    original = open_original(opened, unquantized, data, max_kl, seed, progress)
     from funnel_export.report.folder import reports_folder
     from funnel_export.report.pages import keep_report
 
@@ -73,6 +90,7 @@ def check(
         factor=factor,
         seed=seed,
         timeout=timeout,
+        original=original,
         progress=progress,
     )
     progress("report")
@@ -91,6 +109,7 @@ def compare(
     factor: float = FACTOR,
     seed: int = SEED,
     timeout: float = SILENCE,
+    original: "Original | None" = None,
     progress: Progress = no_progress,
 ) -> "ParityReport":
     """Like `check`, but nothing is written.
@@ -125,7 +144,7 @@ def compare(
         plan = with_profiles(plan, profiles, longest)
     check_memory(opened, plan)
     plan = with_shapes(plan, shapes, partial(fits_memory, opened), longest)
-    return check_parity(opened, chosen, plan, factor=factor, seed=seed, progress=progress)
+    return check_parity(opened, chosen, plan, factor=factor, seed=seed, original=original, progress=progress)
 
 
 def validate_numbers(lengths: Sequence[int], max_length: int | None, factor: float = FACTOR) -> None:

@@ -102,7 +102,7 @@ def evaluate(
     third = None if against is None else open_other(os.fspath(against), source, computing)
     compares = third is None and _compares(source, dense)
     progress("reading the data")
-    rows = _read(source, documents, length, max_documents, max_tokens)
+    rows = read_rows(source, documents, length, max_documents, max_tokens)
     from funnel_export.quality.scores import score
 
     begin = time.monotonic()
@@ -154,8 +154,12 @@ def _compares(source: "Source", dense: bool | None) -> bool:
     return source.spec.funnel is not None if dense is None else dense
 
 
-def _read(
-    source: "Source", data: DataSpec, length: int, max_documents: int | None, max_tokens: int | None
+def read_rows(
+    source: "Source",
+    data: DataSpec,
+    length: int = EVALUATED_LENGTH,
+    max_documents: int | None = None,
+    max_tokens: int | None = None,
 ) -> "TokenRows":
     """The rows of the documents, for the model's task and tokenizer."""
     from funnel_export.quality.documents import read_documents

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from funnel_export.spec.choices import EAGER, PYTORCH
+from funnel_export.spec.defaults import MAX_KL
 
 if TYPE_CHECKING:
     from funnel_export.bundle.load import Bundle
@@ -21,6 +22,8 @@ BUNDLE = pytest.StashKey["Bundle"]()
 CANDIDATES = pytest.StashKey[list[str]]()
 NOTES = pytest.StashKey[list[str]]()
 NONE = "none"
+COST = "test_quantization"
+"""The gate that needs the unquantized model."""
 ALONE = "other processes would disturb the timing of --funnel-min-speedup: run pytest without --numprocesses"
 
 
@@ -51,6 +54,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--funnel-max-length", type=int, metavar="N", help="leave longer rows out of the parity test")
     group.addoption(
+        "--funnel-unquantized",
+        type=Path,
+        metavar="DIR",
+        help="bundle or checkpoint that a quantized bundle was made from; adds a gate on what the bits cost",
+    )
+    group.addoption(
+        "--funnel-max-kl", type=float, default=MAX_KL, metavar="NATS", help="largest mean KL divergence from that"
+    )
+    group.addoption(
         "--funnel-reports", type=Path, metavar="DIR", help="folder for the reports, instead of the bundle's"
     )
 
@@ -63,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from funnel_export.bundle.load import load_bundle
     from funnel_export.commands.bench import shapes_to_time, validate_funnelled
     from funnel_export.commands.check import validate_numbers
+    from funnel_export.commands.unquantized import open_original
     from funnel_export.errors import FunnelExportError
     from funnel_export.report.folder import reports_folder
     from funnel_export.verify.candidates import candidates
@@ -78,6 +91,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option("--funnel-reports") is not None:
             reports_folder(bundle, option("--funnel-reports"))
         validate_numbers(option("--funnel-length") or (), option("--funnel-max-length"))
+        open_original(bundle, option("--funnel-unquantized"), None, option("--funnel-max-kl"))
         if option("--funnel-min-speedup") is not None:
             validate_funnelled(bundle)
             shapes_to_time(bundle, **_timing(config))
@@ -112,8 +126,9 @@ class Gates(pytest.Module):
     """The module of the gates; its tests are found whatever the project's `python_functions` says."""
 
     def funcnamefilter(self, name: str) -> bool:
-        """Whether this is the name of a test function."""
-        return name.startswith("test_")
+        """Whether this is the name of a test function that the options ask for."""
+        asked = name != COST or self.config.getoption("--funnel-unquantized") is not None
+        return name.startswith("test_") and asked
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -153,6 +168,8 @@ def funnel_parity(funnel_bundle: "Bundle", pytestconfig: pytest.Config) -> "Pari
             **_runtimes(pytestconfig),
             lengths=lengths,
             max_length=option("--funnel-max-length"),
+            unquantized=option("--funnel-unquantized"),
+            max_kl=option("--funnel-max-kl"),
             reports=option("--funnel-reports"),
         )
         if report.lengths_left_out:

@@ -1,4 +1,4 @@
-"""The two gates as tests, one of each for every target and engine that runs the bundle on this machine."""
+"""The gates as tests. Those of parity and latency run for every target and engine that runs the bundle here."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,6 +19,15 @@ def test_parity(funnel_parity: "ParityReport", funnel_runtime: str) -> None:
     (result,) = (result for result in funnel_parity.targets if result.name == funnel_runtime)
     if not result.passed:
         pytest.fail(describe_parity(funnel_parity.model_copy(update={"targets": [result]})), pytrace=False)
+
+
+def test_quantization(funnel_parity: "ParityReport") -> None:
+    """Quantized weights are what rounding makes of the original ones, and the outputs are near enough."""
+    from funnel_export.report.cost import describe_cost
+
+    cost = funnel_parity.quantization
+    if cost is None or not cost.passed:
+        pytest.fail("nothing was compared" if cost is None else "\n".join(describe_cost(cost)), pytrace=False)
 
 
 def test_latency(

@@ -111,14 +111,15 @@ def _judged(
     result = record.result
     if result.error is not None:
         return result
-    if not parity.has_limits:
+    if not parity.limits.usable:
         return result.model_copy(update={"error": f"no parity, no number: {_NO_LIMITS}"})
     eager = by_name.get((EAGER, result.model))
     if eager is None:
         error = _uncompared(record, parity)
         return result if error is None else result.model_copy(update={"error": error})
+    limit = _limit(record, parity)
     for shape, times in record.times.items():
-        found = _difference(times, eager.times.get(shape), parity)
+        found = _difference(times, eager.times.get(shape), limit)
         if found is not None:
             return result.model_copy(update={"error": f"no parity, no number: at {shape} {found}"})
     return result
@@ -138,11 +139,16 @@ def _uncompared(record: RunnerRecord, parity: ParityReport) -> str | None:
     )
 
 
-def _difference(times: Times, eager: Times | None, parity: ParityReport) -> str | None:
+def _limit(record: RunnerRecord, parity: ParityReport) -> float:
+    """Largest relative difference of a runner's outputs from those of eager PyTorch in the bundle's dtype."""
+    own = next((target.limits for target in parity.targets if target.name == record.runner.runtime), None)
+    return (own or parity.limits).max_rel + parity.floor.max_rel  # eager PyTorch has the noise floor's error itself
+
+
+def _difference(times: Times, eager: Times | None, limit: float) -> str | None:
     """How the outputs on a timed shape differ from those of eager PyTorch; None if they agree."""
     if eager is None:
         return "eager PyTorch has no outputs to compare with; if it cannot run, use --pytorch none"
-    limit = parity.limit_max_rel + parity.floor.max_rel  # eager PyTorch here has the error of the noise floor itself
     error = distance(times.sample, eager.sample)
     if error <= limit:
         return None

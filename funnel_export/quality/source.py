@@ -57,7 +57,7 @@ class Source:
         chosen = checkpoint.funnel if funnel == AUTO else None if funnel in (None, "none") else funnel
         if isinstance(chosen, str):
             chosen = FunnelSpec.parse(chosen)
-        spec = ExportSpec(task=_checked(checkpoint.task), dtype=dtype, funnel=chosen)
+        spec = ExportSpec(task=check_predicts(checkpoint.task), dtype=dtype, funnel=chosen)
         if chosen is not None:
             chosen.validate(checkpoint.architecture.num_hidden_layers)
             chosen.validate_maps(checkpoint.funnel)
@@ -72,7 +72,7 @@ class Source:
             BundleError: if the engine is damaged or does not fit this machine.
             TargetUnavailableError: if the target does not run the bundle here.
         """
-        _checked(bundle.spec.task)
+        check_predicts(bundle.spec.task)
         if bundle.spec.logits is Logits.LAST:
             raise SpecError(
                 "the bundle has logits of each row's last token only",
@@ -210,7 +210,8 @@ def _fact(checkpoint: Checkpoint, name: str) -> Any:
     return getattr(checkpoint.architecture, name)
 
 
-def _checked(task: Task) -> Task:
+def check_predicts(task: Task) -> Task:
+    """The task, if its models predict tokens or labels; raises `CheckpointError` for others."""
     if task is Task.FEATURE_EXTRACTION:
         raise CheckpointError(
             "the model predicts neither tokens nor labels",

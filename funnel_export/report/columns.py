@@ -13,7 +13,7 @@ from tabulate import tabulate
 from funnel_export.latency.latency_report import LatencyReport, Place, Row, RunnerResult
 from funnel_export.report import numbers
 from funnel_export.verify.metrics import Metrics
-from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.parity_report import Boundary, CaseResult, Limits, ParityReport, TargetResult
 from funnel_export.verify.ranges import FLOAT16_MAX, Range, magnitude, share_of_float16
 
 T = TypeVar("T")
@@ -173,12 +173,20 @@ class Limit(NamedTuple):
 
 def limits(report: ParityReport) -> list[Limit]:
     """The limits of a report."""
+    found = _limits(report.limits)
+    rounded = next((target.limits for target in report.targets if target.limits), None)
+    if rounded is not None:
+        found += [each._replace(error=f"{each.error}, activations in 8 bits") for each in _limits(rounded)]
+    return found
+
+
+def _limits(limits: Limits) -> list[Limit]:
     found = [
-        Limit("largest", report.floor.max_rel, report.limit_max_rel),
-        Limit("root mean square", report.floor.rms_rel, report.limit_rms_rel),
+        Limit("largest", limits.floor.max_rel, limits.max_rel),
+        Limit("root mean square", limits.floor.rms_rel, limits.rms_rel),
     ]
-    if report.limit_kl is not None and report.floor.kl is not None:
-        found.append(Limit("KL divergence, nats", report.floor.kl, report.limit_kl))
+    if limits.kl is not None and limits.floor.kl is not None:
+        found.append(Limit("KL divergence, nats", limits.floor.kl, limits.kl))
     return found
 
 
@@ -229,11 +237,11 @@ def target_columns(report: ParityReport) -> tuple[Column[TargetResult], ...]:
         Column("batches", lambda found: str(len(found.cases))),
         Column(
             "worst max error",
-            lambda found: _against(_worst(each.max_rel for each in metrics(found)), report.limit_max_rel),
+            lambda found: _against(_worst(each.max_rel for each in metrics(found)), report.limits_of(found).max_rel),
         ),
         Column(
             "worst rms error",
-            lambda found: _against(_worst(each.rms_rel for each in metrics(found)), report.limit_rms_rel),
+            lambda found: _against(_worst(each.rms_rel for each in metrics(found)), report.limits_of(found).rms_rel),
         ),
         Column("lowest top-1", lambda found: _lowest_top1(metrics(found))),
     )
@@ -262,15 +270,19 @@ def worst_cases(report: ParityReport) -> list[OnTarget]:
 
 def case_columns(report: ParityReport) -> tuple[Column[OnTarget], ...]:
     """Columns of `cases`."""
+
+    def allowed(found: OnTarget) -> Limits:
+        return report.limits_of(found.target)
+
     return (
         _both("target", lambda found: found.target.name, number=False),
         Column("precision", None, lambda found: found.target.precision, number=False),
         _both("batch", lambda found: found.case.case, number=False),
         _both("parity", lambda found: _verdict(found.case.passed), number=False),
-        _both("max error", lambda found: _against(found.case.metrics.max_rel, report.limit_max_rel)),
-        _both("rms error", lambda found: _against(found.case.metrics.rms_rel, report.limit_rms_rel)),
+        _both("max error", lambda found: _against(found.case.metrics.max_rel, allowed(found).max_rel)),
+        _both("rms error", lambda found: _against(found.case.metrics.rms_rel, allowed(found).rms_rel)),
         Column("max abs", lambda found: numbers.error(found.case.metrics.max_abs)),
-        Column("KL", lambda found: _divergence(found.case.metrics.kl, report.limit_kl)),
+        Column("KL", lambda found: _divergence(found.case.metrics.kl, allowed(found).kl)),
         _both("top-1", lambda found: numbers.share(found.case.metrics.top1)),
     )
 

@@ -9,6 +9,7 @@ from funnel_export.latency.latency_report import LatencyReport, Row, RunnerResul
 from funnel_export.report import columns, numbers
 from funnel_export.report.canvas import Picture
 from funnel_export.report.columns import Table, page_table
+from funnel_export.report.cost import describe_cost
 from funnel_export.report.drawing import draw_text
 from funnel_export.report.latency_panels import by_runtime, title
 from funnel_export.report.pictures import draw_all
@@ -79,7 +80,11 @@ def collect(bundle: Bundle, parity: ParityReport | None, latency: LatencyReport 
         parity = latency.parity
     return Contents(
         name=bundle.path.resolve().name,
-        verdicts=[_parity_verdict(bundle, parity), *_latency_verdicts(bundle, latency)],
+        verdicts=[
+            _parity_verdict(bundle, parity),
+            *_cost_verdicts(bundle, parity),
+            *_latency_verdicts(bundle, latency),
+        ],
         facts=_facts(bundle),
         funnel_text=draw_text(bundle.segments),
         pictures=draw_all(bundle, parity, latency),
@@ -144,7 +149,7 @@ def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:
     count = len(report.targets)
     good = sum(target.passed for target in report.targets)
     details = [_failure(target) for target in report.targets if not target.passed]
-    if not report.passed:
+    if details or not report.targets:
         return Verdict(question, "FAILED", BAD, details or ["no target was compared"])
     details = [f"{good} of {count} targets compute what eager PyTorch computes", *_left_out(report)]
     if first_overflow(report.ranges) is not None:
@@ -153,6 +158,18 @@ def _parity_verdict(bundle: Bundle, report: ParityReport | None) -> Verdict:
     if outdated:
         return Verdict(question, "OUTDATED", BAD, outdated + details)
     return Verdict(question, "passed", GOOD, details)
+
+
+def _cost_verdicts(bundle: Bundle, report: ParityReport | None) -> list[Verdict]:
+    """What quantized weights cost; empty for other bundles."""
+    question = f"Cost of {bundle.spec.quantization.bits} bits" if bundle.spec.quantization else ""
+    cost = None if report is None else report.quantization
+    if cost is None:
+        hint = "funnel-export check --unquantized"
+        return [Verdict(question, "not measured", NONE, [hint])] if question else []
+    if not cost.passed:
+        return [Verdict(question, "FAILED", BAD, cost.faults)]
+    return [Verdict(question, "passed", GOOD, describe_cost(cost))]
 
 
 def _left_out(report: ParityReport) -> list[str]:

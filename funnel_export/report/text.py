@@ -1,6 +1,6 @@
 """Text for the console: descriptions of bundles and engines, results of `check` and `bench`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -13,10 +13,11 @@ from funnel_export.bundle.weights import DerivedFile
 from funnel_export.latency.latency_report import LatencyReport
 from funnel_export.latency.operations import predictions
 from funnel_export.report.columns import case_columns, cases, console_table, latency_columns, worst_cases
+from funnel_export.report.cost import describe_cost
 from funnel_export.report.drawing import draw_text
 from funnel_export.targets.options import describe_options
 from funnel_export.targets.registry import get_target
-from funnel_export.verify.parity_report import ParityReport
+from funnel_export.verify.parity_report import ParityReport, TargetResult
 from funnel_export.verify.ranges import describe_ranges
 
 
@@ -109,22 +110,33 @@ def describe_parity(report: ParityReport, *, worst: bool = False) -> str:
     if report.limit_kl is not None and report.limit_top1 is not None:
         limit += f"; KL {report.limit_kl:.1e}, top-1 at least {report.limit_top1:.1%}"
     lines = [table, "", limit]
+    rounded = next((target.limits for target in report.targets if target.limits), None)
+    if rounded is not None:
+        lines.append(
+            f"limits of engines with activations in 8 bits: max {rounded.max_rel:.1e}, rms {rounded.rms_rel:.1e}"
+        )
     if report.ranges:
         lines.append(describe_ranges(report.ranges))
     if report.lengths_left_out:
         lines.append(f"left out as too long: {', '.join(map(str, report.lengths_left_out))}")
-    for target in report.targets:
-        place = target.first_difference
-        if target.left_out:
-            lines.append(f"{target.name} has no optimization profile for {', '.join(target.left_out)}")
-        if target.error:
-            lines.append(f"{target.name}: {target.error}")
-        elif place is not None:
-            sign = "<" if place.passed else ">"
-            lines.append(f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} {sign} {place.limit:.1e})")
-        elif not target.passed:
-            lines.append(f"{target.name} differs only at the output, at no boundary before it")
+    lines += [line for target in report.targets for line in _notes(target)]
+    if report.quantization is not None:
+        lines += ["", *describe_cost(report.quantization)]
     return "\n".join(lines)
+
+
+def _notes(target: TargetResult) -> Iterator[str]:
+    """Lines about what a target left out, and where it differs."""
+    place = target.first_difference
+    if target.left_out:
+        yield f"{target.name} has no optimization profile for {', '.join(target.left_out)}"
+    if target.error:
+        yield f"{target.name}: {target.error}"
+    elif place is not None:
+        sign = "<" if place.passed else ">"
+        yield f"{target.name} first differs at {place.name} ({place.rms_rel:.1e} {sign} {place.limit:.1e})"
+    elif not target.passed:
+        yield f"{target.name} differs only at the output, at no boundary before it"
 
 
 def describe_latency(report: LatencyReport) -> str:
@@ -138,8 +150,11 @@ def describe_latency(report: LatencyReport) -> str:
         )
     lines += [f"{each.name}: {each.error}" for each in report.runners if each.error]
     lines += [f"{each.place}: no optimization profile takes it" for each in report.not_timed]
-    if not report.parity.passed:
+    cost = report.parity.quantization
+    if not all(target.passed for target in report.parity.targets):
         lines.append("parity: FAILED")
+    if cost is not None:
+        lines += describe_cost(cost)
     if report.parity.lengths_left_out:
         lines.append(f"parity left out as too long: {', '.join(map(str, report.parity.lengths_left_out))}")
     if report.gate is not None:

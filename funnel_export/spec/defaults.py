@@ -8,6 +8,8 @@ SEED = 0
 """Seed of the random tokens that are checked and timed."""
 FACTOR = 4.0
 """A target's error may be this many times the error of eager PyTorch."""
+MAX_KL = 0.5
+"""Largest mean KL divergence between the outputs with quantized and with original weights, in nats."""
 LENGTHS, BATCHES, ROUNDS = (128, 512), (1,), 9
 """Sequence lengths and batch sizes that are timed, and the number of rounds."""
 LEAST_ROUNDS = 6

@@ -146,6 +146,13 @@ class Target(Protocol):
         """Whether it runs a graph, or an engine, on a GPU here."""
         ...
 
+    def activation_group(self, engine: Engine) -> int | None:
+        """Inputs that share a scale if an engine rounds those of products with quantized weights to 8 bits, else None.
+
+        That is what its options say. Without them no target does.
+        """
+        ...
+
     def misfit(self, engine: Engine) -> str | None:
         """Why an engine does not run here, without loading it; None if it does.
 

@@ -34,6 +34,9 @@ SPINNING = "session.intra_op.allow_spinning"
 ACCURACY = "session.qdq_matmulnbits_accuracy_level"
 EXACT = "0"
 """Activations of products with quantized weights stay as they are; ONNX Runtime's default, 4, rounds them to 8 bits."""
+ROUNDED = "4"
+BLOCK = 32
+"""Inputs that share a scale when they are rounded; more if the weights have larger blocks."""
 SMALLEST_EXTERNAL = "session.optimized_model_external_initializers_min_size_in_bytes"
 
 
@@ -102,6 +105,11 @@ class OnnxRuntimeTarget:
     def on_gpu(self, engine: Engine | None) -> bool:
         """See `Target.on_gpu`."""
         return self._provider(OnnxRuntimeOptions() if engine is None else _options_of(engine)) == CUDA
+
+    def activation_group(self, engine: Engine) -> int | None:
+        """See `Target.activation_group`; the CUDA provider has no such kernels."""
+        rounds = _options_of(engine).entries.get(ACCURACY, EXACT) == ROUNDED
+        return BLOCK if rounds and not self.on_gpu(engine) else None
 
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""

@@ -128,6 +128,10 @@ class OpenVinoTarget:
         """See `Target.on_gpu`; always False."""
         return False
 
+    def activation_group(self, engine: Engine) -> int | None:
+        """See `Target.activation_group`."""
+        return int(engine.manifest.options.get(ACTIVATION_GROUP, 0)) or None
+
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
         import openvino

@@ -40,6 +40,12 @@ class Candidate:
         """Whether it runs on a GPU on this machine."""
         return any(map(self.target.on_gpu, self.engines.values() or [None]))
 
+    @property
+    def activation_group(self) -> int | None:
+        """Inputs of a product that share a scale if the engines round them to 8 bits; None if they do not."""
+        groups = [self.target.activation_group(engine) for engine in self.engines.values()]
+        return next((group for group in groups if group is not None), None)
+
     def takes(self, shape: tuple[int, int]) -> bool:
         """Whether an optimization profile of the engine takes a batch of this shape, (batch, sequence).
 

@@ -3,19 +3,19 @@
 The reference is eager PyTorch one step more precise than the bundle: float64 for float32, float32 for 16 bits. The
 *noise floor* is the error of eager PyTorch in the bundle's own dtype against the reference, over all cases of the run.
 A target passes if its errors are at most a small multiple of the floor: the largest error, the root mean square, and
-for logits the KL divergence and the share of positions whose highest logit differs.
+for logits the KL divergence and the share of positions whose highest logit differs. For an engine whose options round
+the activations of products with quantized weights to 8 bits, eager PyTorch rounds them too for the floor.
 """
 
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import fdtri
 
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind
@@ -35,17 +35,14 @@ from funnel_export.verify.boundaries import (
 )
 from funnel_export.verify.candidates import Candidate
 from funnel_export.verify.cases import CasePlan, compared_positions
-from funnel_export.verify.metrics import Metrics, divergences, measure
-from funnel_export.verify.parity_report import Boundary, CaseResult, ParityReport, TargetResult
+from funnel_export.verify.limits import Floor, share_of_all
+from funnel_export.verify.metrics import Metrics, measure
+from funnel_export.verify.parity_report import Boundary, CaseResult, Limits, ParityReport, TargetResult
 from funnel_export.verify.probe import RangeProbe
+from funnel_export.verify.quantization_cost import Original, measure_cost
 from funnel_export.verify.ranges import FLOAT16_MAX, Range, first_overflow, magnitude
 from funnel_export.verify.readers import load_reader
 from funnel_export.verify.reference import REFERENCE_DTYPES, Eager
-
-SMALLEST_KL = 1e-12
-"""In nats; smaller divergences of float64 logits are rounding errors."""
-FALSE_ALARMS = 1e-4
-"""Accepted probability that a correct graph exceeds the limit of the divergence by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +52,15 @@ class _Expected:
     inputs: list[dict[PortKind, NDArray[Any]]]
     outputs: list[NDArray[Any]]
     """Outputs of the reference, one array [positions, width] for each case."""
-    floor: Metrics
-    divergences: NDArray[Any] | None
-    """Divergences of the noise floor at each position of all cases; None for outputs that are not logits."""
-    top1: float | None
-    """Share of all positions at which eager PyTorch in the bundle's dtype has the reference's highest logit."""
+    floor: Floor
     shown: int | None
     """Index of the case whose boundaries are reported for a target that passes."""
     insides: dict[int, Inside]
     """Boundaries by index of the case."""
     ranges: list[Range]
     """The largest values of the reference over all cases."""
+    rounded: dict[int, Floor] = field(default_factory=dict)
+    """Floors with activations of 8 bits, by the number of inputs that share a scale."""
 
 
 def check_parity(
@@ -75,15 +70,19 @@ def check_parity(
     *,
     factor: float = FACTOR,
     seed: int = SEED,
+    original: Original | None = None,
     progress: Progress,
 ) -> ParityReport:
     """Compare targets and engines with eager PyTorch on every case of a plan.
 
-    A target that cannot run gets an error in the report. If eager PyTorch is not finite, every target gets one.
+    A target that cannot run gets an error in the report. If eager PyTorch is not finite, every target gets one. With
+    the original weights of a quantized bundle, what it computes is also compared with what they give.
     """
     inside = any(candidate.target.runs_graphs for candidate in candidates)
     expected = _expect(bundle, plan, seed, progress, inside=inside)
     dtype = bundle.spec.dtype
+    limits = expected.floor.limits(dtype, factor)
+    cost = None if original is None else measure_cost(bundle, original, expected.inputs, expected.outputs, progress)
     report = ParityReport(
         passed=False,
         graph_digests={role: graph.sha256 for role, graph in bundle.graphs.items()},
@@ -93,67 +92,28 @@ def check_parity(
         reference=str(REFERENCE_DTYPES[dtype]).removeprefix("torch."),
         factor=factor,
         seed=seed,
-        floor=expected.floor,
-        limit_max_rel=factor * expected.floor.max_rel,
-        limit_rms_rel=factor * expected.floor.rms_rel,
-        limit_kl=limit_kl(expected.divergences, dtype, factor),
-        limit_top1=_limit_top1(expected, factor),
+        floor=limits.floor,
+        limit_max_rel=limits.max_rel,
+        limit_rms_rel=limits.rms_rel,
+        limit_kl=limits.kl,
+        limit_top1=limits.top1,
+        quantization=cost,
         ranges=expected.ranges,
         lengths_left_out=list(plan.left_out),
         targets=[],
     )
     results = []
     for candidate in candidates:
-        progress(candidate.name)
         try:
-            results.append(_check_candidate(bundle, candidate, plan, expected, report))
+            own = _limits_with_rounded_activations(bundle, candidate, expected, factor, progress)
+            progress(candidate.name)
+            results.append(_check_candidate(bundle, candidate, plan, expected, report, own))
         except FunnelExportError as err:  # the other targets are still compared
             refused = isinstance(err, TargetRefusedError)
             results.append(_result(candidate, passed=False, error=str(err), refused=refused))
         except Exception as err:  # noqa: BLE001 - a runtime may raise anything; only this target fails
             results.append(_result(candidate, passed=False, error=f"{type(err).__name__}: {err}"))
     return report.with_targets(results)
-
-
-def limit_kl(floors: NDArray[Any] | None, dtype: Dtype, factor: float) -> float | None:
-    """The largest KL divergence that a position may have, in nats, from the divergences of the floor.
-
-    A divergence grows with the square of the error, so in float32 its limit is `factor` squared times the floor. In 16
-    bits it is `factor` times the floor: the square would let a wrong constant pass, and correct graphs stay near the
-    floor.
-
-    If a few positions make up most of the floor, as with one class per text, the floor itself is uncertain. The limit
-    is then raised to a quantile of the ratio of two such estimates: an F distribution whose degrees of freedom are the
-    effective number of positions (their participation ratio).
-
-    Args:
-        floors: divergences of the floor at each position, [positions]; None for outputs that are not logits.
-        dtype: the bundle's dtype.
-        factor: how many times the floor's error is allowed.
-    """
-    if floors is None:
-        return None
-    floors = np.maximum(floors, SMALLEST_KL)  # keeps NaN
-    effective = floors.sum() ** 2 / (floors**2).sum()
-    chance = float(fdtri(effective, effective, 1 - FALSE_ALARMS))
-    return float(floors.max()) * max(factor**2 if dtype is Dtype.FLOAT32 else factor, chance)
-
-
-def _limit_top1(expected: "_Expected", factor: float) -> float | None:
-    """The least share of positions that must keep their highest logit.
-
-    `factor` times as many as the floor's may change, and four more, since near ties may fall either way.
-    """
-    if expected.top1 is None:
-        return None
-    positions = sum(len(output) for output in expected.outputs)
-    return max(0.0, 1 - factor * (1 - expected.top1) - 4 / positions)
-
-
-def _share(shares: Sequence[float | None], positions: Sequence[int]) -> float | None:
-    """The share over all cases, weighted by their positions; None for outputs that are not logits."""
-    known = [(share, count) for share, count in zip(shares, positions, strict=True) if share is not None]
-    return sum(share * count for share, count in known) / sum(count for _, count in known) if known else None
 
 
 def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, inside: bool) -> _Expected:
@@ -176,13 +136,9 @@ def _expect(bundle: Bundle, plan: CasePlan, seed: int, progress: Progress, *, in
     if shown is not None:
         insides[shown] = compare_eager(plan.cases[shown], inputs[shown], reference.pop(), eager.pop(), names)
     output, logits = bundle.output.name, bundle.spec.task is not Task.FEATURE_EXTRACTION
-    floors = [measure(e[output], r[output], logits=logits) for e, r in zip(eager, reference, strict=True)]
     outputs = [row[output] for row in reference]
-    top1 = _share([floor.top1 for floor in floors], list(map(len, outputs)))
-    kl = None
-    if logits:
-        kl = np.concatenate([divergences(e[output], r[output]) for e, r in zip(eager, reference, strict=True)])
-    return _Expected(inputs, outputs, _worst(floors), kl, top1, shown, insides, probe.ranges())
+    floor = Floor.of([row[output] for row in eager], outputs, logits=logits)
+    return _Expected(inputs, outputs, floor, shown, insides, probe.ranges())
 
 
 def check_memory(bundle: Bundle, plan: CasePlan) -> None:
@@ -234,49 +190,75 @@ def _result(candidate: Candidate, **facts: Any) -> TargetResult:
     )
 
 
+def _limits_with_rounded_activations(
+    bundle: Bundle, candidate: Candidate, expected: _Expected, factor: float, progress: Progress
+) -> Limits | None:
+    """The limits of a candidate that rounds activations; None for others."""
+    group = candidate.activation_group
+    if group is None or bundle.spec.quantization is None:
+        return None
+    if group not in expected.rounded:  # computed once for all engines
+        dtype, logits = bundle.spec.dtype, bundle.spec.task is not Task.FEATURE_EXTRACTION
+        progress(f"eager {dtype} with activations of 8 bits")
+        model = Eager(bundle, getattr(torch, dtype), group=group)
+        outputs = [row[bundle.output.name] for row in run_eager(model, [(tokens, ()) for tokens in expected.inputs])]
+        expected.rounded[group] = Floor.of(outputs, expected.outputs, logits=logits)
+    return expected.rounded[group].limits(bundle.spec.dtype, factor, rounded=True)
+
+
 def _check_candidate(
-    bundle: Bundle, candidate: Candidate, plan: CasePlan, expected: _Expected, report: ParityReport
+    bundle: Bundle,
+    candidate: Candidate,
+    plan: CasePlan,
+    expected: _Expected,
+    report: ParityReport,
+    own: Limits | None,
 ) -> TargetResult:
+    limits = own or report.limits
     reader = load_reader(candidate, bundle)
 
     def compare(index: int) -> CaseResult:
         case, got = plan.cases[index], reader.read(plan.cases[index], expected.inputs[index])
-        metrics = measure(got, expected.outputs[index], logits=report.floor.kl is not None)
-        return CaseResult(case=case.name, metrics=metrics, passed=report.within(metrics))
+        metrics = measure(got, expected.outputs[index], logits=limits.floor.kl is not None)
+        return CaseResult(case=case.name, metrics=metrics, passed=limits.allow(metrics))
 
     taken = [index for index, case in enumerate(plan.cases) if candidate.takes(case.shape)]
     with contextlib.closing(reader):
         cases = {index: compare(index) for index in taken}
     failed = [index for index, case in cases.items() if not case.passed]
-    top1 = _share([case.metrics.top1 for case in cases.values()], [len(expected.outputs[index]) for index in cases])
-    if not failed and top1 is not None and report.limit_top1 is not None and not top1 >= report.limit_top1:
+    top1 = share_of_all(
+        [case.metrics.top1 for case in cases.values()], [len(expected.outputs[index]) for index in cases]
+    )
+    if not failed and top1 is not None and limits.top1 is not None and not top1 >= limits.top1:
         failed = [min(cases, key=lambda index: cases[index].metrics.top1 or 0.0)]
     result = _result(
         candidate,
         device=reader.device,
-        precision=reader.precision,
+        precision=reader.precision + ("" if own is None else ", activations in 8 bits"),
         passed=bool(cases) and not failed,
         cases=list(cases.values()),
         top1=top1,
+        limits=own,
         left_out=[case.name for index, case in enumerate(plan.cases) if index not in cases],
         error=None if cases else "the engine has no optimization profile for any batch of this check",
     )
-    if not report.has_limits:
-        return result.model_copy(update={"error": _without_limits(report, expected)})
+    if not limits.usable:
+        return result.model_copy(update={"error": _without_limits(report, limits, expected)})
     if not cases:
         return result
     metrics = {index: cases[index].metrics for index in failed}
-    return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report, metrics))
+    return result.model_copy(update=_look_into(bundle, candidate, plan, expected, report.factor, limits, metrics))
 
 
-def _without_limits(report: ParityReport, expected: _Expected) -> str:
+def _without_limits(report: ParityReport, limits: Limits, expected: _Expected) -> str:
     """Why no limit can be derived: a floor that is not finite or too high would let everything pass."""
     if not all(np.isfinite(output).all() for output in expected.outputs):
         return f"eager PyTorch itself is not finite in {report.reference}, so there is nothing to compare with"
-    if np.isfinite(report.limit_rms_rel):
+    if np.isfinite(limits.rms_rel):
+        rounding = "" if limits == report.limits else " with activations of 8 bits"
         return (
-            f"the limit of {report.limit_rms_rel:.1g} on the root-mean-square error would let zeros pass: "
-            f"the error of eager PyTorch in {report.dtype} is {report.floor.rms_rel:.1g}, "
+            f"the limit of {limits.rms_rel:.1g} on the root-mean-square error would let zeros pass: "
+            f"the error of eager PyTorch in {report.dtype}{rounding} is {limits.floor.rms_rel:.1g}, "
             f"and the factor is {report.factor:g}"
         )
     floors = [item for inside in expected.insides.values() for item in inside.floors.items()]
@@ -294,7 +276,8 @@ def _look_into(
     candidate: Candidate,
     plan: CasePlan,
     expected: _Expected,
-    report: ParityReport,
+    factor: float,
+    limits: Limits,
     failed: Mapping[int, Metrics],
 ) -> dict[str, Any]:
     """The fields of a result about boundaries. A target that passed still passes if it has no boundaries."""
@@ -306,21 +289,21 @@ def _look_into(
     if index not in expected.insides:  # computed once for all targets
         expected.insides[index] = look_inside(bundle, plan.cases[index], expected.inputs[index])
     try:
-        found = locate(bundle, candidate, expected.insides[index], report.factor)
+        found = locate(bundle, candidate, expected.insides[index], factor)
     except (FunnelExportError, KeyError) as err:  # a broken graph may lack the boundaries
         why = f"the graph has no {err}" if isinstance(err, KeyError) else str(err)
         error = {"error": f"differs from eager PyTorch; the first boundary could not be found: {why}"} if failed else {}
         return {"boundaries_missing": why, **error}
-    first = _first_difference(found, failed[index], report) if failed else None
+    first = _first_difference(found, failed[index], limits) if failed else None
     return {"boundaries": found, "first_difference": first}
 
 
-def _first_difference(found: Sequence[Boundary], output: Metrics, report: ParityReport) -> Boundary | None:
+def _first_difference(found: Sequence[Boundary], output: Metrics, limits: Limits) -> Boundary | None:
     """The first boundary beyond its limit; None if only the output differs.
 
     In 16 bits a wrong constant may exceed only the limits of logits; then half the limit of a boundary counts too.
     """
-    subtle = output.max_rel <= report.limit_max_rel and output.rms_rel <= report.limit_rms_rel
+    subtle = output.max_rel <= limits.max_rel and output.rms_rel <= limits.rms_rel
     for share in (1.0, 0.5) if subtle else (1.0,):
         for place in found:
             if not place.rms_rel <= share * place.limit < math.inf:
@@ -336,13 +319,3 @@ def locate(bundle: Bundle, candidate: Candidate, inside: Inside, factor: float) 
     """
     with contextlib.closing(load_reader(candidate, bundle, inside=True)) as reader:
         return measure_boundaries(reader, inside, bundle, factor)
-
-
-def _worst(metrics: Sequence[Metrics]) -> Metrics:
-    """The worst of each measure over all cases; NaN is worse than anything."""
-    worst = {}
-    for name in Metrics.model_fields:
-        values = [getattr(m, name) for m in metrics if getattr(m, name) is not None]
-        if values:  # numpy's min and max propagate NaN
-            worst[name] = float(np.min(values) if name in ("cosine", "top1") else np.max(values))
-    return Metrics(**worst)

@@ -12,11 +12,36 @@ from funnel_export.bundle.record import SCHEMA, Digest, Role, SchemaVersion
 from funnel_export.bundle.weights import WeightRecords
 from funnel_export.spec.choices import Dtype
 from funnel_export.verify.metrics import Metrics
+from funnel_export.verify.quantization_report import QuantizationCost
 from funnel_export.verify.ranges import Range
 
 
 class _Report(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+
+class Limits(_Report):
+    """What the errors of a target may be, and the floor that they are derived from."""
+
+    floor: Metrics
+    """The largest errors of eager PyTorch over all cases."""
+    max_rel: float
+    rms_rel: float
+    kl: float | None = None
+    """Limit of the KL divergence at each position, in nats; for logits only."""
+    top1: float | None = None
+    """The least share of all positions that must have the reference's highest logit; for logits only."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether they are finite, and an output of zeros (relative rms error 1) would not pass."""
+        return all(map(math.isfinite, (self.max_rel, self.rms_rel, self.kl or 0.0))) and self.rms_rel < 1
+
+    def allow(self, metrics: Metrics) -> bool:
+        """Whether these errors are within the limits; NaN is not, and within unusable limits nothing is."""
+        near = metrics.max_rel <= self.max_rel and metrics.rms_rel <= self.rms_rel
+        alike = self.kl is None or (metrics.kl is not None and metrics.kl <= self.kl)
+        return self.usable and near and alike
 
 
 class Boundary(_Report):
@@ -68,6 +93,8 @@ class TargetResult(_Report):
     cases: list[CaseResult]
     top1: float | None = None
     """Share of all positions that have the reference's highest logit, 0 to 1; for logits only."""
+    limits: Limits | None = None
+    """Limits of an engine that rounds activations to 8 bits, as its options say; others have those of the report."""
     left_out: list[str] = []
     """Batches for which the engine has no optimization profile."""
     boundaries: list[Boundary] = []
@@ -120,19 +147,27 @@ class ParityReport(_Report):
     """Limit of the KL divergence at each position, in nats; for logits only."""
     limit_top1: float | None = None
     """The least share of all positions that must have the reference's highest logit; for logits only."""
+    quantization: QuantizationCost | None = None
+    """What quantized weights cost; None for a bundle without them, or if the original ones were not given."""
     ranges: list[Range] = []
     """The largest values of the reference, in the order of computation; empty in reports of earlier versions."""
     lengths_left_out: list[int]
     targets: list[TargetResult]
 
     @property
-    def has_limits(self) -> bool:
-        """Whether the noise floor gives usable limits.
+    def limits(self) -> Limits:
+        """The limits of targets that do not round activations."""
+        return Limits(
+            floor=self.floor,
+            max_rel=self.limit_max_rel,
+            rms_rel=self.limit_rms_rel,
+            kl=self.limit_kl,
+            top1=self.limit_top1,
+        )
 
-        It does not if eager PyTorch itself overflows, or if an output of zeros (relative rms error 1) would pass.
-        """
-        finite = all(map(math.isfinite, (self.limit_max_rel, self.limit_rms_rel, self.limit_kl or 0.0)))
-        return finite and self.limit_rms_rel < 1
+    def limits_of(self, target: TargetResult) -> Limits:
+        """The limits of a target."""
+        return target.limits or self.limits
 
     @property
     def refused(self) -> bool:
@@ -146,12 +181,7 @@ class ParityReport(_Report):
         return self.model_copy(update={"engines": engines}).with_targets(targets)
 
     def with_targets(self, targets: list[TargetResult]) -> Self:
-        """The report with these results; it passes if all of them do."""
-        passed = bool(targets) and all(target.passed for target in targets)
+        """The report with these results; it passes if all of them do, and quantized weights do not cost too much."""
+        computed = bool(targets) and all(target.passed for target in targets)
+        passed = computed and (self.quantization is None or self.quantization.passed)
         return self.model_copy(update={"targets": targets, "passed": passed})
-
-    def within(self, metrics: Metrics) -> bool:
-        """Whether these errors are within the limits; NaN is not, and without usable limits nothing is."""
-        near = metrics.max_rel <= self.limit_max_rel and metrics.rms_rel <= self.limit_rms_rel
-        alike = self.limit_kl is None or (metrics.kl is not None and metrics.kl <= self.limit_kl)
-        return self.has_limits and near and alike

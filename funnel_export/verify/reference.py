@@ -26,6 +26,7 @@ from funnel_export.funnel.stored_maps import read_maps
 from funnel_export.spec.choices import Dtype, Logits
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.funnel import MAPS
+from funnel_export.verify.activations import round_activations
 from funnel_export.verify.cases import kept_positions, last_token_names
 from funnel_export.verify.float64 import Float64
 from funnel_export.verify.probe import RangeProbe
@@ -98,16 +99,28 @@ def output_options(bundle: Bundle, length: int) -> dict[str, Any]:
 
 
 class Eager:
-    """Hugging Face's model with the bundle's own weights and funnel.
+    """Hugging Face's model with a bundle's funnel, and its weights or those of another checkpoint.
 
-    For a dense bundle the model is not patched. A probe records the largest values of every run.
+    For a dense bundle the model is not patched. A probe records the largest values of every run. With a group of
+    activations, products with quantized weights round their inputs; see `round_activations`.
     """
 
-    def __init__(self, bundle: Bundle, dtype: torch.dtype, probe: RangeProbe | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        dtype: torch.dtype,
+        probe: RangeProbe | None = None,
+        *,
+        source: Checkpoint | None = None,
+        group: int | None = None,
+    ) -> None:
         self.spec = bundle.spec.funnel
         self.dense = self.spec is None
         self.output = bundle.output.name  # the same name as Hugging Face's
-        self.model = load_model(bundle, dtype)
+        checkpoint = source or Checkpoint.open(bundle.path)
+        self.model = load_checkpoint(checkpoint, bundle.spec, dtype)
+        if group is not None:
+            round_activations(self.model, checkpoint, group)
         self._dtype, self._probe = dtype, probe
         self._bundle = bundle
         self._seen: dict[str, Tensor | None] = {}

@@ -9,7 +9,7 @@ import pytest
 from breaks import another_softcap, changed, own, slower, wide_window
 from exported import Recipe
 
-from funnel_export import compile_bundle
+from funnel_export import Quantization, compile_bundle
 
 # Imported for `imported`.
 from funnel_export.commands import bench  # noqa: F401
@@ -39,6 +39,22 @@ def run(pytester: pytest.Pytester, *arguments: object) -> tuple[int, str, str]:
     """Run pytest in its own folder without this project's settings; return exit code, stdout and stderr."""
     done = pytester.runpytest_inprocess(*SETTINGS, *map(str, arguments))
     return int(done.ret), done.stdout.str(), done.stderr.str()
+
+
+def test_a_quantized_bundle_has_a_gate_of_its_own(pytester: pytest.Pytester) -> None:
+    recipe = Recipe(quantization=Quantization(bits=8))
+    bundle = own(pytester.path, recipe)
+    options = (f"--funnel-bundle={bundle.path}", *FAST, f"--funnel-unquantized={recipe.checkpoint()}", "-v")
+    code, out, _ = run(pytester, *options)
+    assert code == 0, out
+    assert "funnel_export/gates::test_quantization PASSED" in out
+    code, out, _ = run(pytester, *options, "--funnel-max-kl=1e-9")
+    assert code == 1
+    assert "test_parity[onnxruntime] PASSED" in out
+    assert "FAILED: the mean KL divergence on the batches of the check is" in out
+    code, _, err = run(pytester, *options, f"--funnel-unquantized={bundle.path}")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "quantized already" in err
 
 
 def test_a_good_bundle_passes_and_junit_has_the_speedups(pytester: pytest.Pytester) -> None:

@@ -140,6 +140,10 @@ class _Base:
         """See `Target.on_gpu`."""
         return True
 
+    def activation_group(self, engine: Engine) -> int | None:  # noqa: ARG002 - a Target's signature
+        """See `Target.activation_group`; always None."""
+        return None
+
     def misfit(self, engine: Engine) -> str | None:
         """See `Target.misfit`."""
         built, version = engine.manifest, self.flavour.load().__version__
