@@ -28,10 +28,10 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.parity.passed
     assert load_bundle(out / "funnel").spec.funnel == FUNNEL
     assert load_bundle(out / "dense").spec.funnel is None
-    runtimes = ["eager", "onnxruntime", "onnxruntime-cpu", "openvino", "openvino-cpu"]
+    runtimes = ["eager", "onnxruntime-cpu", "openvino-cpu"]
     assert [row.runtime for row in report.rows] == runtimes
     assert report.passed
-    assert set(runtimes[2::2]) <= set(engine_names(load_bundle(out / "funnel")))
+    assert set(runtimes[1:]) <= set(engine_names(load_bundle(out / "funnel")))
     if get_target("tensorrt-rtx").availability().compiles:
         assert any(name.startswith("tensorrt-rtx-") for name in engine_names(load_bundle(out / "funnel")))
     assert LatencyReport.model_validate_json((out / "demo.json").read_text()) == report
@@ -59,7 +59,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for table in text.split("parity with")[1].split("parity of")[0].split("latency\n"):
         rows = [line for line in table.splitlines() if line.startswith(tuple(runtimes))]
-        assert 4 <= len(rows) <= 8
+        assert 2 <= len(rows) <= 8
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
