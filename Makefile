@@ -38,7 +38,7 @@ fuzz: $(INSTALLED)
 # Bundles loaded by other people's software, in an environment without ours.
 interop: $(INSTALLED) $(OTHERS)/installed
 	PYTHONPATH=tests $(BIN)/python tests/interop/make_bundles.py $(BUNDLES)
-	$(OTHERS)/bin/pytest tests/interop --config-file tests/interop/pytest.ini --bundles=$(BUNDLES)
+	$(OTHERS)/bin/pytest tests/interop --config-file tests/interop/pytest.ini --bundles=$(BUNDLES) --node=$(OTHERS)/node
 
 # The command line with the lowest version of every dependency.
 lowest: $(LOWEST)/installed
@@ -62,6 +62,7 @@ $(OTHERS)/installed: tests/interop/requirements.txt tests/interop/constraints.tx
 	$(PYTHON) -m venv $(OTHERS)
 	$(OTHERS)/bin/pip install --quiet --disable-pip-version-check \
 		--constraint tests/interop/constraints.txt --requirement tests/interop/requirements.txt
+	-npm install --silent --no-fund --no-audit --ignore-scripts --prefix $(OTHERS)/node onnxruntime-node@1.30.0
 	touch $@
 
 # uv asks PyPI alone; UV_CONSTRAINT names a file with another torch where only its CUDA build is to be had.

@@ -1,9 +1,11 @@
 """`package`: add a bundle, or engines of it, to a Triton model repository."""
 
 import os
+import warnings
 from pathlib import Path
 
 from funnel_export.bundle.load import Bundle, load_bundle
+from funnel_export.errors import FunnelExportWarning
 from funnel_export.packaging.triton import (
     Package,
     check_unchanged,
@@ -25,6 +27,10 @@ from funnel_export.spec.triton import TritonOptions
 from funnel_export.system.atomic import replace_folder
 from funnel_export.system.place import Placing
 
+ROUNDING = (
+    "Triton's ONNX Runtime back end may round activations to 8 bits if weights are quantized: ONNX Runtime 1.32 does "
+    "by default, and the back end has no parameter for it. `check` does not compare such a model"
+)
 HINT = "use another --name, or an OUT that you may write"
 
 
@@ -80,6 +86,8 @@ def _package_graph(
     config = model_config(target.name, graph, bundle.spec.dtype, profiles, options)
     if built is not None:
         warn_of_gaps(built, config.max_batch_size)
+    elif bundle.spec.quantization is not None:
+        warnings.warn(ROUNDING, FunnelExportWarning, stacklevel=3)
     check_unchanged(target)
     with replace_folder(target, is_model, hint=HINT) as folder:
         write_model(folder, bundle, config, engine, placing, progress)

@@ -21,6 +21,8 @@ LINKED = "text-generation-linked"
 """`text-generation-funnel` with hard-linked weights, as `export` writes them by default."""
 UNNAMED = "feature-extraction-unnamed"
 """A funnel whose checkpoint has a tokenizer without a class of its own, as transformers 5 writes it."""
+QUANTIZED = ("text-generation-int8", "text-generation-int4")
+"""Funnels with quantized weights, which Hugging Face does not load."""
 NAMES = (*(f"{model}-{kind}" for model in (*TASKS, *GEMMA3) for kind in KINDS), LINKED, UNNAMED)
 
 

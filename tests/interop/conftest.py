@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the bundles be elsewhere."""
     parser.addoption("--bundles", type=Path, default=ROOT / "build" / "interop", help="what make_bundles.py wrote")
+    parser.addoption("--node", type=Path, help="folder in which onnxruntime-node is installed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

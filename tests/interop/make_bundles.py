@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import EMBEDDER, HALF, UNNAMED
+from cases import EMBEDDER, HALF, QUANTIZED, UNNAMED
 from embedder import embed, save_modules
 from exported import Recipe
 from models import save_tiny_checkpoint
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from funnel_export import Bundle, FunnelSpec, apply_funnel, export
+from funnel_export import Bundle, FunnelSpec, Quantization, apply_funnel, export
 from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.commands.demo import make_tokenizer
 from funnel_export.spec.choices import Task
@@ -128,7 +128,7 @@ def reference(bundle: Bundle) -> dict[str, Any]:
         found |= {f"{name}-{side}": value for name, value in inputs.items()}
         found[f"onnxruntime-{side}"] = session.run(inputs)[output]
     found["expected"] = Eager(bundle, torch.float64).run(values)[output]
-    if bundle.spec.task is Task.TEXT_GENERATION:
+    if bundle.spec.task is Task.TEXT_GENERATION and bundle.spec.quantization is None:
         found["written"] = np.array([generate(bundle, np.array(tokenizer(text)["input_ids"])) for text in TEXTS])
     return found
 
@@ -171,6 +171,12 @@ def main(out: Path) -> None:
             if task is Task.FEATURE_EXTRACTION:
                 shutil.copytree(folder, out / EMBEDDER)
                 export(folder, out / HALF, funnel=None, dtype="float16", weights="copy")
+    with TemporaryDirectory(dir=out) as folder:  # blocks of 64 divide the hidden size
+        checkpoint = make_checkpoint(Path(folder), Task.TEXT_GENERATION, tokenizer, hidden_size=64)
+        for name in QUANTIZED:
+            bits = Quantization(bits=int(name.removeprefix("text-generation-int")))
+            made = export(checkpoint, out / name, funnel=FUNNEL, task="text-generation", quantization=bits)
+            write(made, checkpoint)
     with TemporaryDirectory(dir=out) as folder:
         checkpoint = make_checkpoint(Path(folder), Task.FEATURE_EXTRACTION, unnamed(tokenizer))
         write(export(checkpoint, out / UNNAMED, funnel=FUNNEL, weights="copy"), checkpoint)

@@ -18,7 +18,7 @@ from serving import BF16, FP32, INT64, PLAN, add_engine, config, read, tensor
 from tamper import listing, rewrite_json
 from tokenizers_of_words import speaking
 
-from funnel_export import Bundle, export, load_bundle
+from funnel_export import Bundle, Quantization, export, load_bundle
 from funnel_export.commands.package import package
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.spec.choices import Backend, Task
@@ -189,6 +189,13 @@ def test_batches_that_no_profile_takes_are_told_of(bundle: Bundle, tmp_path: Pat
     add_engine(bundle, "one:batch=1,sequence=8", "four:batch=4,sequence=8")
     with pytest.warns(UserWarning, match="no optimization profile takes batches of 2, 3; Triton"):
         package(bundle, tmp_path, name="m", options=ON_TENSORRT)
+
+
+def test_a_quantized_graph_may_be_rounded_by_triton(tmp_path: Path) -> None:
+    quantized = Recipe(quantization=Quantization(bits=8)).bundle()
+    with pytest.warns(UserWarning, match="may round activations to 8 bits"):
+        package(quantized, tmp_path, name="quantized")
+    assert (tmp_path / "quantized" / "1" / "quantized.safetensors").is_file()
 
 
 def test_two_models_in_one_repository_and_one_is_replaced(tmp_path: Path) -> None:

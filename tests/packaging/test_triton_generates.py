@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tokenizers_of_words import speaking
 from transformers import AutoTokenizer
 from triton_server import Server, back_ends, packages, serving
 
-from funnel_export import FunnelModelForCausalLM, FunnelSpec, compile_bundle, load_bundle
+from funnel_export import FunnelModelForCausalLM, FunnelSpec, Quantization, compile_bundle, load_bundle
 from funnel_export.commands.package import package
 from funnel_export.spec.choices import Task
 from funnel_export.spec.triton import TritonOptions
@@ -40,6 +41,8 @@ OPTIONS = {
     "graphs": TritonOptions(max_batch_size=2, target="onnxruntime"),
     "engines": TritonOptions(engine="openvino-cpu", instances=2),
 }
+QUANTIZED = "int8"
+"""A model with quantized weights."""
 PROMPT = {"text_input": "w5 w6 w7", "max_tokens": 20}
 WILD: dict[str, Any] = {"temperature": 2.0, "seed": 7}
 """Sampling from a flat distribution, so that a text does not repeat one word."""
@@ -57,12 +60,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    packages()
+    recipe = replace(RECIPE, quantization=Quantization(bits=8))
+    return speaking(recipe.bundle().path, tmp_path_factory.mktemp("quantized") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("server")
     for name, options in OPTIONS.items():
         package(bundle, folder / "models", name=name, options=options)
+    package(quantized, folder / "models", name=QUANTIZED, options=OPTIONS["graphs"])
     with serving(packages(), folder / "models", back_ends(packages(), folder / "backends"), folder / "log") as running:
-        assert running.states() == dict.fromkeys(OPTIONS, "READY"), running.log.read_text()
+        assert running.states() == dict.fromkeys([*OPTIONS, QUANTIZED], "READY"), running.log.read_text()
         yield running
 
 
@@ -101,6 +112,13 @@ def test_a_text_is_hugging_faces(
     assert found["output_ids"] == new
     assert found["text_output"] == tokenizer.decode(new, skip_special_tokens=True)
     assert (found["finish_reason"], found["num_input_tokens"], found["num_output_tokens"]) == ("length", 4, 20)
+
+
+def test_quantized_weights_write_the_same_text(server: Server, quantized: Path, tokenizer: Any) -> None:
+    own = FunnelModelForCausalLM.from_pretrained(quantized, target="onnxruntime")
+    prompt = tokenizer(PROMPT["text_input"], return_tensors="pt")
+    wanted = own.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt.input_ids.shape[1] :]
+    assert ask(server, QUANTIZED)["output_ids"] == wanted.tolist()
 
 
 def joined(found: list[dict[str, Any]]) -> str:
