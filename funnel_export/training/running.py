@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ STATE = "trainer_state.json"
 """The last file of a saved state that `Trainer` writes."""
 TRAINING, HELD_OUT = "loss", "held_out"
 """Names of the objective and of the loss on held-out texts in the trainer's log."""
+LONGEST = 600.0
+"""Seconds after which a state is saved, however few steps were made since the last one; with one process only."""
 AVERAGED = 10
 """Steps over which the objective is averaged."""
 
@@ -101,7 +104,7 @@ def run(
         ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # with more, `Trainer` copies the model to all GPUs in each step
-    callbacks: list[TrainerCallback] = [_Measure(spec, measure), _Show(progress), _KeepLast()]
+    callbacks: list[TrainerCallback] = [_Measure(spec, measure), _Show(progress), _SaveByTime(), _KeepLast()]
     if spec.strides:
         callbacks.insert(0, _DrawStride(spec, model))
     trainer = Trainer(
@@ -150,6 +153,22 @@ def last_state(folder: Path) -> Path | None:
         with contextlib.suppress(OSError, ValueError, KeyError):  # a state that a killed run did not complete
             found[int(from_json((path / STATE).read_bytes())["global_step"])] = path
     return found[max(found)] if found else None
+
+
+class _SaveByTime(TrainerCallback):
+    """Saves a state if the last one is old: on a CPU, a hundred steps may take hours."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Ask for a save; several processes would not agree on when."""
+        if args.world_size == 1 and time.monotonic() - self._last >= LONGEST:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Start again."""
+        self._last = time.monotonic()
 
 
 class _KeepLast(TrainerCallback):

@@ -32,6 +32,7 @@ from funnel_export import FunnelSpec, adapt, apply_funnel, check, evaluate, expo
 from funnel_export.commands.adapt import REPORT, SETTINGS, STATE
 from funnel_export.errors import BundleError, CheckpointError, DataError, FunnelExportError, SpecError
 from funnel_export.report.quality_text import describe_adapt
+from funnel_export.training import running
 from funnel_export.training.adapt_report import AdaptReport
 
 LINEAR = FunnelSpec.parse(FUNNEL, recovery="linear")
@@ -196,6 +197,16 @@ def test_a_run_goes_on_as_if_it_had_not_ended(step: str, adapted: Path, run: Run
     )
     assert weights_of(tmp_path / "out") == weights_of(adapted)
     assert not (tmp_path / "out" / STATE).exists()
+
+
+def test_a_slow_run_is_saved_by_time(adapted: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "LONGEST", 0.0)
+    settings = WHOLE | {"save_steps": 100}
+    with pytest.raises(Ended):
+        run(tmp_path / "out", training=settings, progress=end_at("step 5 "))
+    assert [path.name for path in (tmp_path / "out" / STATE).glob("checkpoint-*")] == ["checkpoint-4"]
+    run(tmp_path / "out", training=settings, resume=True)
+    assert weights_of(tmp_path / "out") == weights_of(adapted)
 
 
 def test_a_run_of_adapters_goes_on_too(run: Run, tmp_path: Path) -> None:
