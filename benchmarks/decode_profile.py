@@ -1,10 +1,12 @@
 """What a step with a cache spends its time on: milliseconds a token by kind of operation, and the bytes it reads.
 
     python benchmarks/decode_profile.py --out benchmarks/results/decode_profile.json
+    python benchmarks/decode_profile.py --bits 4 --out benchmarks/results/decode_profile_int4.json
 
-The checkpoint is that of `decode.py`, dense in float32. ONNX Runtime and OpenVINO each read a text of 512 tokens, and
-then tokens one by one while they record how long each operation takes. The time between the end of the last operation
-of a step and the first one of the next is what no operation accounts for. The last line of stdout is the result.
+The checkpoint is that of `decode.py`, dense in float32, or with weights of few bits and activations rounded to 8. ONNX
+Runtime and OpenVINO each read a text of 512 tokens, and then tokens one by one while they record how long each
+operation takes. The time between the end of the last operation of a step and the first one of the next is what no
+operation accounts for. The last line of stdout is the result.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from export import make_checkpoint
 from measure import conditions, record
 from numpy.typing import NDArray
 
-from funnel_export import export
+from funnel_export import Quantization, export
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.signature import INPUT_IDS
 from funnel_export.latency.traffic import step_bytes
@@ -141,14 +143,22 @@ def profile(kind: type[OnnxRuntimeProfile] | type[OpenVinoProfile], bundle: Bund
 def main() -> None:
     """Export, profile, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, help="bits of a weight; activations are rounded, as the runtimes do it")
     parser.add_argument("--out", type=Path, help="result file")
     options = parser.parse_args()
-    result: dict[str, Any] = {"past": PAST, "steps": STEPS, "conditions": conditions(PACKAGES)}
+    result: dict[str, Any] = {"past": PAST, "steps": STEPS, "bits": options.bits, "conditions": conditions(PACKAGES)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder / "checkpoint")
         task = Task.TEXT_GENERATION_WITH_PAST
-        bundle = export(folder / "checkpoint", folder / "dense", funnel="none", dtype=Dtype.FLOAT32, task=task)
+        bundle = export(
+            folder / "checkpoint",
+            folder / "dense",
+            funnel="none",
+            dtype=Dtype.FLOAT32,
+            task=task,
+            quantization=None if options.bits is None else Quantization(bits=options.bits),
+        )
         sized = bundle.family, bundle.architecture, bundle.spec
         result |= {"bytes": step_bytes(*sized, PAST + STEPS // 2), "weight_bytes": step_bytes(*sized, 0)}
         for kind in (OnnxRuntimeProfile, OpenVinoProfile):

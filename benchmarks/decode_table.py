@@ -95,15 +95,15 @@ def _listed(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FullyConnected"}
+PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FullyConnected", "FullyConnectedCompressed", "MatMulNBits"}
 """Products of matrices, under the names of both runtimes."""
 SHOWN = 6
 """Kinds of operations other than products that are listed."""
 
 
-def profile() -> str:
+def profile(file: str = "decode_profile") -> str:
     """What a step spends its time on, in each runtime."""
-    result: dict[str, Any] = json.loads((RESULTS / "decode_profile.json").read_text())
+    result: dict[str, Any] = json.loads((RESULTS / f"{file}.json").read_text())
     lines = []
     for title, name in (("ONNX Runtime", "OnnxRuntimeProfile"), ("OpenVINO", "OpenVinoProfile")):
         found = result[name]

@@ -358,6 +358,7 @@ TABLES = {
         "decode": decode_table.decode,
         "decode_bits": partial(decode_table.decode, "decode_bits"),
         "decode_profile": decode_table.profile,
+        "decode_profile_int4": partial(decode_table.profile, "decode_profile_int4"),
         "generate_2b": decode_table.generate_2b,
         "quantize_2b": decode_table.quantize_2b,
         "real": real_table.real,

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from tamper import rewrite_graph, rewrite_json
 
 from funnel_export import Bundle, Quantization, compile_bundle, load_bundle
-from funnel_export.bundle.engine import Engine
+from funnel_export.bundle.engine import Engine, engine_names, load_engine
 from funnel_export.bundle.products import Products, Weights
 from funnel_export.commands.inspect import inspect
 from funnel_export.report.text import describe_engine
@@ -94,6 +94,15 @@ def test_rounded_activations_are_told(target: str, option: str, value: str, word
     built(bundle, target, **{option: value})
     assert told(bundle).startswith("29 in 8 bits")
     assert told(bundle).endswith(f"; activations {words}")
+
+
+def test_onnxruntime_computes_8_bits_exactly_with_float_weights(tmp_path: Path) -> None:
+    """Its product with codes of 8 bits and exact activations takes ten times as long."""
+    bundle = own(EIGHT, tmp_path)
+    built(bundle, "onnxruntime")
+    assert told(bundle).startswith("29 in float32 in the optimized graph")
+    engine = load_engine(bundle, engine_names(bundle)[0])
+    assert sum(file.size for file in engine.manifest.files) > sum(file.size for file in bundle.manifest.weights)
 
 
 def test_kept_parts_are_in_the_graphs_dtype(tmp_path: Path) -> None:
