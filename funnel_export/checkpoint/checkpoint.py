@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +12,8 @@ from pydantic_core import from_json
 
 from funnel_export.checkpoint.copied import read_copied
 from funnel_export.checkpoint.folder import check_adapter, check_files, check_shards, no_config, no_weights
+from funnel_export.checkpoint.foreign import Layout, read_layout
+from funnel_export.checkpoint.foreign_tensor import ForeignTensor, describe, foreign_bare_of, foreign_tensor
 from funnel_export.checkpoint.quantized import METHOD, QUANTIZED, QuantizedTensor, bare_of, quantized_tensor
 from funnel_export.checkpoint.recognise import check_config, check_names
 from funnel_export.checkpoint.safetensors import DTYPE_NAMES, DTYPE_SIZES, StoredTensor, WeightFile
@@ -53,10 +55,16 @@ class Checkpoint:
     family: Family
     architecture: Architecture
     weights: tuple[WeightFile, ...]
+    layout: Layout | None = None
+    """How others store the weights that they quantized, None if there are none."""
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, foreign: bool = False) -> Self:
         """Open a checkpoint folder; reads JSON files, safetensors headers and a sample of every tensor.
+
+        Args:
+            path: the folder.
+            foreign: whether to open a checkpoint that others quantized, whose weights only an export converts.
 
         Raises:
             CheckpointError: if it is not a safetensors checkpoint of a supported family.
@@ -76,11 +84,15 @@ class Checkpoint:
                 wanted=f"{SINGLE} or {INDEX}",
             )
         quantized = quantization_of(config) is not None
+        layout = None if quantized else read_layout(config)
+        if layout is not None and not foreign:
+            raise _only_exported(folder, layout)
         if not quantized:
-            check_config(config)
+            check_config(config, foreign=layout is not None)
         architecture = family.read_architecture(config)
         stored = [QUANTIZED] if quantized else _weight_file_names(folder, names)
-        checkpoint = cls(folder, config, family, architecture, tuple(WeightFile.read(folder / name) for name in stored))
+        files = tuple(WeightFile.read(folder / name) for name in stored)
+        checkpoint = cls(folder, config, family, architecture, files, layout)
         check_names(checkpoint.parameters, family)
         return checkpoint
 
@@ -92,6 +104,8 @@ class Checkpoint:
     @property
     def parameters(self) -> list[str]:
         """Names of the weights; of quantized ones without what their tensors' names add."""
+        if self.layout is not None:
+            return list(dict.fromkeys(foreign_bare_of(name, self.layout) for name in self.tensors))
         if self.quantization is None:
             return list(self.tensors)
         return list(dict.fromkeys(map(bare_of, self.tensors)))
@@ -108,7 +122,13 @@ class Checkpoint:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the weights are quantized, None if they are not."""
+        """How the weights are quantized, None if they are not.
+
+        Raises:
+            CheckpointError: if others quantized them in a way that cannot be exported.
+        """
+        if self.layout is not None:
+            return describe(self.layout, self.family, self.tensors, self.parameters)
         return quantization_of(self.config)
 
     @property
@@ -143,7 +163,7 @@ class Checkpoint:
         Hugging Face's `dtype="auto"` reads it from `config.json` first, which may differ from the files.
         """
         found = self.find_weight(self.family.embedding)
-        return DTYPE_NAMES[(found.scales if isinstance(found, QuantizedTensor) else found).dtype]
+        return DTYPE_NAMES[(found if isinstance(found, StoredTensor) else found.scales).dtype]
 
     def companions(self) -> dict[str, bytes]:
         """The contents of the files that are copied into bundles, by name.
@@ -156,14 +176,18 @@ class Checkpoint:
         content = read_copied(self.path, [name for name in COMPANIONS if (self.path / name).exists()])
         return {name: readable_by_all(text) if name == SETTINGS else text for name, text in content.items()}
 
-    def find_weight(self, parameter: str) -> StoredTensor | QuantizedTensor:
-        """The weight of a model's parameter, quantized or not.
+    def find_weight(self, parameter: str) -> StoredTensor | QuantizedTensor | ForeignTensor:
+        """The weight of a model's parameter, quantized or not; `ForeignTensor` only if there is a `layout`.
 
         Raises:
             CheckpointError: see `find`; or if it is quantized and incomplete.
         """
-        tensors = self.tensors
-        found = (quantized_tensor(tensors, name) for name in self.family.stored_names(parameter))
+        tensors, names = self.tensors, self.family.stored_names(parameter)
+        found: Iterable[QuantizedTensor | ForeignTensor | None]
+        if self.layout is None:
+            found = (quantized_tensor(tensors, name) for name in names)
+        else:
+            found = (foreign_tensor(tensors, name, self.layout) for name in names)
         return next((each for each in found if each is not None), None) or self.find(parameter)
 
     def find(self, parameter: str) -> StoredTensor:
@@ -202,6 +226,16 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
         raise CheckpointError(
             "quantization_config in config.json is invalid", got=err, wanted="what `quantize` wrote"
         ) from err
+
+
+def _only_exported(folder: Path, layout: Layout) -> CheckpointError:
+    """The error for a checkpoint of others where its weights cannot be used."""
+    return CheckpointError(
+        "a checkpoint that others quantized can only be exported",
+        got=f"{folder}: quant_method {layout.origin}",
+        wanted="weights in float32, float16 or bfloat16, or a bundle",
+        hint="use its bundle: funnel-export export CHECKPOINT BUNDLE --funnel none; or the original checkpoint",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from funnel_export.checkpoint.foreign import KEY, TAKEN
 from funnel_export.errors import CheckpointError
 from funnel_export.families.base import Family
 from funnel_export.spec.funnel import layer_name
 
 MERGE = "merge it with PEFT: model.merge_and_unload().save_pretrained(NEW_FOLDER), and export NEW_FOLDER"
 
-QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
+QUANTIZED_KEYS = (KEY, "compression_config", "quantization")
 """Keys in `config.json` of Hugging Face, old compressed-tensors and MLX."""
 QUANTIZED = {
     *("qweight", "qzeros", "scales", "g_idx"),  # GPTQ, AWQ, MLX
@@ -45,16 +46,20 @@ BESIDE_THE_MODEL = {
 """Keys of `auto_map` whose code does not affect what a model computes."""
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], *, foreign: bool = False) -> None:
     """Refuse the config of a quantized model or of a model with custom code.
 
     Custom code may compute something else from the same weights, whatever `model_type` says.
+
+    Args:
+        config: the content of `config.json`.
+        foreign: whether its `quantization_config` is one of those that are taken.
 
     Raises:
         CheckpointError: if the config is one of these.
     """
     for key in QUANTIZED_KEYS:
-        if config.get(key):
+        if config.get(key) and not (foreign and key == KEY):
             raise _quantized(f"{key} in config.json")
     code = config.get("auto_map")
     if code and not (isinstance(code, dict) and code.keys() <= BESIDE_THE_MODEL):
@@ -138,6 +143,6 @@ def _quantized(got: str) -> CheckpointError:
     return CheckpointError(
         "quantized checkpoints are not supported",
         got=got,
-        wanted="weights in float32, float16 or bfloat16",
+        wanted=f"weights in float32, float16 or bfloat16; or {KEY} in config.json with quant_method: {TAKEN}",
         hint="use the original checkpoint, or model.dequantize(), then model.save_pretrained(NEW_FOLDER)",
     )

@@ -19,8 +19,10 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
 }
-"""NumPy's dtypes of weights and codes, by safetensors' names."""
+"""NumPy's dtypes of weights and codes, by safetensors' names; the last two are those of others' codes."""
 
 
 def read_values(folder: Path, weight: StoredTensor | QuantizedTensor) -> NDArray[np.float32]:

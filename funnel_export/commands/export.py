@@ -47,6 +47,8 @@ def export(
 ) -> Bundle:
     """Export a checkpoint to a bundle, without loading its weights.
 
+    A checkpoint that GPTQ, AWQ or compressed-tensors quantized keeps its codes; they are stored in another order.
+
     Args:
         checkpoint: folder with `config.json` and safetensors, or the id of a model on the Hugging Face Hub.
         out: the bundle's folder; an earlier bundle is replaced when the new one is complete. Engines that were compiled
@@ -92,8 +94,9 @@ def export(
     found = find_checkpoint(checkpoint, revision)
     check_target(found.folder, target, overwrite=overwrite)
     progress("reading the checkpoint")
-    source = Checkpoint.open(found.folder)
+    source = Checkpoint.open(found.folder, foreign=True)
     if quantization is not None:
+        quantization.check_chosen()
         check_not_quantized(source)
     stored_as = quantization or source.quantization
     spec = ExportSpec(
@@ -158,13 +161,10 @@ def _build_and_write(
     source: Checkpoint, folder: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
 ) -> Bundle:
     from funnel_export.exporter import audit, build, write
-    from funnel_export.quantization.write import quantized_size
 
     derived = None
-    if spec.quantization is not None and source.quantization is None:
-        parameters = build.parameters_of(source, spec)
-        check_room(folder, quantized_size(source, parameters, spec), "the quantized weights")
-        source, derived = _quantize(source, parameters, folder, spec, progress)
+    if spec.quantization is not None and (source.layout is not None or source.quantization is None):
+        source, derived = _quantize(source, build.parameters_of(source, spec), folder, spec, progress)
     else:
         weights = [source.path / file.file for file in source.weights]
         check_room(folder, copied_bytes(weights, folder, placing), "the weight files that are copied")
@@ -180,10 +180,14 @@ def _build_and_write(
 def _quantize(
     source: Checkpoint, parameters: Sequence[str], folder: Path, spec: ExportSpec, progress: Progress
 ) -> tuple[Checkpoint, DerivedFile]:
-    from funnel_export.quantization.write import quantize_weights
+    """Write weights that are rounded to codes, or those that others quantized in the form of a bundle."""
+    from funnel_export.quantization.convert import convert_weights, converted_size
+    from funnel_export.quantization.write import quantize_weights, quantized_size
 
+    size, write = (quantized_size, quantize_weights) if source.layout is None else (converted_size, convert_weights)
+    check_room(folder, size(source, parameters, spec), "the quantized weights")
     try:
-        return quantize_weights(source, parameters, spec, folder, progress)
+        return write(source, parameters, spec, folder, progress)
     except OSError as err:
         raise BundleError(
             "the quantized weights could not be written", got=err, wanted="disk space and write permission"

@@ -43,6 +43,7 @@ def quantize(
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     check_target(opened.path, target, overwrite=overwrite)
     source = Checkpoint.open(opened.path)
+    quantization.check_chosen()
     check_not_quantized(source)
     return export_opened(
         source,

@@ -26,6 +26,8 @@ def quantization_faults(model: ir.Model, family: Family, quantization: Quantizat
         weight = bare_of(name)
         part = family.part_of(weight)
         bits = None if part is None or quantization is None else quantization.bits_of(part)
+        if quantization is not None and family.bare_name(weight) in quantization.kept_weights:
+            bits = None
         if (weight == name) == (bits is not None) and not (weight == name and _also_kept(part, quantization)):
             yield f"{name} is {'not ' if weight == name else ''}quantized, and the quantization is {quantization}"
     for node in model.graph:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from funnel_export.bundle.weights import Derived, DerivedFile, Stored, WeightSource
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.folder import listed
+from funnel_export.checkpoint.foreign_tensor import ForeignTensor
 from funnel_export.checkpoint.quantized import QuantizedTensor
 from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.errors import CheckpointError
@@ -47,6 +48,7 @@ def refer_to_weights(
     for value in parameters:
         name = str(value.name)
         weight = found[name]
+        assert not isinstance(weight, ForeignTensor)  # an export converts them before
         if isinstance(weight, QuantizedTensor):
             stored |= dequantize(model, value, weight)
         else:

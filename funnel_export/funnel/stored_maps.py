@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.foreign_tensor import ForeignTensor
 from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.checkpoint.values import read_values
 from funnel_export.errors import CheckpointError
@@ -28,6 +29,7 @@ def read_maps(spec: FunnelSpec | None, checkpoint: Checkpoint) -> SlotMaps | Dro
                 got=f"{MAPS}.{name}: {list(stored.shape)}",
                 wanted=list(wanted),
             )
+        assert not isinstance(stored, ForeignTensor)  # such a checkpoint is only exported
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(read_values(checkpoint.path, stored)))
     return maps

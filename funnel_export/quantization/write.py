@@ -1,7 +1,7 @@
 """Writes a checkpoint's weights in fewer bits, one weight at a time: memory depends on the largest weight only."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -72,29 +72,57 @@ def quantize_weights(
         The checkpoint with the new weights and config, and the record of the file. Its path stays that of the source.
 
     Raises:
+        SpecError: if the quantization is one of others.
         CheckpointError: if a weight is infinite, not a number, or cannot be read.
         OSError: if the file cannot be written.
     """
     assert spec.quantization is not None
+    spec.quantization.check_chosen()
     plans = list(_plans(source, list(parameters), spec, spec.quantization))
-    _write(folder / QUANTIZED, source.path, plans, spec, progress)
+    write_plans(folder / QUANTIZED, plans, lambda plan: _arrays(source.path, plan, spec), progress)
+    untied = {"tie_word_embeddings": False} if source.family.head in {plan.name for plan in plans} else {}
+    return with_quantized(source, plans, spec.quantization, folder, recipe="quantize", values=untied)
+
+
+def with_quantized(
+    source: Checkpoint,
+    plans: Iterable[Plan],
+    quantization: Quantization,
+    folder: Path,
+    *,
+    recipe: str,
+    values: Mapping[str, Any],
+) -> tuple[Checkpoint, DerivedFile]:
+    """A checkpoint with the weights that were written into a folder, and with other values in its config.
+
+    Args:
+        source: the checkpoint.
+        plans: what was written.
+        quantization: how the weights are quantized.
+        folder: where they were written.
+        recipe: what was done with them.
+        values: further values of the config.
+    """
     quantized = sorted(plan.name for plan in plans if plan.bits is not None)
     settings: dict[str, str | int | float | bool] = {
-        name: value for name, value in spec.quantization.to_dict().items() if isinstance(value, int | str)
+        name: value for name, value in quantization.to_dict().items() if isinstance(value, int | str)
     }
-    record = DerivedFile.of(folder / QUANTIZED, Recipe(name="quantize", inputs=quantized, settings=settings))
-    untied = {"tie_word_embeddings": False} if source.family.head in {plan.name for plan in plans} else {}
-    config = _with(source.config, untied)
-    config["quantization_config"] = {"quant_method": METHOD, **spec.quantization.to_dict()}
+    record = DerivedFile.of(folder / QUANTIZED, Recipe(name=recipe, inputs=quantized, settings=settings))
+    config = _with(source.config, values)
+    config["quantization_config"] = {"quant_method": METHOD, **quantization.to_dict()}
     architecture = source.family.read_architecture(config)
     files = (WeightFile.read(folder / QUANTIZED),)
-    return replace(source, config=config, architecture=architecture, weights=files), record
+    return replace(source, config=config, architecture=architecture, weights=files, layout=None), record
 
 
 def quantized_size(source: Checkpoint, parameters: Iterable[str], spec: ExportSpec) -> int:
     """Size in bytes of the tensors that `quantize_weights` writes."""
     assert spec.quantization is not None
-    plans = _plans(source, list(parameters), spec, spec.quantization)
+    return size_of(_plans(source, list(parameters), spec, spec.quantization))
+
+
+def size_of(plans: Iterable[Plan]) -> int:
+    """Size in bytes of the tensors that are planned."""
     return sum(_size(*each) for plan in plans for each in plan.tensors.values())
 
 
@@ -118,13 +146,25 @@ def _plans(source: Checkpoint, parameters: list[str], spec: ExportSpec, quantiza
         elif part in (None, Part.EMBEDDING) or bits is None:
             yield Plan(name, tensor, {"": (tensor.dtype, tensor.shape)})
         else:
-            yield _product(name, tensor, part, spec.dtype, quantization)
+            yield product_plan(name, tensor, tensor.shape, part, spec.dtype, quantization)
         if part is Part.EMBEDDING and tied and not kept_head:
-            yield _product(family.head, tensor, Part.HEAD, spec.dtype, quantization)
+            yield product_plan(family.head, tensor, tensor.shape, Part.HEAD, spec.dtype, quantization)
 
 
-def _product(name: str, tensor: StoredTensor, part: Part, dtype: Dtype, quantization: Quantization) -> Plan:
-    outputs, inputs = tensor.shape
+def product_plan(
+    name: str, tensor: StoredTensor, shape: Sequence[int], part: Part, dtype: Dtype, quantization: Quantization
+) -> Plan:
+    """What is written of a product's weight.
+
+    Args:
+        name: name of the weight.
+        tensor: where it is stored.
+        shape: its [outputs, inputs].
+        part: the part that it belongs to.
+        dtype: dtype of the scales.
+        quantization: how the part is quantized.
+    """
+    outputs, inputs = shape
     bits = quantization.bits_of(part, outputs)
     block = quantization.block_of(inputs)
     packed = outputs // 2 if bits == 4 else outputs
@@ -142,8 +182,19 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
     return NUMPY_DTYPES[dtype].itemsize * prod(shape)
 
 
-def _write(path: Path, folder: Path, plans: list[Plan], spec: ExportSpec, progress: Progress) -> None:
-    """Write a safetensors file; wider dtypes come first, so that every tensor is aligned."""
+def write_plans(
+    path: Path, plans: Sequence[Plan], arrays: Callable[[Plan], Mapping[str, NDArray[Any]]], progress: Progress
+) -> None:
+    """Write a safetensors file, one weight after the other.
+
+    Wider dtypes come first, so that every tensor is aligned.
+
+    Args:
+        path: the new file.
+        plans: what it has of each weight.
+        arrays: gives the tensors of a weight, by what their names add to the weight's.
+        progress: called with the share of the weights that are written.
+    """
     tensors = {f"{plan.name}{suffix}": each for plan in plans for suffix, each in plan.tensors.items()}
     offset, header, offsets = 0, {}, {}
     for name in sorted(tensors, key=lambda name: (-NUMPY_DTYPES[tensors[name][0]].itemsize, name)):
@@ -159,7 +210,7 @@ def _write(path: Path, folder: Path, plans: list[Plan], spec: ExportSpec, progre
         stream.truncate(start + offset)
         for plan in plans:
             progress(STEP, done / total)
-            for suffix, array in _arrays(folder, plan, spec).items():
+            for suffix, array in arrays(plan).items():
                 stream.seek(start + offsets[f"{plan.name}{suffix}"])
                 stream.write(array.reshape(-1).view(np.uint8).data)
             done += prod(plan.source.shape)

@@ -36,6 +36,14 @@ class Method(StrEnum):
     """Round to nearest: the scale of a block is its largest weight's."""
 
 
+class Origin(StrEnum):
+    """What quantized a checkpoint before it was exported, by `quant_method` in its `config.json`."""
+
+    GPTQ = "gptq"
+    AWQ = "awq"
+    COMPRESSED_TENSORS = "compressed-tensors"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
     """Weight-only quantization: a weight is stored as (code - zero point) * scale, with a scale for each block.
@@ -55,7 +63,12 @@ class Quantization:
     """Whether the zero point is 0. TensorRT needs that."""
     keep: tuple[Part, ...] = ()
     """Parts that are not quantized."""
-    method: Method = Method.RTN
+    method: Method | None = Method.RTN
+    """None if the codes are those of others, whose method their checkpoint does not say."""
+    origin: Origin | None = None
+    """Whose codes these are, None for those that an export chose."""
+    kept_weights: tuple[str, ...] = ()
+    """Weights of other parts that are not quantized either, by their names without a prefix."""
 
     def __post_init__(self) -> None:
         """Validate the fields; raise `SpecError` for the first invalid one."""
@@ -63,7 +76,8 @@ class Quantization:
             raise SpecError("weights cannot have this number of bits", got=self.bits, wanted=" | ".join(map(str, BITS)))
         if self.block_size == 0:
             object.__setattr__(self, "block_size", DEFAULT_BLOCKS[self.bits])
-        sizes: Collection[int | None] = BLOCKS if self.bits < 8 else (*BLOCKS, None)
+        any_size = self.bits == 8 or self.origin is not None
+        sizes: Collection[int | None] = (*BLOCKS, None) if any_size else BLOCKS
         if isinstance(self.block_size, bool) or self.block_size not in sizes:
             raise SpecError(
                 f"{self.bits} bits do not have this block size", got=self.block_size, wanted=" | ".join(map(str, sizes))
@@ -72,28 +86,50 @@ class Quantization:
             raise SpecError("symmetric is not true or false", got=repr(self.symmetric), wanted="a bool")
         kept = {parse_choice("part to keep", Part, part) for part in self.keep}
         object.__setattr__(self, "keep", tuple(part for part in Part if part in kept))
-        object.__setattr__(self, "method", parse_choice("method", Method, self.method))
         if kept == set(Part):
             raise SpecError("all parts of the model are kept", got=", ".join(Part), wanted="a part to quantize")
+        self._validate_origin()
+
+    def _validate_origin(self) -> None:
+        """Validate the fields that say who chose the codes; raise `SpecError` for the first invalid one."""
+        if self.origin is None:
+            object.__setattr__(self, "method", parse_choice("method", Method, self.method))
+            if self.kept_weights:
+                raise SpecError(
+                    "single weights cannot be kept", got=self.kept_weights, wanted="parts: " + " | ".join(Part)
+                )
+            return
+        object.__setattr__(self, "origin", parse_choice("origin", Origin, self.origin))
+        object.__setattr__(self, "method", None)
+        if not all(isinstance(name, str) for name in self.kept_weights):
+            raise SpecError("kept_weights are not names", got=self.kept_weights, wanted="names of weights")
+        object.__setattr__(self, "kept_weights", tuple(sorted(self.kept_weights)))
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
         """The quantization from a dict as `to_dict` returns it; raises `SpecError` for an invalid one."""
         names = set(cls.__dataclass_fields__)
-        if not isinstance(values, dict) or set(values) != names or not isinstance(values["keep"], list | tuple):
+        lists = {"keep", "kept_weights"}
+        if (
+            not isinstance(values, dict)
+            or not names - {"origin", "kept_weights"} <= set(values) <= names
+            or not all(isinstance(values[name], list | tuple) for name in lists & set(values))
+        ):
             raise SpecError(
                 "a quantization in JSON must be an object with its fields", got=values, wanted=", ".join(sorted(names))
             )
-        return cls(**values | {"keep": tuple(values["keep"])})
+        return cls(**values | {name: tuple(values[name]) for name in lists & set(values)})
 
     def to_dict(self) -> dict[str, Any]:
-        """The quantization as plain JSON values."""
+        """The quantization as plain JSON values; who quantized the checkpoint only if others did."""
+        origin = {"origin": str(self.origin), "kept_weights": list(self.kept_weights)} if self.origin else {}
         return {
             "bits": self.bits,
             "block_size": self.block_size,
             "symmetric": self.symmetric,
             "keep": [str(part) for part in self.keep],
-            "method": str(self.method),
+            "method": None if self.method is None else str(self.method),
+            **origin,
         }
 
     def bits_of(self, part: Part, outputs: int = 2) -> int | None:
@@ -111,7 +147,19 @@ class Quantization:
             return None
         return next((size for size in BLOCKS if size <= self.block_size and inputs % size == 0), None)
 
+    def check_chosen(self) -> None:
+        """Raise `SpecError` if it describes codes of others, so that no weights can be rounded as it says."""
+        if self.origin is not None:
+            raise SpecError(
+                "weights cannot be quantized as others do it",
+                got=f"origin {self.origin}",
+                wanted="a method: " + " | ".join(Method),
+                hint=f"to export a checkpoint with {self.origin} codes, leave the quantization out",
+            )
+
     def __str__(self) -> str:
         blocks = "one scale for each output" if self.block_size is None else f"blocks of {self.block_size}"
         kept = f", without {', '.join(self.keep)}" if self.keep else ""
-        return f"{self.bits} bits, {blocks}, {'' if self.symmetric else 'a'}symmetric{kept}, {self.method}"
+        single = f", without {len(self.kept_weights)} more weights" if self.kept_weights else ""
+        by = self.method if self.origin is None else f"codes of {self.origin}"
+        return f"{self.bits} bits, {blocks}, {'' if self.symmetric else 'a'}symmetric{kept}{single}, {by}"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
+from funnel_export.checkpoint.foreign_tensor import ForeignTensor
 from funnel_export.checkpoint.quantized import QuantizedTensor
 from funnel_export.checkpoint.safetensors import StoredTensor
 from funnel_export.checkpoint.values import NUMPY_DTYPES, read_values
@@ -42,6 +43,7 @@ def measure_weights(quantized: Checkpoint, original: Checkpoint, progress: Progr
     for index, name in enumerate(names):
         progress("comparing the weights", index / len(names))
         stored, source = quantized.find_weight(name), _original(original, name)
+        assert not isinstance(stored, ForeignTensor)  # a bundle has the weights in its own form
         if stored.shape != source.shape:
             raise CheckpointError(
                 "a weight has another shape in the unquantized model",

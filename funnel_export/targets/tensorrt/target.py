@@ -212,7 +212,8 @@ def _check_quantization(quantization: Quantization | None) -> None:
             "TensorRT cannot read these quantized weights",
             got=quantization,
             wanted="symmetric weights",
-            hint=f"funnel-export quantize BUNDLE OUT --bits {quantization.bits}",
+            hint="of the bundle before it was quantized, or of the original checkpoint's: "
+            f"funnel-export quantize BUNDLE OUT --bits {quantization.bits}",
         )
 
 
