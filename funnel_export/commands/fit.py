@@ -1,21 +1,18 @@
 """`fit`: a checkpoint whose recovery is fitted to a funnel, or to dropped layers."""
 
-import itertools
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from funnel_export.checkpoint.checkpoint import Checkpoint
 from funnel_export.checkpoint.fitted import files_without_maps, write_fitted
 from funnel_export.checkpoint.hub import find_checkpoint
-from funnel_export.errors import CheckpointError, DataError
+from funnel_export.errors import DataError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.quality.tables import check_places
-from funnel_export.spec.choices import Dtype, Recovery, Task, parse_choice
+from funnel_export.spec.choices import Dtype, Recovery, parse_choice
 from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import EXPORT_WEIGHTS, FIT_DTYPE, FIT_LENGTH, FIT_TOKENS, SEED
 from funnel_export.spec.export import ExportSpec
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 REPORT = "fit.json"
 """File of the report in the fitted checkpoint."""
-SHUFFLED = 10_000
-"""Documents that are shuffled; later ones are not used."""
 HELD_OUT = 5
 """One of this number of documents is held out; if there are fewer documents, one of this number of rows."""
 
@@ -127,15 +122,9 @@ def _never(_: Path) -> bool:
 
 def _rows(source: Checkpoint, data: DataSpec, tokens: int, length: int, seed: int) -> "TokenRows":
     """The texts as rows of tokens."""
-    from funnel_export.quality.documents import read_documents
-    from funnel_export.quality.rows import RowSpec, make_rows
-    from funnel_export.runtime.tokenizer import load_tokenizer
+    from funnel_export.quality.shuffled import shuffled_rows
 
-    spec = RowSpec(task=Task.TEXT_GENERATION, length=length, max_tokens=tokens)
-    documents = list(itertools.islice(read_documents(data, Task.TEXT_GENERATION), SHUFFLED))
-    order = np.random.default_rng(seed).permutation(len(documents))
-    tokenizer = load_tokenizer(source.path, CheckpointError)
-    rows = make_rows((documents[index] for index in order), tokenizer, source.architecture, spec)
+    rows = shuffled_rows(source, data, tokens=tokens, length=length, seed=seed)
     if len(rows.rows) < 2:
         raise DataError(
             "there is too little text to fit to",
