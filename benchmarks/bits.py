@@ -43,12 +43,17 @@ FORMS = {
     "4 bits, blocks of 32": Form(Quantization(bits=4, block_size=32)),
     "4 bits, blocks of 32, asymmetric": Form(Quantization(bits=4, block_size=32, symmetric=False)),
     "4 bits, blocks of 64, head kept": Form(Quantization(bits=4, keep=("head",))),
+    "4 bits, blocks of 64, gptq": Form(Quantization(bits=4, method="gptq")),
+    "4 bits, blocks of 32, asymmetric, gptq": Form(Quantization(bits=4, block_size=32, symmetric=False, method="gptq")),
 }
+CALIBRATED = "brown-fit"
+"""The texts on which methods that read texts are calibrated, for both corpora: others than the measured ones."""
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")
 
 
-def measure(model: str, form: Form, texts: Path, tokens: int) -> dict[str, Any]:
+def measure(model: str, form: Form, texts: Path, tokens: int, calibration: Path) -> dict[str, Any]:
     """What `evaluate` says of a model in a form, and how many bytes its weights take."""
+    method = None if form.quantization is None else form.quantization.method
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(
             real_checkpoint() if model == "dense" else fitted(model),
@@ -57,6 +62,7 @@ def measure(model: str, form: Form, texts: Path, tokens: int) -> dict[str, Any]:
             task="text-generation",
             dtype=form.dtype,
             quantization=form.quantization,
+            data=calibration if method is not None and method.reads_texts else None,
         )
         report = evaluate(bundle, [texts], target=form.target, max_tokens=tokens, against=real_checkpoint())
     shown = {"documents", "scored", "measures", "dense", "distance", "seconds"}
@@ -82,7 +88,8 @@ def main() -> None:
                 for corpus in MEASURED:
                     key = f"{model}, {form}, {corpus}"
                     if key not in measured:
-                        measured[key] = measure(model, FORMS[form], parts[f"{corpus}-measure"], options.tokens)
+                        texts, calibration = parts[f"{corpus}-measure"], parts[CALIBRATED]
+                        measured[key] = measure(model, FORMS[form], texts, options.tokens, calibration)
                         record(result, options.out)
 
 

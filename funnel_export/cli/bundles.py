@@ -19,7 +19,17 @@ from funnel_export.cli.options import (
     chosen_funnel,
 )
 from funnel_export.cli.output import say, show_progress
-from funnel_export.cli.quantizing import DEFAULT_BITS, Bits, Block, Keep, MethodName, Symmetric, chosen_quantization
+from funnel_export.cli.quantizing import (
+    DEFAULT_BITS,
+    Bits,
+    Block,
+    Keep,
+    MethodName,
+    Symmetric,
+    Texts,
+    Tokens,
+    chosen_quantization,
+)
 from funnel_export.spec.choices import AUTO, Logits
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, OPSETS
@@ -87,6 +97,8 @@ def export(
     symmetric: Symmetric = None,
     keep: Keep = None,
     method: MethodName = None,
+    data: Texts = None,
+    tokens: Tokens = None,
     weights: Annotated[
         Placing,
         typer.Option(
@@ -123,6 +135,8 @@ def export(
             weights=weights,
             opset=opset,
             quantization=quantization,
+            data=data,
+            tokens=tokens,
             revision=revision,
             overwrite=overwrite,
             progress=progress,
@@ -138,16 +152,18 @@ def quantize(
     symmetric: Symmetric = None,
     keep: Keep = None,
     method: MethodName = None,
+    data: Texts = None,
+    tokens: Tokens = None,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Write a bundle again with its weights in 8 or 4 bits, without loading the model."""
+    """Write a bundle again with its weights in 8 or 4 bits; without loading the model, but for `gptq`."""
     from funnel_export.commands.quantize import quantize as run_quantize
 
     quantization = chosen_quantization(bits, block=block, symmetric=symmetric, keep=keep, method=method)
     assert quantization is not None
     with show_progress() as progress:
-        made = run_quantize(bundle, out, quantization, overwrite=overwrite, progress=progress)
+        made = run_quantize(bundle, out, quantization, data=data, tokens=tokens, overwrite=overwrite, progress=progress)
     _say_written(made, out, as_json=json_)
 
 

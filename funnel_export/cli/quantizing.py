@@ -6,6 +6,7 @@ import typer
 
 from funnel_export.cli.options import one_of
 from funnel_export.errors import SpecError
+from funnel_export.spec.defaults import CALIBRATION_TOKENS
 from funnel_export.spec.quantization import BITS, BLOCKS, DEFAULT_BLOCKS, Method, Part, Quantization
 
 QUANTIZATION = "Quantization"
@@ -50,8 +51,28 @@ Keep = Annotated[
 MethodName = Annotated[
     Method | None,
     typer.Option(
-        help="How codes are chosen: `rtn` rounds to nearest.",
+        help="How codes are chosen: `rtn` rounds to nearest, `gptq` lowers the error of outputs on texts.",
         show_default=str(Method.RTN),
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="PLACE",
+        help="Texts for `gptq`, as for `evaluate`. May be given several times.",
+        show_default=False,
+        rich_help_panel=QUANTIZATION,
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Use at most N tokens of the texts.",
+        show_default=str(CALIBRATION_TOKENS),
         rich_help_panel=QUANTIZATION,
     ),
 ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from funnel_export.bundle.load import Bundle, load_bundle
 from funnel_export.bundle.manifest import ENGINES, MANIFEST
@@ -17,10 +17,12 @@ from funnel_export.bundle.weights import DerivedFile
 from funnel_export.checkpoint.checkpoint import CONFIG, Checkpoint
 from funnel_export.checkpoint.hub import find_checkpoint, is_here
 from funnel_export.checkpoint.modules import read_modules
+from funnel_export.commands.calibrating import CalibrationTexts, chosen_texts
 from funnel_export.errors import BundleError, CheckpointError, FunnelExportWarning, SpecError
 from funnel_export.progress import Progress, no_progress
 from funnel_export.report.files import REPORT_FILES
 from funnel_export.spec.choices import AUTO, Dtype, Logits, Task, parse_choice
+from funnel_export.spec.data import DataSpec, Places
 from funnel_export.spec.defaults import EXPORT_WEIGHTS
 from funnel_export.spec.export import DEFAULT_LOGITS, DEFAULT_OPSET, ExportSpec, validate_opset
 from funnel_export.spec.funnel import FunnelSpec
@@ -28,6 +30,9 @@ from funnel_export.spec.quantization import QUANTIZED_OPSET, Quantization
 from funnel_export.system.atomic import check_place, replace_folder
 from funnel_export.system.place import Placing, copied_bytes
 from funnel_export.system.room import check_room
+
+if TYPE_CHECKING:
+    from funnel_export.quantization.write import Solver
 
 
 def export(
@@ -39,6 +44,8 @@ def export(
     dtype: Dtype | str = AUTO,
     logits: Logits | str = DEFAULT_LOGITS,
     quantization: Quantization | None = None,
+    data: DataSpec | Places | None = None,
+    tokens: int | None = None,
     weights: Placing | str = EXPORT_WEIGHTS,
     opset: int | None = None,
     revision: str | None = None,
@@ -65,6 +72,8 @@ def export(
             [batch, 1, vocabulary].
         quantization: in how many bits weights are stored; by default as in the checkpoint. The bundle then has weights
             of its own, and `weights` has no effect.
+        data: texts for a quantization that is calibrated; see `quantize`.
+        tokens: most tokens of them that are used.
         weights: `link` hard-links the checkpoint's files if possible, `copy` copies them; `auto` links only files that
             already have several hard links.
         opset: ONNX opset, 18 to 22; by default 20, and 21 for quantized weights.
@@ -77,6 +86,7 @@ def export(
 
     Raises:
         SpecError: for invalid options or an invalid funnel.
+        DataError: for texts that cannot be used.
         CheckpointError: for a checkpoint that cannot be exported.
         BundleError: if `out` holds something else or cannot be written, if `overwrite` is needed, or if the disk is
             full.
@@ -87,6 +97,7 @@ def export(
     placing, kept = parse_choice("weights", Placing, weights), parse_choice("logits", Logits, logits)
     if opset is not None:
         validate_opset(opset)
+    texts = chosen_texts(quantization, data, tokens)
     target = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link, which must be refused
     if not is_here(checkpoint):
         progress("looking for the model on the Hub")
@@ -117,7 +128,9 @@ def export(
         )
         warnings.warn(message, FunnelExportWarning, stacklevel=2)
 
-    return export_opened(source, target, spec, name=found.name, placing=placing, overwrite=overwrite, progress=progress)
+    return export_opened(
+        source, target, spec, name=found.name, placing=placing, overwrite=overwrite, progress=progress, texts=texts
+    )
 
 
 def export_opened(
@@ -129,6 +142,7 @@ def export_opened(
     placing: Placing,
     overwrite: bool,
     progress: Progress,
+    texts: CalibrationTexts | None = None,
 ) -> Bundle:
     """Export an opened checkpoint; see `export`.
 
@@ -140,13 +154,15 @@ def export_opened(
         placing: whether to link or copy weight files.
         overwrite: see `export`.
         progress: called with the name of each step.
+        texts: for a quantization that is calibrated.
     """
     source.companions()  # fail before tracing if files cannot be copied
     read_modules(source.path, spec.task)
     name = os.fsencode(name).decode("utf-8", "backslashreplace")  # file names may be invalid UTF-8
     may_replace = partial(_may_replace, overwrite=overwrite)
+    solver = None if texts is None else texts.calibration(source, spec, progress)
     with _collector_paused(), replace_folder(target, may_replace, seal=MANIFEST) as folder:
-        bundle = _build_and_write(source, folder, spec, name, placing, progress)
+        bundle = _build_and_write(source, folder, spec, name, placing, progress, solver)
         gone = take_engines(target, bundle)
         lost = [*changed_files(target, bundle), *(f"{ENGINES}/{engine}" for engine in gone)]
         if lost and not overwrite:
@@ -158,13 +174,19 @@ def export_opened(
 
 
 def _build_and_write(
-    source: Checkpoint, folder: Path, spec: ExportSpec, name: str, placing: Placing, progress: Progress
+    source: Checkpoint,
+    folder: Path,
+    spec: ExportSpec,
+    name: str,
+    placing: Placing,
+    progress: Progress,
+    solver: "Solver | None",
 ) -> Bundle:
     from funnel_export.exporter import audit, build, write
 
     derived = None
     if spec.quantization is not None and (source.layout is not None or source.quantization is None):
-        source, derived = _quantize(source, build.parameters_of(source, spec), folder, spec, progress)
+        source, derived = _quantize(source, build.parameters_of(source, spec), folder, spec, progress, solver)
     else:
         weights = [source.path / file.file for file in source.weights]
         check_room(folder, copied_bytes(weights, folder, placing), "the weight files that are copied")
@@ -178,16 +200,23 @@ def _build_and_write(
 
 
 def _quantize(
-    source: Checkpoint, parameters: Sequence[str], folder: Path, spec: ExportSpec, progress: Progress
+    source: Checkpoint,
+    parameters: Sequence[str],
+    folder: Path,
+    spec: ExportSpec,
+    progress: Progress,
+    solver: "Solver | None",
 ) -> tuple[Checkpoint, DerivedFile]:
     """Write weights that are rounded to codes, or those that others quantized in the form of a bundle."""
     from funnel_export.quantization.convert import convert_weights, converted_size
     from funnel_export.quantization.write import quantize_weights, quantized_size
 
-    size, write = (quantized_size, quantize_weights) if source.layout is None else (converted_size, convert_weights)
+    size = quantized_size if source.layout is None else converted_size
     check_room(folder, size(source, parameters, spec), "the quantized weights")
     try:
-        return write(source, parameters, spec, folder, progress)
+        if source.layout is not None:
+            return convert_weights(source, parameters, spec, folder, progress)
+        return quantize_weights(source, parameters, spec, folder, progress, solver)
     except OSError as err:
         raise BundleError(
             "the quantized weights could not be written", got=err, wanted="disk space and write permission"

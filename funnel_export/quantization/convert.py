@@ -89,7 +89,7 @@ def convert_weights(
         return {"": read_tensor(source.path, plan.source)}
 
     plans = list(_plans(source, weights, spec))
-    write_plans(folder / QUANTIZED, plans, arrays, progress)
+    write_plans(folder / QUANTIZED, plans, ((plan, arrays(plan)) for plan in plans), progress)
     casts.warn(spec.dtype)
     return with_quantized(source, plans, spec.quantization, folder, recipe="convert", values={})
 

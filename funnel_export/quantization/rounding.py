@@ -20,6 +20,18 @@ class Rounded:
     zeros: NDArray[np.int16]
     """Zero points, [outputs, blocks]; 0 if symmetric."""
 
+    def values(self) -> NDArray[np.float32]:
+        """The weights that are stored, [outputs, inputs], rounded to the dtype of the scales."""
+        blocks = self.codes.reshape(*self.scales.shape, -1) - self.zeros[..., None]
+        values = (blocks * self.scales.astype(np.float32)[..., None]).astype(self.scales.dtype)
+        return values.astype(np.float32).reshape(self.codes.shape)
+
+
+def as_stored(scales: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Scales in the dtype in which they are stored; at least its smallest normal number."""
+    smallest = np.finfo(np.float16).tiny if dtype == np.float16 else np.finfo(np.float32).tiny
+    return np.maximum(scales, smallest).astype(dtype)
+
 
 def round_to_nearest(
     weights: NDArray[np.float32], bits: int, block_size: int, dtype: np.dtype[Any], *, symmetric: bool
@@ -44,8 +56,7 @@ def round_to_nearest(
         raise not_finite("no finite range", "finite weights")
     largest = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
     span = np.maximum(high, -low) if symmetric else np.maximum(high, 0) - np.minimum(low, 0)
-    smallest = np.finfo(np.float16).tiny if dtype == np.float16 else np.finfo(np.float32).tiny
-    scales = np.maximum(span / largest, smallest).astype(dtype)
+    scales = as_stored(span / largest, dtype)
     wide = scales.astype(np.float32)
     zeros = np.zeros_like(wide) if symmetric else np.clip(np.rint(-np.minimum(low, 0) / wide), 0, largest)
     codes = np.rint(blocks / wide[..., None]) + zeros[..., None]

@@ -1,11 +1,13 @@
 """Writes a checkpoint's weights in fewer bits, one weight at a time: memory depends on the largest weight only."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +55,31 @@ class Plan:
     by_rows: bool = False
 
 
+Rows = Iterable[tuple[int, Rounded]]
+"""The rounded weights of some outputs at a time, an even number except at the end, each with the index of the first."""
+
+
+class Solver(Protocol):
+    """Chooses the codes of products by what they do to texts."""
+
+    @property
+    def settings(self) -> Mapping[str, str | int | float | bool]:
+        """What the recipe of the file says of it."""
+
+    def solve(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, Rows]]:
+        """The codes of these products, in an order of its own; the rows of one are taken before the next one.
+
+        Products that it leaves out are rounded to nearest: no text reaches layers that a funnel drops.
+        """
+
+
 def quantize_weights(
-    source: Checkpoint, parameters: Iterable[str], spec: ExportSpec, folder: Path, progress: Progress
+    source: Checkpoint,
+    parameters: Iterable[str],
+    spec: ExportSpec,
+    folder: Path,
+    progress: Progress,
+    solver: Solver | None = None,
 ) -> tuple[Checkpoint, DerivedFile]:
     """Write the weights of a model that is exported into a folder, quantized as its spec says.
 
@@ -67,6 +92,7 @@ def quantize_weights(
         spec: what is exported, with a quantization.
         folder: where to write `quantized.safetensors`.
         progress: called with the share of the weights that are written.
+        solver: chooses the codes of products; without one, all weights are rounded to nearest.
 
     Returns:
         The checkpoint with the new weights and config, and the record of the file. Its path stays that of the source.
@@ -79,9 +105,10 @@ def quantize_weights(
     assert spec.quantization is not None
     spec.quantization.check_chosen()
     plans = list(_plans(source, list(parameters), spec, spec.quantization))
-    write_plans(folder / QUANTIZED, plans, lambda plan: _arrays(source.path, plan, spec), progress)
+    write_plans(folder / QUANTIZED, plans, _all_arrays(source.path, plans, spec, solver), progress)
     untied = {"tie_word_embeddings": False} if source.family.head in {plan.name for plan in plans} else {}
-    return with_quantized(source, plans, spec.quantization, folder, recipe="quantize", values=untied)
+    settings = {} if solver is None else solver.settings
+    return with_quantized(source, plans, spec.quantization, folder, recipe="quantize", values=untied, settings=settings)
 
 
 def with_quantized(
@@ -92,6 +119,7 @@ def with_quantized(
     *,
     recipe: str,
     values: Mapping[str, Any],
+    settings: Mapping[str, str | int | float | bool] = MappingProxyType({}),
 ) -> tuple[Checkpoint, DerivedFile]:
     """A checkpoint with the weights that were written into a folder, and with other values in its config.
 
@@ -102,12 +130,13 @@ def with_quantized(
         folder: where they were written.
         recipe: what was done with them.
         values: further values of the config.
+        settings: further settings of the recipe.
     """
     quantized = sorted(plan.name for plan in plans if plan.bits is not None)
-    settings: dict[str, str | int | float | bool] = {
+    stored: dict[str, str | int | float | bool] = {
         name: value for name, value in quantization.to_dict().items() if isinstance(value, int | str)
     }
-    record = DerivedFile.of(folder / QUANTIZED, Recipe(name=recipe, inputs=quantized, settings=settings))
+    record = DerivedFile.of(folder / QUANTIZED, Recipe(name=recipe, inputs=quantized, settings=stored | dict(settings)))
     config = _with(source.config, values)
     config["quantization_config"] = {"quant_method": METHOD, **quantization.to_dict()}
     architecture = source.family.read_architecture(config)
@@ -183,7 +212,10 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def write_plans(
-    path: Path, plans: Sequence[Plan], arrays: Callable[[Plan], Mapping[str, NDArray[Any]]], progress: Progress
+    path: Path,
+    plans: Sequence[Plan],
+    weights: Iterable[tuple[Plan, Mapping[str, NDArray[Any]]]],
+    progress: Progress,
 ) -> None:
     """Write a safetensors file, one weight after the other.
 
@@ -192,7 +224,7 @@ def write_plans(
     Args:
         path: the new file.
         plans: what it has of each weight.
-        arrays: gives the tensors of a weight, by what their names add to the weight's.
+        weights: the tensors of each weight, by what their names add to the weight's; in any order.
         progress: called with the share of the weights that are written.
     """
     tensors = {f"{plan.name}{suffix}": each for plan in plans for suffix, each in plan.tensors.items()}
@@ -208,27 +240,59 @@ def write_plans(
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(start + offset)
-        for plan in plans:
-            progress(STEP, done / total)
-            for suffix, array in arrays(plan).items():
+        for plan, arrays in weights:
+            for suffix, array in arrays.items():
                 stream.seek(start + offsets[f"{plan.name}{suffix}"])
                 stream.write(array.reshape(-1).view(np.uint8).data)
             done += prod(plan.source.shape)
+            progress(STEP, done / total)
 
 
-def _arrays(folder: Path, plan: Plan, spec: ExportSpec) -> dict[str, NDArray[Any]]:
-    """The tensors of a weight, by what their names add to the weight's."""
+def _all_arrays(
+    folder: Path, plans: list[Plan], spec: ExportSpec, solver: Solver | None
+) -> Iterator[tuple[Plan, dict[str, NDArray[Any]]]]:
+    """The tensors of all weights, by what their names add to the weight's; those that a solver chooses come last."""
+    solved = [] if solver is None else [plan for plan in plans if plan.bits is not None and not plan.by_rows]
+    for plan in plans:
+        if plan.bits is None:
+            yield plan, {"": read_tensor(folder, plan.source)}
+        elif plan not in solved:
+            yield plan, _filled(plan, _rounded_to_nearest(folder, plan, spec))
+    if solver is not None:
+        for plan, rows in solver.solve(solved):
+            solved.remove(plan)
+            yield plan, _filled(plan, rows)
+        for plan in solved:
+            yield plan, _filled(plan, _rounded_to_nearest(folder, plan, spec))
+
+
+def _rounded_to_nearest(folder: Path, plan: Plan, spec: ExportSpec) -> Rows:
     assert spec.quantization is not None
-    if plan.bits is None:
-        return {"": read_tensor(folder, plan.source)}
-    arrays = {suffix: np.empty(shape, NUMPY_DTYPES[dtype]) for suffix, (dtype, shape) in plan.tensors.items()}
+    assert plan.bits is not None
     symmetric = spec.quantization.symmetric or plan.by_rows
-    dtype = NUMPY_DTYPES[_DTYPES[spec.dtype]]
-    for first, weights in _rows(folder, plan.source):
-        try:
-            rounded = round_to_nearest(weights, plan.bits, plan.block_size, dtype, symmetric=symmetric)
-        except CheckpointError as err:
-            raise CheckpointError(f"a weight cannot be quantized: {err}", got=plan.name) from err
+    for first, weights in read_rows(folder, plan.source, CHUNK):
+        with naming(plan.name):
+            rounded = round_to_nearest(weights, plan.bits, plan.block_size, scale_dtype(spec), symmetric=symmetric)
+        yield first, rounded
+
+
+def scale_dtype(spec: ExportSpec) -> np.dtype[Any]:
+    """The dtype of scales."""
+    return NUMPY_DTYPES[_DTYPES[spec.dtype]]
+
+
+@contextlib.contextmanager
+def naming(weight: str) -> Iterator[None]:
+    """Add the name of a weight to errors of its values."""
+    try:
+        yield
+    except CheckpointError as err:
+        raise CheckpointError(f"a weight cannot be quantized: {err}", got=weight) from err
+
+
+def _filled(plan: Plan, rows: Rows) -> dict[str, NDArray[Any]]:
+    arrays = {suffix: np.empty(shape, NUMPY_DTYPES[dtype]) for suffix, (dtype, shape) in plan.tensors.items()}
+    for first, rounded in rows:
         _fill(arrays, first, rounded, plan)
     return arrays
 
@@ -247,10 +311,13 @@ def _fill(arrays: Mapping[str, NDArray[Any]], first: int, rounded: Rounded, plan
             arrays[suffix][..., outputs] = pack(values) if plan.bits == 4 else values
 
 
-def _rows(folder: Path, tensor: StoredTensor) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The rows of a weight, some at a time, an even number except at the end, with the index of the first."""
+def read_rows(folder: Path, tensor: StoredTensor, most: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The rows of a weight, with about `most` values at a time, an even number of rows except at the end.
+
+    Each part comes with the index of its first row.
+    """
     dtype, (rows, columns) = NUMPY_DTYPES[tensor.dtype], tensor.shape
-    count = max(2, CHUNK // columns // 2 * 2)
+    count = max(2, most // columns // 2 * 2)
     with open_regular(folder / tensor.file) as stream:
         stream.seek(tensor.offset)
         for first in range(0, rows, count):

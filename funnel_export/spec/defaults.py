@@ -20,5 +20,7 @@ EVALUATED_LENGTH = 512
 """Most tokens of a row on which a model is evaluated."""
 FIT_TOKENS, FIT_LENGTH, FIT_DTYPE = 25_000, 512, Dtype.BFLOAT16
 """Tokens that `fit` uses, held-out ones included, tokens of a row, and the dtype in which it runs the model."""
+CALIBRATION_TOKENS, CALIBRATION_LENGTH = 4096, 512
+"""Tokens on which `quantize` calibrates a method that reads texts, and most tokens of a row."""
 HELD_OUT_TOKENS = 4096
 """Most tokens of the held-out texts on which `adapt` measures losses."""

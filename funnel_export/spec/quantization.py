@@ -34,6 +34,13 @@ class Method(StrEnum):
 
     RTN = "rtn"
     """Round to nearest: the scale of a block is its largest weight's."""
+    GPTQ = "gptq"
+    """Weights that are still to be rounded make up for the errors of those before, on texts (arXiv:2210.17323)."""
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it needs texts."""
+        return self is Method.GPTQ
 
 
 class Origin(StrEnum):

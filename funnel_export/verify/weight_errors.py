@@ -81,7 +81,4 @@ def _squares_of_rounding(weights: NDArray[np.float32], form: QuantizedTensor) ->
     for first in range(0, len(weights), ROWS):
         rows = weights[first : first + ROWS]
         rounded = round_to_nearest(rows, form.bits, block, dtype, symmetric=form.zeros is None)
-        zeros = np.repeat(rounded.zeros, block, axis=1)
-        scales = np.repeat(rounded.scales.astype(np.float32), block, axis=1)
-        values = ((rounded.codes - zeros) * scales).astype(dtype).astype(np.float32)
-        yield float(np.sum(np.square(values - rows, dtype=np.float64)))
+        yield float(np.sum(np.square(rounded.values() - rows, dtype=np.float64)))
