@@ -150,15 +150,15 @@ def test_swapped_nibbles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_one_wrong_weight_of_many_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong weight in 8 bits, that the outputs hardly show."""
-    arrays = write._arrays
+    filled = write._filled
 
-    def wrong(folder: Path, plan: write.Plan, spec: Any) -> Any:
-        made = arrays(folder, plan, spec)
+    def wrong(plan: write.Plan, rows: write.Rows) -> Any:
+        made = filled(plan, rows)
         if plan.name == LAYER:
             made[".codes"][0] += 1
         return made
 
-    monkeypatch.setattr(write, "_arrays", wrong)
+    monkeypatch.setattr(write, "_filled", wrong)
     found = checked(quantize(SMALL.bundle(), tmp_path / "broken", EIGHT), SMALL.checkpoint(), tmp_path)
     assert [each.name for each in found.weights if not each.passed] == [LAYER]
     assert found.outputs.kl is not None

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from funnel_export.checkpoint.quantized import ROW_CODES, ROW_SCALES
+from funnel_export.checkpoint.values import read_exactly
+from funnel_export.system.files import open_regular
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -85,11 +87,23 @@ def _replaced(model: "ir.Model") -> Iterator[tuple[str, NDArray[Any]]]:
         products = [_product(use.node, scales) for use in codes.uses()]
         found = [product for product in products if product is not None]
         if found and len(found) == len(products):
-            table = dequantized_rows(codes.const_value.numpy(), scales.const_value.numpy())
+            table = dequantized_rows(_values(codes.const_value), _values(scales.const_value))
             weight = _register(model, name, table, scales)
             for product in found:
                 _gather(model, weight, product)
             yield name, table
+
+
+def _values(tensor: "ir.TensorProtocol") -> NDArray[Any]:
+    """The values of a tensor. onnx_ir itself refuses files with several hard links, as weights of bundles may have."""
+    import onnx_ir as ir
+
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    with open_regular(Path(tensor.path)) as stream:
+        stream.seek(tensor.offset or 0)
+        content = read_exactly(stream, tensor.nbytes, Path(tensor.path))
+    return np.frombuffer(content, tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 
 def _product(gather: "ir.Node", scales: "ir.Value") -> "ir.Node | None":
