@@ -18,10 +18,10 @@ from funnel_export.verify.quantization_report import WeightError
 
 ROWS = 4096
 """Outputs of a weight that are rounded at once."""
-LARGEST_FACTOR = 1.8
+LARGEST_FACTOR = 2.2
 """How many times the error of rounding to nearest a weight may have. Methods that lower the error of a model's outputs
-raise that of its weights. For normal values in blocks of 64 with 4 bits, scales shifted by one block raise it 2.4
-times, zero points shifted by one 3.6 times."""
+raise that of its weights: GPTQ on a real Gemma 3 270M, in 4 bits and blocks of 64, 1.2 to 1.85 times. For normal values
+in such blocks, scales shifted by one block raise it 2.4 times, zero points shifted by one 3.6 times."""
 RTN_FACTOR = 1.01
 """The same for weights that were rounded to nearest."""
 
