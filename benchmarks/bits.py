@@ -10,6 +10,7 @@ and fits the funnel.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from measure import conditions, record
 from quality import fit_missing, fitted
 from real_weights import real_checkpoint
 
-from funnel_export import Quantization, evaluate, export
+from funnel_export import Bundle, Quantization, evaluate, export
 
 FUNNEL = "6:10:2"
 MODELS = ("dense", FUNNEL)
@@ -51,21 +52,24 @@ CALIBRATED = "brown-fit"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "funnel-export")
 
 
-def measure(model: str, form: Form, texts: Path, tokens: int, calibration: Path) -> dict[str, Any]:
-    """What `evaluate` says of a model in a form, and how many bytes its weights take."""
+def exported(model: str, form: Form, calibration: Path, folder: Path) -> Bundle:
+    """The bundle of a model in a form, in `folder`."""
     method = None if form.quantization is None else form.quantization.method
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = export(
-            real_checkpoint() if model == "dense" else fitted(model),
-            Path(folder) / "bundle",
-            funnel=None if model == "dense" else "auto",
-            task="text-generation",
-            dtype=form.dtype,
-            quantization=form.quantization,
-            data=calibration if method is not None and method.reads_texts else None,
-        )
-        report = evaluate(bundle, [texts], target=form.target, max_tokens=tokens, against=real_checkpoint())
-    shown = {"documents", "scored", "measures", "dense", "distance", "seconds"}
+    return export(
+        real_checkpoint() if model == "dense" else fitted(model),
+        folder,
+        funnel=None if model == "dense" else "auto",
+        task="text-generation",
+        dtype=form.dtype,
+        quantization=form.quantization,
+        data=calibration if method is not None and method.reads_texts else None,
+    )
+
+
+def measure(bundle: Bundle, target: str, texts: Path, tokens: int) -> dict[str, Any]:
+    """What `evaluate` says of a bundle, and how many bytes its weights take."""
+    report = evaluate(bundle, [texts], target=target, max_tokens=tokens, against=real_checkpoint())
+    shown = {"documents", "scored", "measures", "dense", "distance"}
     size = sum(weight.size for weight in bundle.manifest.weights)
     return report.model_dump(mode="json", include=shown) | {"bytes": size, "conditions": conditions(PACKAGES)}
 
@@ -83,13 +87,15 @@ def main() -> None:
         parts = write_parts(Path(folder))
         fit_missing(parts, result, [model for model in options.models if model != "dense"])
         measured = result.setdefault("measured", {})
-        for model in options.models:
-            for form in options.forms:
-                for corpus in MEASURED:
-                    key = f"{model}, {form}, {corpus}"
-                    if key not in measured:
-                        texts, calibration = parts[f"{corpus}-measure"], parts[CALIBRATED]
-                        measured[key] = measure(model, FORMS[form], texts, options.tokens, calibration)
+        for model, form in itertools.product(options.models, options.forms):
+            missing = {corpus: f"{model}, {form}, {corpus}" for corpus in MEASURED}
+            missing = {corpus: key for corpus, key in missing.items() if key not in measured}
+            if missing:
+                with tempfile.TemporaryDirectory() as out:
+                    bundle = exported(model, FORMS[form], parts[CALIBRATED], Path(out) / "bundle")
+                    for corpus, key in missing.items():
+                        texts = parts[f"{corpus}-measure"]
+                        measured[key] = measure(bundle, FORMS[form].target, texts, options.tokens)
                         record(result, options.out)
 
 
