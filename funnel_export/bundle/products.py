@@ -36,7 +36,7 @@ class Weights(Record):
 
     @classmethod
     def codes(cls, bits: int, block_size: int | None = None) -> Self | None:
-        """Weights in codes of so many bits; None for a number of bits or a block size that cannot be."""
+        """Weights in codes of so many bits; None for invalid ones."""
         try:
             return cls.model_validate({"bits": bits, "block_size": block_size})
         except ValidationError:

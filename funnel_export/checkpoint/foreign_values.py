@@ -49,7 +49,7 @@ def unpack_foreign(folder: Path, weight: ForeignTensor) -> Unpacked:
 
 
 def check_groups(folder: Path, weight: ForeignTensor) -> None:
-    """Raise `CheckpointError` if a weight's groups are not consecutive inputs, so that no block of ours is one."""
+    """Raise `CheckpointError` unless each group of a weight is a block of consecutive inputs."""
     if weight.groups is None:
         return
     inputs = weight.shape[1]

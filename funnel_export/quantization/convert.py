@@ -102,7 +102,7 @@ def converted_size(source: Checkpoint, parameters: Iterable[str], spec: ExportSp
 def _check_tied(source: Checkpoint, weights: Collection[str]) -> None:
     """Raise `CheckpointError` if a quantized head would be dropped, since the config ties it to the embedding."""
     head = source.family.head
-    stored = isinstance(source.find_weight(head), ForeignTensor) if _has_head(source) else False
+    stored = _has_head(source) and isinstance(source.find_weight(head), ForeignTensor)
     if stored and source.architecture.tie_word_embeddings and head not in weights:
         raise not_taken(
             f"a quantized {head}, and config.json ties the head to the embedding",
