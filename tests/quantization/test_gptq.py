@@ -15,7 +15,7 @@ from torch import nn
 from funnel_export import CheckpointError, FunnelSpec, Quantization, check, export, quantize
 from funnel_export.checkpoint.quantized import QUANTIZED
 from funnel_export.quality.gptq import Product
-from funnel_export.quantization.rounding import round_to_nearest
+from funnel_export.quantization.rounding import Rounded, round_to_nearest
 
 pytest.importorskip("neural_compressor", reason="the extra gptq is not installed")
 
@@ -121,6 +121,27 @@ def test_models_are_nearer_and_pass_the_gates(funnel: FunnelSpec | None, tmp_pat
         assert report.passed
         costs.append(report.quantization.text.kl)
     assert costs[1] < costs[0]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_wrong_codes_are_refused(symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit for the error of a weight is wider than with rounding to nearest, and still refuses these."""
+    right = Product.round
+
+    def wrong(self: Product, weights: torch.Tensor) -> Rounded:
+        made = right(self, weights)
+        if symmetric:
+            return replace(made, scales=np.roll(made.scales, 1, axis=1))
+        return replace(made, zeros=made.zeros + np.int16(1))
+
+    monkeypatch.setattr(Product, "round", wrong)
+    bundle, texts = bundle_of(SMALL, tmp_path / "bundle"), corpus(tmp_path, ids_of((400,) * 5))
+    made = quantize(bundle, tmp_path / "made", replace(GPTQ, symmetric=symmetric), data=texts)
+    report = check(
+        made, targets=["onnxruntime"], max_length=8, unquantized=bundle, max_kl=99, reports=tmp_path / "reports"
+    )
+    assert all(target.passed for target in report.targets)
+    assert report.quantization.faults
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
