@@ -71,7 +71,8 @@ def bench(
             weights, config, task, dtype, opset and logits; with `min_speedup` also the graph that this version exports.
             It is not written to.
         pytorch: ways to run PyTorch, of `eager` and `torch.compile`; by default both, or `eager` alone for a bundle
-            that generates text: torch.compile does not take its growing caches.
+            that generates text: torch.compile does not take its growing caches. torch.compile needs `eager`, with which
+            its outputs are compared.
         lengths: tokens per row, at most `max_position_embeddings` with the steps after them; by default 128 and 512, or
             the most that the model takes.
         batches: rows per batch.
@@ -100,7 +101,7 @@ def bench(
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     validate_funnelled(opened)
     shapes = shapes_to_time(opened, lengths, batches, rounds, min_speedup)
-    runtimes = _pytorch(opened, pytorch)
+    runtimes = ways_to_run_pytorch(opened, pytorch)
     asked = parse_choice("device", Device, device)
     validate_timeout(timeout)
     given = None if dense is None else open_baseline(opened, dense)
@@ -201,8 +202,12 @@ def validate_funnelled(bundle: Bundle) -> None:
         )
 
 
-def _pytorch(bundle: Bundle, asked: Sequence[str] | None) -> list[str]:
-    """The ways to run PyTorch. Raises `SpecError` for unknown ones, and for those that do not take the bundle."""
+def ways_to_run_pytorch(bundle: Bundle, asked: Sequence[str] | None) -> list[str]:
+    """The ways to run PyTorch; the arguments are those of `bench`.
+
+    Raises:
+        SpecError: for unknown ones, those that do not take the bundle, and torch.compile alone.
+    """
     wanted = (EAGER,) if bundle.spec.task.has_past else PYTORCH
     if asked is None:
         return list(wanted)
@@ -215,6 +220,13 @@ def _pytorch(bundle: Bundle, asked: Sequence[str] | None) -> list[str]:
             got=f"{TORCH_COMPILE} for a bundle of the task {bundle.spec.task}",
             wanted=" | ".join(wanted),
             hint=f"--pytorch {EAGER}",
+        )
+    if set(asked) == {TORCH_COMPILE}:
+        raise SpecError(
+            "nothing is timed with which the outputs of torch.compile could be compared",
+            got=f"{TORCH_COMPILE} alone",
+            wanted=f"{EAGER} beside it",
+            hint=f"--pytorch {EAGER} --pytorch {TORCH_COMPILE}",
         )
     return list(dict.fromkeys(asked))
 

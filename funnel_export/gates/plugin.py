@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if folder is None:
         return
     from funnel_export.bundle.load import load_bundle
-    from funnel_export.commands.bench import shapes_to_time, validate_funnelled
+    from funnel_export.commands.bench import shapes_to_time, validate_funnelled, ways_to_run_pytorch
     from funnel_export.commands.check import validate_numbers
     from funnel_export.commands.unquantized import open_original
     from funnel_export.errors import FunnelExportError
@@ -95,6 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option("--funnel-min-speedup") is not None:
             validate_funnelled(bundle)
             shapes_to_time(bundle, **_timing(config))
+            ways_to_run_pytorch(bundle, _pytorch(config))
     except FunnelExportError as err:
         raise pytest.UsageError(str(err)) from err
     if not names:
@@ -191,7 +192,7 @@ def funnel_latency(
         return bench(
             funnel_bundle,
             **_runtimes(pytestconfig),
-            pytorch=[way for way in pytestconfig.getoption("--funnel-pytorch") or [EAGER] if way != NONE],
+            pytorch=_pytorch(pytestconfig),
             parity=funnel_parity,
             reports=pytestconfig.getoption("--funnel-reports"),
             **_timing(pytestconfig),
@@ -214,6 +215,11 @@ def _timing(config: pytest.Config) -> dict[str, Any]:
         "rounds": ROUNDS if rounds is None else rounds,
         "min_speedup": option("--funnel-min-speedup"),
     }
+
+
+def _pytorch(config: pytest.Config) -> list[str]:
+    """The ways to run PyTorch."""
+    return [way for way in config.getoption("--funnel-pytorch") or [EAGER] if way != NONE]
 
 
 @contextlib.contextmanager

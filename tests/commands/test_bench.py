@@ -252,10 +252,11 @@ def test_an_engine_is_not_named_like_a_runtime(tmp_path: Path) -> None:
         ({"min_speedup": float("nan")}, "invalid minimum speedup"),
         ({"rounds": 5}, "too few rounds for a 95 % interval"),
         ({"pytorch": ("jit",)}, "unknown way to run PyTorch"),
+        ({"pytorch": ("torch.compile",)}, r"(?s)torch\.compile alone.*eager beside it"),
         ({"device": "tpu"}, "unknown device"),
     ],
 )
-def test_numbers_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         bench(Recipe().bundle(), **options)
 

@@ -216,6 +216,7 @@ def test_a_machine_without_any_target_is_a_usage_error(
         (["--funnel-bundle={bundle}", "--funnel-engine=gone"], "the bundle has no such engine"),
         (["--funnel-bundle={bundle}", "--funnel-reports=/dev/null"], "the folder for reports cannot be written"),
         (["--funnel-bundle={bundle}", "--funnel-length=0"], "invalid length"),
+        (["--funnel-bundle={bundle}", "--funnel-min-speedup=1", "--funnel-pytorch=torch.compile"], "eager beside it"),
         (["--funnel-bundle={bundle}", "--funnel-max-length=0"], "invalid max_length"),
         (["--funnel-bundle={dense}", "--funnel-min-speedup=1"], "the bundle has no funnel"),
     ],
