@@ -82,7 +82,7 @@ def no_key_norm(model: ir.Model) -> None:
     inner = next(value for value in scaled.inputs if value is not plus_one.outputs[0])
     norm = inner.producer() if inner is not None else None
     assert norm is not None
-    assert norm.op_type == "Mul", "x times the reciprocal of its root mean square"
+    assert norm.op_type == "Div", "x over its root mean square"
     ir.convenience.replace_all_uses_with(scaled.outputs[0], norm.inputs[0])
     for node in (scaled, norm):
         model.graph.remove(node, safe=True)
