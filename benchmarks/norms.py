@@ -9,19 +9,19 @@ stdout is the result.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 from decode_entries import FORMS, ROUNDED
 from export import DIMENSIONS, make_checkpoint
 from measure import conditions, record
-from onnxscript.rewriter import RewriteRuleSet
 
 from funnel_export import compile_bundle, export
 from funnel_export.exporter import assemble
@@ -30,7 +30,7 @@ from funnel_export.runtime.load import load_stepper
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.spec.choices import Task
 
-WAYS = {"divide": assemble.RULES, "multiply": RewriteRuleSet([])}
+WAYS = {"divide": assemble.RULES, "multiply": Mock()}
 PAST, PROMPT = 512, 128
 WARMUP, STEPS, PROMPTS = 3, 100, 20
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "numpy", "funnel-export")
@@ -76,10 +76,9 @@ def loaded(checkpoint: Path, folder: Path, form: str) -> Iterator[tuple[str, dic
             out = folder / f"{form}-{way}"
             bundles[way] = export(checkpoint, out, funnel=None, task=task, quantization=made.quantization)
     for target, options in ROUNDED.items():
-        if FORMS[form].quantization is not None:
-            for bundle in bundles.values():
-                compile_bundle(bundle, target, options=options, name=target)
-        engines = [target] if FORMS[form].quantization is not None else []
+        engines = [] if FORMS[form].quantization is None else [f"rounded-{target}"]
+        for bundle, name in itertools.product(bundles.values(), engines):
+            compile_bundle(bundle, target, options=options, name=name)
         yield target, {way: load_stepper(bundle, target, engines) for way, bundle in bundles.items()}
 
 
