@@ -61,8 +61,8 @@ class Series:
 
 
 def _quantized(form: str) -> tuple[Series, ...]:
-    """Small weights in both runtimes, with exact activations and rounded ones, beside the dense model in float32."""
-    return tuple(
+    """Small weights in both runtimes, with exact activations and rounded ones, beside wider weights."""
+    own = (
         series
         for target in ROUNDED
         for series in (
@@ -71,6 +71,7 @@ def _quantized(form: str) -> tuple[Series, ...]:
             Series(form=form, target=target, models=("dense", "S=2"), rounded=True),
         )
     )
+    return (*own, Series(form="bfloat16", target="openvino", models=("dense", "S=2")))
 
 
 OWN = {
