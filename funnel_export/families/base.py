@@ -172,14 +172,12 @@ class Family(ABC):
         return stored.removeprefix(next(prefix for prefix in prefixes if stored.startswith(prefix)))
 
     def part_of(self, parameter: str) -> Part | None:
-        """The part of the model whose products a parameter belongs to, or the embedding; None for norms and biases."""
+        """The part of the model whose weights are quantized that a parameter belongs to; None for all others."""
         bare = self.bare_name(parameter)
         if not bare.endswith(".weight"):
             return None
         if bare in (self.bare_name(self.embedding), self.bare_name(self.head)):
             return Part.EMBEDDING if bare == self.bare_name(self.embedding) else Part.HEAD
-        if bare.startswith(f"{MAPS}."):
-            return Part.MAPS
         found = re.search(r"^layers\.\d+\.(self_attn|mlp)\.\w+_proj\.", bare)
         return None if found is None else {"self_attn": Part.ATTENTION, "mlp": Part.MLP}[found.group(1)]
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.checkpoint.foreign_tensor import ForeignTensor
 from funnel_export.checkpoint.hub import find_checkpoint
 from funnel_export.checkpoint.values import read_values
 from funnel_export.errors import CheckpointError
@@ -22,14 +21,13 @@ def read_maps(spec: FunnelSpec | None, checkpoint: Checkpoint) -> SlotMaps | Dro
     """
     maps = make_maps(spec, checkpoint.architecture.hidden_size)
     for name, parameter in [] if maps is None else maps.named_parameters():
-        stored, wanted = checkpoint.find_weight(f"{MAPS}.{name}"), tuple(parameter.shape)
+        stored, wanted = checkpoint.find(f"{MAPS}.{name}"), tuple(parameter.shape)
         if stored.shape != wanted:
             raise CheckpointError(
                 "a weight of the recovery has another shape than the funnel requires",
                 got=f"{MAPS}.{name}: {list(stored.shape)}",
                 wanted=list(wanted),
             )
-        assert not isinstance(stored, ForeignTensor)  # such a checkpoint is only exported
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(read_values(checkpoint.path, stored)))
     return maps

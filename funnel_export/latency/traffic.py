@@ -33,7 +33,7 @@ def step_bytes(family: Family, architecture: Architecture, spec: ExportSpec, pas
     mlp = 3 * hidden * architecture.intermediate_size
     size: float = architecture.vocab_size * hidden * weight_bytes(spec, Part.HEAD, hidden)
     if spec.funnel is not None:
-        size += spec.funnel.map_weights(hidden) * weight_bytes(spec, Part.MAPS, hidden)
+        size += spec.funnel.map_weights(hidden) * itemsize
     for stage in stages_of(spec.funnel, architecture.num_hidden_layers).values():
         for layer in stage.layers:
             attention = family.layer_cost(architecture, layer).weights - mlp

@@ -19,14 +19,16 @@ QUANTIZED_OPSET = 21
 
 
 class Part(StrEnum):
-    """A part of a model whose weights are quantized together."""
+    """A part of a model whose weights are quantized together.
+
+    The maps of recovery `linear` are none: they are few, and in 8 bits they cost a real model ten times what all other
+    weights cost it (docs/quantize.md).
+    """
 
     EMBEDDING = "embedding"
     HEAD = "head"
     ATTENTION = "attention"
     MLP = "mlp"
-    MAPS = "maps"
-    """The maps of recovery `linear`."""
 
 
 class Method(StrEnum):
