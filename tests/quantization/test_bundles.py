@@ -127,14 +127,23 @@ def test_the_file_is_a_valid_safetensors_file_with_aligned_tensors() -> None:
 
 @pytest.mark.parametrize("part", Part)
 def test_kept_parts_are_stored_as_they_were(part: Part) -> None:
-    recipe = replace(SMALL, funnel=FunnelSpec.parse("1:3:2", recovery="linear"))
-    checkpoint = Checkpoint.open(quantized(recipe, replace(FOUR, keep=(part,))).path)
-    plain, original = set(checkpoint.tensors), load_file(recipe.checkpoint() / "model.safetensors")
+    checkpoint = Checkpoint.open(quantized(SMALL, replace(FOUR, keep=(part,))).path)
+    plain, original = set(checkpoint.tensors), load_file(SMALL.checkpoint() / "model.safetensors")
     kept = [name for name in checkpoint.parameters if checkpoint.family.part_of(name) is part and name in plain]
     assert bool(kept) == (part is not Part.HEAD)  # a tied head that is kept is the embedding
     with safe_open(checkpoint.path / QUANTIZED, framework="pt") as stored:
         assert all(torch.equal(stored.get_tensor(name), original[name]) for name in kept)
     assert checkpoint.architecture.tie_word_embeddings == (part is Part.HEAD)
+
+
+@pytest.mark.parametrize("funnel", ["1:3:2", "1:3:drop"])
+def test_maps_are_stored_as_they_were(funnel: str) -> None:
+    recipe = replace(SMALL, funnel=FunnelSpec.parse(funnel, recovery="linear"))
+    original = load_file(recipe.checkpoint() / "model.safetensors")
+    maps = {name for name in original if ".funnel." in f".{name}"}
+    assert maps
+    stored = load_file(quantized(recipe, FOUR).path / QUANTIZED)
+    assert all(torch.equal(stored[name], original[name]) for name in maps)
 
 
 def test_a_product_with_an_odd_number_of_outputs_has_8_bits() -> None:
