@@ -24,10 +24,10 @@ def bits() -> str:
     measures = ("loss above", "KL", "same top-1")
     headers = ("", "weights", *(f"{corpus}, {measure}" for corpus in CORPORA.values() for measure in measures))
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    first = next(iter(measured.values()))
     scored = sum(measured.get(f"dense, float32, {corpus}", {}).get("scored", 0) for corpus in CORPORA)
-    facts = ", ".join(f"{name} {value}" for name, value in first["conditions"].items())
-    return f"{table}\n\n{scored:,} tokens were scored.\n\n({facts})"
+    facts = (", ".join(f"{name} {value}" for name, value in each["conditions"].items()) for each in measured.values())
+    runs = "\n".join(f"({each})" for each in dict.fromkeys(facts))
+    return f"{table}\n\n{scored:,} tokens were scored.\n\n{runs}"
 
 
 def _cells(found: Mapping[str, Any] | None) -> tuple[str, str, str]:
