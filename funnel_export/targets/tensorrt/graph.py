@@ -61,21 +61,21 @@ def parse(parser: Any, graph: ReadableGraph) -> bool:
     """Let TensorRT's parser read a graph; whether it takes it."""
     if not graph.tables:
         return bool(parser.parse_from_file(str(graph.path)))
-    return _load(parser, graph) and bool(parser.parse_model_proto())
+    loaded = parser.load_model_proto(graph.content, str(graph.path)) and all(
+        parser.load_initializer(name, table.ctypes.data, table.nbytes) for name, table in graph.tables.items()
+    )
+    return bool(loaded and parser.parse_model_proto())
 
 
 def refit(parser: Any, graph: ReadableGraph) -> bool:
     """Let TensorRT's refitter read the weights of a graph; whether it takes them."""
     if not graph.tables:
         return bool(parser.refit_from_file(str(graph.path)))
-    return _load(parser, graph) and bool(parser.refit_model_proto())
-
-
-def _load(parser: Any, graph: ReadableGraph) -> bool:
-    """Give a parser or a refitter the graph and its tables; whether it takes them."""
-    return bool(parser.load_model_proto(graph.content, str(graph.path))) and all(
+    # As in `parse`, for another class: the tests that follow the calls know one class for each argument.
+    loaded = parser.load_model_proto(graph.content, str(graph.path)) and all(
         parser.load_initializer(name, table.ctypes.data, table.nbytes) for name, table in graph.tables.items()
     )
+    return bool(loaded and parser.refit_model_proto())
 
 
 def _replaced(model: "ir.Model") -> Iterator[tuple[str, NDArray[Any]]]:
