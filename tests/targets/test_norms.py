@@ -1,4 +1,4 @@
-"""Runtimes make one operation of each norm, of any family, instead of six."""
+"""Runtimes make one operation of each norm, of any family, instead of seven."""
 
 from collections import Counter
 from pathlib import Path
