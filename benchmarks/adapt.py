@@ -29,6 +29,7 @@ class Run(NamedTuple):
     objective: str
     part: str
     strides: tuple[int, ...] = ()
+    seed: int = 0
 
 
 RUNS = {
@@ -39,7 +40,8 @@ RUNS = {
     "6-10-2 targets lora": Run("6:10:2", "targets", "lora"),
     "8-10-drop targets lora": Run("8:10:drop", "targets", "lora"),
     "dense targets lora": Run("none", "targets", "lora"),
-    "6-10-2 kl all strides": Run("6:10:2", "kl", "all", (2, 3, 4)),
+    "6-10-2 kl all strides": Run("6:10:2", "kl", "all", strides=(2, 3, 4)),
+    "6-10-2 kl all seed 1": Run("6:10:2", "kl", "all", seed=1),
 }
 """By name, in order of worth."""
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, metavar="N", help="most tokens of the texts; by default all")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of 512 tokens")
     parser.add_argument("--vocabulary", type=int, metavar="N", help="for kl: compare only the N most frequent tokens")
+    parser.add_argument("--save-steps", type=int, default=100, metavar="N", help="steps between two saves of the state")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -65,6 +68,8 @@ def main() -> None:
                 "objective": run.objective,
                 "part": run.part,
                 "strides": run.strides,
+                "seed": run.seed,
+                "save_steps": options.save_steps,
                 "batch_size": options.batch_size,
                 "measure_steps": 100,
                 "vocabulary": options.vocabulary if run.objective == "kl" else None,

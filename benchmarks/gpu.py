@@ -5,10 +5,12 @@
 Steps, in order of worth. `parity`: small models in three dtypes, dense and with funnels, compiled for every target that
 is installed and compared with eager PyTorch. `S=2`, `S=4`: prompts with Gemma2-2B's shapes, random weights and a funnel
 over more than half of the layers, beside the dense model: eager PyTorch, torch.compile, and every target on the GPU.
-`decode S=2`, `decode S=4`: the same with a cache, the prompt and the steps after it, without torch.compile.
+`decode S=2`, `decode S=4`: the same with a cache, the prompt and the steps after it, without torch.compile. `decode
+S=2, 4 bits`: with quantized weights.
 
 The result file is written after each step; a second run goes on with the steps that are missing or failed. Needs 80 GB
-of the GPU's memory (75 GB were held on an H200), no network. Without a GPU: `--shape tiny --device cpu`.
+of the GPU's memory (75 GB were held on an H200), no network. `--prepare` only exports, which needs no GPU. Without a
+GPU: `--shape tiny --device cpu`.
 """
 
 import argparse
@@ -16,16 +18,16 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from building import SMALL, make_checkpoint
 from gemma2_2b import make_checkpoint as make_gemma2_2b
 from measure import attempt, conditions, record
 
-from funnel_export import bench, compile_bundle, export
+from funnel_export import Quantization, bench, compile_bundle, export, load_bundle
 from funnel_export.bundle.load import Bundle
 from funnel_export.errors import FunnelExportError
 from funnel_export.spec.choices import Dtype, Logits, Task
@@ -40,7 +42,25 @@ CASES = (
     (Task.TEXT_GENERATION, "S=4"),
     (Task.TOKEN_CLASSIFICATION, "lookahead, S=2"),
 )
-STEPS = ("parity", "S=2", "decode S=2", "S=4", "decode S=4")
+
+
+class Timed(NamedTuple):
+    """A funnel that is timed beside the dense model."""
+
+    stride: int
+    task: Task = Task.TEXT_GENERATION
+    quantization: Quantization | None = None
+
+
+TIMED = {
+    "S=2": Timed(2),
+    "decode S=2": Timed(2, Task.TEXT_GENERATION_WITH_PAST),
+    "S=4": Timed(4),
+    "decode S=4": Timed(4, Task.TEXT_GENERATION_WITH_PAST),
+    "decode S=2, 4 bits": Timed(2, Task.TEXT_GENERATION_WITH_PAST, Quantization(bits=4)),
+}
+PARITY = "parity"
+STEPS = (PARITY, *TIMED)
 LONGEST = 8000
 """Most tokens of a prompt with a cache: the model has 8,192 positions, and steps follow."""
 FUNNELS = {"2B": "6:20", "tiny": "2:5"}
@@ -59,8 +79,11 @@ def parity(folder: Path) -> dict[str, Any]:
         return dict(pool.map(run, CASES))
 
 
-def latency(folder: Path, options: argparse.Namespace, stride: int, task: Task) -> dict[str, Any]:
-    """Export a funnel, compile what needs an engine, and time it beside the dense model."""
+def exported(folder: Path, options: argparse.Namespace, step: str) -> Bundle:
+    """The bundle of a step, in a folder; exported if it is not there."""
+    out, timed = folder / step.replace(", ", "-").replace(" ", "-"), TIMED[step]
+    if out.exists():
+        return load_bundle(out)
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         checkpoint.mkdir()
@@ -68,10 +91,18 @@ def latency(folder: Path, options: argparse.Namespace, stride: int, task: Task) 
             make_gemma2_2b(checkpoint)
         else:
             make_checkpoint(checkpoint, Task.TEXT_GENERATION, Dtype.BFLOAT16)
-    funnel = f"{FUNNELS[options.shape]}:{stride}"
-    logits = Logits.ALL if task.has_past else Logits.LAST  # with a cache, the caller chooses the tokens
-    lengths = [min(length, LONGEST) for length in options.lengths] if task.has_past else options.lengths
-    bundle = export(checkpoint, folder / f"{task}-S{stride}", funnel=funnel, task=task, logits=logits, progress=say)
+    funnel = f"{FUNNELS[options.shape]}:{timed.stride}"
+    logits = Logits.ALL if timed.task.has_past else Logits.LAST  # with a cache, the caller chooses the tokens
+    chosen: dict[str, Any] = {"task": timed.task, "logits": logits, "quantization": timed.quantization}
+    return export(checkpoint, out, funnel=funnel, progress=say, **chosen)
+
+
+def latency(folder: Path, options: argparse.Namespace, step: str) -> dict[str, Any]:
+    """Time a funnel beside the dense model, with engines of the targets that need one."""
+    bundle = exported(folder, options, step)
+    lengths = options.lengths
+    if bundle.spec.task.has_past:
+        lengths = [min(length, LONGEST) for length in lengths]
     targets, not_built = None, {}
     if options.device == "cuda":
         targets = [name for name in GPU_TARGETS if availability_of(get_target(name)).available]
@@ -123,17 +154,16 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a prompt")
     parser.add_argument("--rounds", type=int, default=15, help="counted calls")
-    parser.add_argument("--steps", nargs="+", default=STEPS, help="what to run, in this order")
+    parser.add_argument("--prepare", action="store_true", help="export to --folder, for a later run")
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS, help="what to run, in this order")
     parser.add_argument("--minutes", type=float, default=20, help="no step begins after this time")
     options = parser.parse_args()
+    if options.prepare:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for name in TIMED.keys() & options.steps:
+            exported(options.folder, options, name)
+        return
     end = time.monotonic() + 60 * options.minutes
-    steps: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "parity": parity,
-        "S=2": lambda folder: latency(folder, options, 2, Task.TEXT_GENERATION),
-        "S=4": lambda folder: latency(folder, options, 4, Task.TEXT_GENERATION),
-        "decode S=2": lambda folder: latency(folder, options, 2, Task.TEXT_GENERATION_WITH_PAST),
-        "decode S=4": lambda folder: latency(folder, options, 4, Task.TEXT_GENERATION_WITH_PAST),
-    }
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     facts = {**conditions(PACKAGES), **(gpu_facts() if options.device == "cuda" else {})}
     versions = {name: availability_of(get_target(name)).version for name in GPU_TARGETS}
@@ -147,7 +177,7 @@ def main() -> None:
             say(name)
             start = time.monotonic()
             try:
-                found = steps[name](folder)
+                found = parity(folder) if name == PARITY else latency(folder, options, name)
             except FunnelExportError as err:  # the next steps run all the same
                 found = {"error": str(err)}
             result[name] = {"conditions": facts, "seconds": round(time.monotonic() - start), **found}

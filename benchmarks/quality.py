@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +32,8 @@ from funnel_export.spec.funnel import FunnelSpec
 
 FUNNELS = ("6:8:2", "7:8:drop", "6:10:2", "8:10:drop", "6:10:4", "7:10:drop", "6:14:2", "6:10:drop")
 """Each funnel before the dropped layers of equal cost: one layer's work, two, three, four."""
+STRIDES = (2, 3, 4)
+"""Trained funnels are measured with each of them."""
 PARTS = {512: "measure", 2048: "whole"}
 """Length of rows, and the part of a corpus that has enough such rows."""
 FITTED = 30_000
@@ -56,8 +58,12 @@ def fitted(funnel: str) -> Path:
 
 def models() -> Iterator[Model]:
     """All that are measured: the trained ones that are there, those with a funnel as it is, and the fitted ones."""
-    for folder in sorted((cache() / "adapted").glob("*/config.json")):
-        yield Model(folder.parent.name, "adapted", folder.parent, "auto")
+    for report in sorted((cache() / "adapted").glob("*/adapt.json")):
+        folder, own = report.parent, json.loads(report.read_text())["funnel"]
+        yield Model(folder.name, "adapted", folder, "none" if own is None else "auto")
+        if own is not None and "drop" not in own:
+            others = (FunnelSpec.from_dict(own | {"stride": stride}) for stride in STRIDES if stride != own["stride"])
+            yield from (Model(f"{folder.name} S={each.stride}", "adapted", folder, each) for each in others)
     for funnel in FUNNELS:
         yield Model(funnel, "delta", real_checkpoint(), FunnelSpec.parse(funnel, recovery="delta"))
         yield Model(funnel, "linear", fitted(funnel), FunnelSpec.parse(funnel, recovery="linear"))
@@ -95,7 +101,7 @@ def operations(length: int) -> dict[str, float]:
     return found
 
 
-def fit_missing(parts: dict[str, Path], result: dict[str, Any], funnels: Sequence[str] = FUNNELS) -> None:
+def fit_missing(parts: dict[str, Path], result: dict[str, Any], funnels: Iterable[str]) -> None:
     """Fit the funnels whose fitted checkpoint is not in the cache."""
     for funnel in funnels:
         if not fitted(funnel).exists():
@@ -118,17 +124,16 @@ def main() -> None:
     measured = result.setdefault("measured", {})
     with tempfile.TemporaryDirectory() as name:
         parts = write_parts(Path(name))
-        fit_missing(parts, result)
+        missing = {
+            key: (model, parts[f"{corpus}-{PARTS[length]}"], length, options.tokens, options.device)
+            for length in options.lengths
+            for model in models()
+            for corpus in MEASURED
+            if (key := f"{model.name}, {model.state}, {corpus}, {length}") not in measured
+        }
+        fit_missing(parts, result, dict.fromkeys(m.name for m, *_ in missing.values() if m.state == "linear"))
         with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-            waiting = {
-                pool.submit(
-                    measure, model, parts[f"{corpus}-{PARTS[length]}"], length, options.tokens, options.device
-                ): key
-                for length in options.lengths
-                for model in models()
-                for corpus in MEASURED
-                if (key := f"{model.name}, {model.state}, {corpus}, {length}") not in measured
-            }
+            waiting = {pool.submit(measure, *arguments): key for key, arguments in missing.items()}
             for done in as_completed(waiting):
                 measured[waiting[done]] = done.result()
                 record(result, out)

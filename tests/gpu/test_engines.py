@@ -1,6 +1,7 @@
 """What only a machine with an NVIDIA GPU can show: plans that load, run and agree with eager PyTorch."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ RECIPES = {
     "lookahead": Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True)),
     "8 bits": QUANTIZED,
 }
+PAST = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, dtype="bfloat16", stored=torch.bfloat16)
+ALSO_ON_CUDA = {
+    "float16": Recipe(dtype="float16"),
+    "4 bits": Recipe(quantization=Quantization(bits=4)),
+    "4 bits, bfloat16": replace(RECIPES["bfloat16"], quantization=Quantization(bits=4)),
+    "cache, bfloat16": PAST,
+    "cache, 4 bits, bfloat16": replace(PAST, quantization=Quantization(bits=4)),
+}
+"""For ONNX Runtime."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "streamed": {"weight_streaming": True},
     "stripped": {"refit": "identical", "strip_plan": True},
@@ -81,12 +91,14 @@ def test_a_second_build_begins_with_the_timings_of_the_first(tmp_path: Path) -> 
     assert first.manifest.profiles == second.manifest.profiles
 
 
-def test_onnx_runtime_on_cuda(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*RECIPES, *ALSO_ON_CUDA])
+def test_onnx_runtime_on_cuda(name: str, tmp_path: Path) -> None:
     try:
         find_gpu()
     except TargetUnavailableError as err:
         pytest.skip(err.what)
-    bundle = own(RECIPES["bfloat16"], tmp_path)
-    engine = compile_bundle(bundle, "onnxruntime", options={"provider": "cuda"})
-    assert engine.name == "onnxruntime-cuda"
+    bundle = own((RECIPES | ALSO_ON_CUDA)[name], tmp_path)
+    for graph in bundle.graphs:
+        engine = compile_bundle(bundle, "onnxruntime", graph=graph, options={"provider": "cuda"})
+        assert engine.name.endswith("onnxruntime-cuda")
     assert check(bundle, targets=["onnxruntime"]).passed
