@@ -33,7 +33,7 @@ from funnel_export.spec.funnel import FunnelSpec
 FUNNELS = ("6:8:2", "7:8:drop", "6:10:2", "8:10:drop", "6:10:4", "7:10:drop", "6:14:2", "6:10:drop")
 """Each funnel before the dropped layers of equal cost: one layer's work, two, three, four."""
 STRIDES = (2, 3, 4)
-"""Trained funnels are measured with each of them."""
+"""Trained funnels are measured with all of them."""
 PARTS = {512: "measure", 2048: "whole"}
 """Length of rows, and the part of a corpus that has enough such rows."""
 FITTED = 30_000
@@ -56,12 +56,15 @@ def fitted(funnel: str) -> Path:
     return cache() / "fitted" / funnel.replace(":", "-")
 
 
-def models() -> Iterator[Model]:
-    """All that are measured: the trained ones that are there, those with a funnel as it is, and the fitted ones."""
+def models(length: int) -> Iterator[Model]:
+    """All that are measured: the trained ones that are there, those with a funnel as it is, and the fitted ones.
+
+    Trained funnels are measured with other strides too, in the shorter rows.
+    """
     for report in sorted((cache() / "adapted").glob("*/adapt.json")):
         folder, own = report.parent, json.loads(report.read_text())["funnel"]
         yield Model(folder.name, "adapted", folder, "none" if own is None else "auto")
-        if own is not None and "drop" not in own:
+        if own is not None and "drop" not in own and length == min(PARTS):
             others = (FunnelSpec.from_dict(own | {"stride": stride}) for stride in STRIDES if stride != own["stride"])
             yield from (Model(f"{folder.name} S={each.stride}", "adapted", folder, each) for each in others)
     for funnel in FUNNELS:
@@ -127,7 +130,7 @@ def main() -> None:
         missing = {
             key: (model, parts[f"{corpus}-{PARTS[length]}"], length, options.tokens, options.device)
             for length in options.lengths
-            for model in models()
+            for model in models(length)
             for corpus in MEASURED
             if (key := f"{model.name}, {model.state}, {corpus}, {length}") not in measured
         }
