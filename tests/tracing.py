@@ -20,6 +20,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 from funnel_export.exporter import build
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.trace import Forward
+from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.stages import Stage
 
@@ -81,11 +82,11 @@ class _Wanted:
         return FOLDER / f"{key}.onnx"
 
 
-def _assemble_once(wanted: _Wanted) -> tuple[ir.Model, list[ir.Value]]:
+def _assemble_once(wanted: _Wanted, dtype: Dtype) -> tuple[ir.Model, list[ir.Value]]:
     path = wanted.path(wanted.role)
     if not path.exists():
         for role, traced in _trace(wanted.skeleton, wanted.forwards, wanted.opset).items():
-            model, parameters = _assemble(traced)
+            model, parameters = _assemble(traced, dtype)
             model.metadata_props["parameters"] = "\n".join(str(value.name) for value in parameters)
             fresh = path.with_suffix(f".{os.getpid()}")
             fresh.write_bytes(ir.to_proto(model).SerializeToString())

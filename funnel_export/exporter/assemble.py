@@ -10,16 +10,18 @@ from onnxscript.rewriter import RewriteRule, RewriteRuleSet
 
 from funnel_export.exporter.outline import DOMAIN, MARKER
 from funnel_export.exporter.trace import Trace
+from funnel_export.spec.choices import Dtype
 from funnel_export.spec.funnel import node_prefix
 
 _PART, _NAMES = "funnel_export.part", "funnel_export.names"
-# torch translates `x * rsqrt(y)` of norms with a reciprocal; ONNX Runtime fuses only norms that divide.
+# torch translates `x * rsqrt(y)` of norms with a reciprocal; ONNX Runtime fuses only norms that divide. Those of models
+# in bfloat16 must not be fused: their weights are in float32, and version 1.31 has no kernel for both dtypes.
 _DIVIDE = RewriteRule(lambda op, x, y: op.Mul(x, op.Reciprocal(y)), lambda op, x, y: op.Div(x, y))
 RULES = RewriteRuleSet([_DIVIDE], commute=True)
 
 
-def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
-    """One flat graph from a trace, and its values that are the model's parameters.
+def assemble(trace: Trace, dtype: Dtype) -> tuple[ir.Model, list[ir.Value]]:
+    """One flat graph from a trace of a model in a dtype, and its values that are the model's parameters.
 
     1. The outline and each distinct part are optimized separately. Weights are inputs, so no optimizer folds them.
     2. Each marker node is replaced by a call of its part with the part's weights; then the calls are inlined.
@@ -31,11 +33,11 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
     """
     model = trace.outline
     weights = _parameters_to_inputs(model)
-    _optimize(model)
+    _optimize(model, dtype)
     functions: dict[int, ir.Function] = {}
     for part in trace.parts.values():
         if id(part.body) not in functions:
-            _optimize(part.body)
+            _optimize(part.body, dtype)
             functions[id(part.body)] = _as_function(part.body, f"Part{len(functions)}")
     for function in functions.values():
         model.functions[function.identifier()] = function
@@ -49,10 +51,11 @@ def assemble(trace: Trace) -> tuple[ir.Model, list[ir.Value]]:
     return model, list(weights.values())
 
 
-def _optimize(model: ir.Model) -> None:
-    """Run onnxscript's optimizer, then `RULES`; a rule sees only the nodes whose operator is that of its last node.
+def _optimize(model: ir.Model, dtype: Dtype) -> None:
+    """Run onnxscript's optimizer, then `RULES` unless the dtype is bfloat16.
 
-    Comparing every node with every rule took a sixth of an export.
+    A rule sees only the nodes whose operator is that of its last node. Comparing every node with every rule took a
+    sixth of an export.
     """
     match = RewriteRule.match
 
@@ -64,7 +67,8 @@ def _optimize(model: ir.Model) -> None:
     RewriteRule.match = quick_match  # type: ignore[assignment, method-assign]
     try:
         optimizer.optimize(model)
-        RULES.apply_to_model(model)
+        if dtype is not Dtype.BFLOAT16:
+            RULES.apply_to_model(model)
     finally:
         RewriteRule.match = match  # type: ignore[method-assign]
 

@@ -47,7 +47,7 @@ def build_graphs(checkpoint: Checkpoint, spec: ExportSpec, derived: DerivedFile 
     graphs = {}
     forwards = forwards_of(skeleton, spec)
     for role, traced in trace(skeleton, forwards, spec.opset).items():
-        model, parameters = assemble(traced)
+        model, parameters = assemble(traced, spec.dtype)
         _name_axes(model, forwards[role].signature)
         sources = refer_to_weights(model, parameters, checkpoint, derived)
         graphs[role] = BuiltGraph(model, sources, forwards[role].signature.kinds)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -198,7 +199,8 @@ def _make_session(model: str | bytes, options: Any, provider: str, settings: Map
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, {**exact, **settings})])
     except ort_errors() as err:
-        raise TargetRefusedError("ONNX Runtime refused the graph, or an option", got=err) from err
+        hint = "a bundle in float32; CUDA cannot dequantize to bfloat16" if "DequantizeLinear" in str(err) else None
+        raise TargetRefusedError("ONNX Runtime refused the graph, or an option", got=err, hint=hint) from err
     if session.get_providers()[0] != provider:
         raise TargetUnavailableError(
             "ONNX Runtime fell back to another provider",
@@ -215,14 +217,15 @@ class OnnxRuntimeSession:
     def __init__(self, session: Any, dtype: Dtype) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
+        self._bfloat16 = {each.name for each in session.get_inputs() if each.type == "tensor(bfloat16)"}
         self.device = session.get_providers()[0]
         self.precision = str(dtype)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Session.run`."""
         try:
-            if any(map(_is_bfloat16, inputs.values())):
-                held = {name: _value(array, "cpu") for name, array in inputs.items()}
+            if self._bfloat16:
+                held = self._values(inputs, "cpu")
                 values = [value.numpy() for value in self._session.run_with_ort_values(None, held)]
             else:
                 values = self._session.run(None, dict(inputs))
@@ -234,7 +237,7 @@ class OnnxRuntimeSession:
         """See `Session.prepare`. Inputs in bfloat16 stay in host memory, so on a GPU every call copies them."""
         device = "cuda" if self.device == CUDA else "cpu"
         binding = self._session.io_binding()
-        held = {name: _value(array, device) for name, array in inputs.items()}
+        held = self._values(inputs, device)
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._names:
@@ -251,20 +254,22 @@ class OnnxRuntimeSession:
         """See `Session.close`."""
         self._session = None
 
+    def _values(self, inputs: Mapping[str, NDArray[Any]], device: str) -> dict[str, Any]:
+        """Arrays as values of ONNX Runtime, which takes bfloat16 as 16-bit integers, in host memory only.
 
-def _is_bfloat16(array: NDArray[Any]) -> bool:
-    return array.dtype.name == "bfloat16"
+        Arrays for inputs in bfloat16 may be in float32: hidden states are, which the graph before returned.
+        """
+        import onnxruntime as ort
+        from onnx import TensorProto
 
-
-def _value(array: NDArray[Any], device: str) -> Any:
-    """An array as a value of ONNX Runtime, which takes NumPy's bfloat16 as 16-bit integers, in host memory only."""
-    import onnxruntime as ort
-    from onnx import TensorProto
-
-    if _is_bfloat16(array):
-        plain = np.ascontiguousarray(array).view(np.uint16)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, TensorProto.BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array, device)
+        values = {}
+        for name, array in inputs.items():
+            if name in self._bfloat16:
+                plain = np.ascontiguousarray(array, ml_dtypes.bfloat16).view(np.uint16)
+                values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(plain, TensorProto.BFLOAT16)
+            else:
+                values[name] = ort.OrtValue.ortvalue_from_numpy(array, device)
+        return values
 
 
 def ort_errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,7 @@ from funnel_export import export
 from funnel_export.exporter import translate as module
 from funnel_export.exporter.assemble import _optimize
 from funnel_export.exporter.translate import Operand, Piece, translate
+from funnel_export.spec.choices import Dtype
 
 FLOATS = Operand(torch.float32, ("row", 3))
 
@@ -132,7 +133,7 @@ def test_the_optimizer_finds_what_it_finds_without_our_shortcut(monkeypatch: pyt
         return match(matcher, model, graph, node, **options)
 
     monkeypatch.setattr(SimplePatternMatcher, "match", counted)
-    _optimize(ours)
+    _optimize(ours, Dtype.FLOAT32)
     few = len(compared)
     optimizer.optimize(theirs)
     assert 0 < few < (len(compared) - few) / 4

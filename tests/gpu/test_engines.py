@@ -10,7 +10,7 @@ import torch
 from exported import Recipe
 
 from funnel_export import Bundle, FunnelSpec, Quantization, check, compile_bundle, load_bundle
-from funnel_export.errors import TargetUnavailableError
+from funnel_export.errors import TargetRefusedError, TargetUnavailableError
 from funnel_export.spec.choices import Task
 from funnel_export.targets.registry import get_target
 from funnel_export.targets.tensorrt.gpu import find_gpu
@@ -29,9 +29,8 @@ PAST = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, dtype="bfloat16", stored=torc
 ALSO_ON_CUDA = {
     "float16": Recipe(dtype="float16"),
     "4 bits": Recipe(quantization=Quantization(bits=4)),
-    "4 bits, bfloat16": replace(RECIPES["bfloat16"], quantization=Quantization(bits=4)),
-    "cache, bfloat16": PAST,
-    "cache, 4 bits, bfloat16": replace(PAST, quantization=Quantization(bits=4)),
+    "cache": Recipe(task=Task.TEXT_GENERATION_WITH_PAST),
+    "cache, bfloat16": Recipe(task=Task.TEXT_GENERATION_WITH_PAST, dtype="bfloat16", stored=torch.bfloat16),
 }
 """For ONNX Runtime."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -91,14 +90,27 @@ def test_a_second_build_begins_with_the_timings_of_the_first(tmp_path: Path) -> 
     assert first.manifest.profiles == second.manifest.profiles
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *ALSO_ON_CUDA])
-def test_onnx_runtime_on_cuda(name: str, tmp_path: Path) -> None:
+@pytest.fixture
+def cuda() -> None:
+    """Skip the test where there is no GPU."""
     try:
         find_gpu()
     except TargetUnavailableError as err:
         pytest.skip(err.what)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("name", [*RECIPES, *ALSO_ON_CUDA])
+def test_onnx_runtime_on_cuda(name: str, tmp_path: Path) -> None:
     bundle = own((RECIPES | ALSO_ON_CUDA)[name], tmp_path)
     for graph in bundle.graphs:
         engine = compile_bundle(bundle, "onnxruntime", graph=graph, options={"provider": "cuda"})
         assert engine.name.endswith("onnxruntime-cuda")
     assert check(bundle, targets=["onnxruntime"]).passed
+
+
+@pytest.mark.usefixtures("cuda")
+def test_onnx_runtime_on_cuda_cannot_dequantize_to_bfloat16(tmp_path: Path) -> None:
+    bundle = own(replace(RECIPES["bfloat16"], quantization=Quantization(bits=4)), tmp_path)
+    with pytest.raises(TargetRefusedError, match="cannot dequantize to bfloat16"):
+        compile_bundle(bundle, "onnxruntime", options={"provider": "cuda"})

@@ -41,6 +41,12 @@ def test_onnxruntime_fuses_norms(name: str, tmp_path: Path) -> None:
         assert found["ReduceMean"] == 0
 
 
+def test_onnxruntime_does_not_fuse_those_of_bfloat16() -> None:
+    """Its CUDA provider has no kernel for a norm in bfloat16 with a weight in float32, and refused such graphs."""
+    in_bfloat16, in_float32 = (operators(Recipe(dtype=dtype).bundle().model.path) for dtype in ("bfloat16", "float32"))
+    assert in_bfloat16["Reciprocal"] == in_float32["Div"] - in_bfloat16["Div"] == in_float32["Pow"] > 0
+
+
 @pytest.mark.filterwarnings("ignore:.*float16")
 @pytest.mark.parametrize("name", RECIPES)
 def test_openvino_fuses_norms(name: str) -> None:
