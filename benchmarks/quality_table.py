@@ -19,7 +19,8 @@ PICTURE = Path(__file__).parents[1] / "docs" / "quality.png"
 CORPORA = {"brown": "Brown", "sotu": "speeches"}
 STATES = {"delta": "as it is", "linear": "fitted", "adapted": "trained"}
 TRAINED = " kl all".replace(" ", "-")
-"""Ending of the names of trained models that are shown."""
+"""Ending of the names of trained models that are compared with fitted ones."""
+OTHER_STRIDES = (3, 4)
 
 
 class Point(NamedTuple):
@@ -40,7 +41,7 @@ def quality(length: int) -> str:
     rows = []
     for funnel, share in sorted({(p.funnel, p.operations) for p in points["brown"]}, key=lambda each: -each[1]):
         cells = [
-            _cell(next((p for p in points[corpus] if (p.funnel, p.state) == (funnel, state)), None))
+            _cell(next((p.loss for p in points[corpus] if (p.funnel, p.state) == (funnel, state)), None))
             for corpus in CORPORA
             for state in STATES
         ]
@@ -55,13 +56,48 @@ def quality(length: int) -> str:
 def training() -> str:
     """What was trained, on how many tokens, and the losses on texts that were held out of the training's."""
     rows = []
-    for name, report in json.loads((RESULTS / "adapt.json").read_text()).items():
+    for name, report in _runs().items():
         losses = report["losses"]
-        closed = (losses["before"] - losses["after"]) / (losses["before"] - losses["dense"])
-        values = (f"{losses[each]:.3f}" for each in ("dense", "before", "after"))
-        rows.append((name, f"{report['seen'] / 1e6:.1f} M", report["steps"], *values, f"{closed:.0%}"))
-    headers = ("run", "tokens", "steps", "dense", "before", "after", "gap closed")
+        dense = losses["dense"]
+        closed = "–" if dense is None else f"{(losses['before'] - losses['after']) / (losses['before'] - dense):.0%}"
+        values = ("–" if losses[each] is None else f"{losses[each]:.3f}" for each in ("dense", "before", "after"))
+        millions = (f"{report[each] / 1e6:.1f} M" for each in ("trained_weights", "seen"))
+        rows.append((name, *millions, report["steps"], *values, closed))
+    headers = ("run", "trained weights", "tokens", "steps", "dense", "before", "after", "gap closed")
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def trained() -> str:
+    """Losses of the trained models above the original dense model's, on texts that nothing was trained on."""
+    places = [(corpus, length) for length in (512, 2048) for corpus in CORPORA]
+    rows = [(name, *(_cell(_trained(name, *place)) for place in places)) for name in _runs()]
+    headers = ("run", *(f"{CORPORA[corpus]}, {length}" for corpus, length in places))
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def strides() -> str:
+    """Losses of trained funnels with other strides than their own, in rows of 512 tokens."""
+    rows = [
+        (f"{label}, {name}", *(_cell(_trained(name, corpus, 512, stride)) for stride in (None, *OTHER_STRIDES)))
+        for corpus, label in CORPORA.items()
+        for name in _runs()
+        if _trained(name, corpus, 512, OTHER_STRIDES[0]) is not None
+    ]
+    return tabulate(rows, ("", "S=2", *(f"S={s}" for s in OTHER_STRIDES)), tablefmt="github", disable_numparse=True)
+
+
+def _runs() -> dict[str, Any]:
+    """The reports of the training runs by name."""
+    found: dict[str, Any] = json.loads((RESULTS / "adapt.json").read_text())
+    return found
+
+
+def _trained(name: str, corpus: str, length: int, stride: int | None = None) -> Mapping[str, float] | None:
+    """Loss of a trained model, with another stride than its own, above the dense model's; None if not measured."""
+    result = json.loads((RESULTS / "quality.json").read_text())
+    model = name.replace(" ", "-") + ("" if stride is None else f" S={stride}")
+    found = result["measured"].get(f"{model}, adapted, {corpus}, {length}")
+    return found and found["distance"]["loss"]  # type: ignore[no-any-return]
 
 
 def picture() -> Picture:
@@ -119,11 +155,9 @@ def measured(corpus: str, length: int) -> Iterator[Point]:
             yield Point(funnel, state, share, found["distance"]["loss"], found)
 
 
-def _cell(point: Point | None) -> str:
-    """The loss above that of the dense model, with its interval."""
-    if point is None:
-        return "–"
-    return f"{point.loss['value']:+.3f} ({point.loss['low']:+.3f} to {point.loss['high']:+.3f})"
+def _cell(loss: Mapping[str, float] | None) -> str:
+    """A loss above that of the dense model, with its interval."""
+    return "–" if loss is None else f"{loss['value']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f})"
 
 
 def _dense(points: Mapping[str, list[Point]]) -> str:

@@ -338,6 +338,8 @@ TABLES = {
         "quality_512": partial(quality_table.quality, 512),
         "quality_2048": partial(quality_table.quality, 2048),
         "training": quality_table.training,
+        "trained": quality_table.trained,
+        "strides": quality_table.strides,
         "tag": partial(heads, "tag", "sentences"),
         "classify": partial(heads, "classify", "mails"),
     },
