@@ -89,11 +89,11 @@ def measure(model: Model, texts: Path, length: int, tokens: int, device: str) ->
     return report.model_dump(mode="json", include=shown) | {"conditions": conditions(PACKAGES)}
 
 
-def operations(length: int) -> dict[str, float]:
+def operations(length: int, funnels: Iterable[str]) -> dict[str, float]:
     """Operations of a prompt with each funnel, as a share of the dense model's."""
     source = Checkpoint.open(real_checkpoint())
     found = {}
-    for funnel in FUNNELS:
+    for funnel in funnels:
         spec = ExportSpec(
             task=Task.TEXT_GENERATION,
             dtype=Dtype.BFLOAT16,
@@ -140,7 +140,8 @@ def main() -> None:
             for done in as_completed(waiting):
                 measured[waiting[done]] = done.result()
                 record(result, out)
-    result["operations"] = {key: share for length in PARTS for key, share in operations(length).items()}
+    funnels = {str(FunnelSpec.from_dict(found["funnel"])): None for found in measured.values() if found["funnel"]}
+    result["operations"] = {key: share for length in PARTS for key, share in operations(length, funnels).items()}
     record(result, out)
 
 

@@ -18,8 +18,11 @@ RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parents[1] / "docs" / "quality.png"
 CORPORA = {"brown": "Brown", "sotu": "speeches"}
 STATES = {"delta": "as it is", "linear": "fitted", "adapted": "trained"}
-TRAINED = " kl all".replace(" ", "-")
-"""Ending of the names of trained models that are compared with fitted ones."""
+STRIDED = "strided"
+"""State of a trained model that serves several strides."""
+LABELS = STATES | {STRIDED: "trained, S=2 to 4"}
+TRAINED = {"-kl-all": "adapted", "-kl-all-strides": STRIDED} | {f"-kl-all-strides S={s}": STRIDED for s in (3, 4)}
+"""States of the trained models that are compared with fitted ones, by the endings of their names."""
 OTHER_STRIDES = (3, 4)
 
 
@@ -39,7 +42,8 @@ def quality(length: int) -> str:
     """Losses above the dense model's, by the operations that are left."""
     points = {corpus: list(measured(corpus, length)) for corpus in CORPORA}
     rows = []
-    for funnel, share in sorted({(p.funnel, p.operations) for p in points["brown"]}, key=lambda each: -each[1]):
+    found = {(p.funnel, p.operations) for p in points["brown"] if p.state in STATES}
+    for funnel, share in sorted(found, key=lambda each: -each[1]):
         cells = [
             _cell(next((p.loss for p in points[corpus] if (p.funnel, p.state) == (funnel, state)), None))
             for corpus in CORPORA
@@ -48,8 +52,8 @@ def quality(length: int) -> str:
         rows.append((f"{funnel}", f"{share:.2f}", *cells))
     headers = ("funnel", "operations", *(f"{name}, {state}" for name in CORPORA.values() for state in STATES.values()))
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-    found = points["brown"][0].found
-    facts = {"device": found["device"], **found["conditions"]}
+    first = points["brown"][0].found
+    facts = {"device": first["device"], **first["conditions"]}
     return "\n\n".join((table, _dense(points), f"({', '.join(f'{k} {v}' for k, v in facts.items())})"))
 
 
@@ -105,7 +109,7 @@ def picture() -> Picture:
     panels = [
         Panel(
             title=f"{length} tokens",
-            alt="; ".join(f"{p.funnel} {STATES[p.state]}: {p.loss['value']:+.3f}" for p in measured("brown", length)),
+            alt="; ".join(f"{p.funnel} {LABELS[p.state]}: {p.loss['value']:+.3f}" for p in measured("brown", length)),
             draw=partial(_draw, list(measured("brown", length))),
         )
         for length in (512, 2048)
@@ -114,7 +118,7 @@ def picture() -> Picture:
 
 
 def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
-    looks = {"delta": (":", "none"), "linear": ("--", "none"), "adapted": ("", "full")}
+    looks = {"delta": (":", "none"), "linear": ("--", "bottom"), "adapted": ("", "full"), STRIDED: ("-", "right")}
     for kind, color, marker in (("funnel", palette["funnel"], "o"), ("dropped", palette["dense"], "s")):
         for state, (line, fill) in looks.items():
             chosen = sorted(
@@ -122,6 +126,8 @@ def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
                 for p in points
                 if p.state == state and p.funnel.endswith("drop") == (kind == "dropped")
             )
+            if not chosen:
+                continue
             x, y, low, high = zip(*chosen, strict=True)
             axes.errorbar(
                 x,
@@ -129,9 +135,9 @@ def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
                 (low, high),
                 linestyle=line,
                 marker=marker,
-                fillstyle=fill if line != "--" else "bottom",  # type: ignore[arg-type]
+                fillstyle=fill,  # type: ignore[arg-type]
                 color=color,
-                label=f"{kind}, {STATES[state]}",
+                label=f"{kind}, {LABELS[state]}",
                 markersize=6,
             )
     axes.set_yscale("log")
@@ -141,7 +147,7 @@ def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
     axes.set_xlabel("operations of a prompt, dense = 1")
     axes.set_ylabel("loss above dense, nats a token")
     axes.grid(visible=True, color=palette["grid"], linewidth=0.5)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def measured(corpus: str, length: int) -> Iterator[Point]:
@@ -149,7 +155,9 @@ def measured(corpus: str, length: int) -> Iterator[Point]:
     result = json.loads((RESULTS / "quality.json").read_text())
     for key, found in result["measured"].items():
         name, state, *place = key.split(", ")
-        if place == [corpus, str(length)] and (state != "adapted" or name.endswith(TRAINED)):
+        if state == "adapted":
+            state = next((kind for ending, kind in TRAINED.items() if name.endswith(ending)), "")
+        if place == [corpus, str(length)] and state in LABELS:
             funnel = str(FunnelSpec.from_dict(found["funnel"]))
             share = result["operations"][f"{funnel}, {length}"]
             yield Point(funnel, state, share, found["distance"]["loss"], found)
