@@ -4,6 +4,7 @@ Importing torch and transformers takes seconds, and tests start hundreds of runn
 the same: other pipes, other memory, and killed alone. Tests of the start itself have the marker `processes`.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -82,7 +83,8 @@ def _start(command: Sequence[str], **options: Any) -> Any:
 
 
 def _run(program: Sequence[str], environment: Mapping[str, str], *ends: Connection) -> None:
-    """In the new process: run a module as the main one."""
+    """In the new process: run a module as the main one, with the imports left out of its garbage collections."""
+    gc.freeze()
     for number, end in enumerate(ends):
         os.dup2(end.fileno(), number)
     sys.stdin, sys.stdout, sys.stderr = (
