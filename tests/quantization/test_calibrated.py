@@ -23,9 +23,12 @@ from funnel_export.quality import calibration, gptq
 from funnel_export.quantization.rounding import Rounded, round_to_nearest
 from funnel_export.quantization.write import Plan, scale_dtype
 from funnel_export.spec.choices import Task
+from funnel_export.spec.quantization import QUANTIZED_OPSET
 from funnel_export.verify.reference import load_model
 
 SMALL = Recipe(overrides=(("hidden_size", 48), ("vocab_size", 62)))
+UNTIED = replace(SMALL, overrides=(*SMALL.overrides, ("tie_word_embeddings", False)), opset=QUANTIZED_OPSET)
+"""It is traced once for both kinds of weights."""
 GPTQ = Quantization(bits=4, block_size=16, method="gptq")
 TEXTS = ids_of((40, 60, 25, 50))
 
@@ -67,8 +70,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Nearest]]:
     [
         replace(SMALL, funnel=None),
         SMALL,
-        replace(SMALL, funnel=FunnelSpec.parse("1:3:2", recovery="linear"), task=Task.TEXT_GENERATION_WITH_PAST),
-        replace(SMALL, funnel=FunnelSpec.parse("1:3:drop", recovery="linear")),
+        replace(UNTIED, funnel=FunnelSpec.parse("1:3:2", recovery="linear"), task=Task.TEXT_GENERATION_WITH_PAST),
+        replace(UNTIED, funnel=FunnelSpec.parse("1:3:drop", recovery="linear")),
         Recipe(task=Task.FEATURE_EXTRACTION),
         Recipe(task=Task.TEXT_CLASSIFICATION, family="gemma3_text"),
     ],

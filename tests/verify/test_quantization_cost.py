@@ -28,10 +28,13 @@ from funnel_export import (
 from funnel_export.quantization import write
 from funnel_export.quantization.rounding import Rounded, round_to_nearest
 from funnel_export.spec.choices import Task
+from funnel_export.spec.quantization import QUANTIZED_OPSET
 from funnel_export.targets.onnxruntime import OnnxRuntimeTarget
 from funnel_export.verify.quantization_report import OutputCost, QuantizationCost, TextCost, WeightError
 
 WIDE = (("hidden_size", 48), ("vocab_size", 62))
+UNTIED = (("tie_word_embeddings", False),)
+"""With it and with the opset of quantized graphs, a model is traced once for both kinds of weights."""
 SMALL = Recipe(overrides=WIDE)
 FOUR, EIGHT = Quantization(bits=4, block_size=16), Quantization(bits=8)
 ZEROS = replace(FOUR, symmetric=False)
@@ -52,15 +55,16 @@ def checked(bundle: Bundle, original: Path, tmp_path: Path, **options: Any) -> Q
     "recipe",
     [
         replace(SMALL, quantization=FOUR),
-        replace(SMALL, quantization=ZEROS, dtype="bfloat16", stored=torch.bfloat16),
-        replace(PAST, quantization=EIGHT),
+        replace(SMALL, quantization=ZEROS, dtype="bfloat16", stored=torch.bfloat16, overrides=(*WIDE, *UNTIED)),
+        replace(PAST, quantization=EIGHT, overrides=UNTIED),
         Recipe(task=Task.TEXT_CLASSIFICATION, quantization=replace(EIGHT, keep=("embedding",))),
         Recipe(task=Task.FEATURE_EXTRACTION, quantization=replace(FOUR, block_size=32)),
     ],
 )
 def test_sound_weights_pass_against_bundle_and_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
     targets = ["openvino" if recipe.dtype == "bfloat16" else "onnxruntime"]
-    for original in (replace(recipe, quantization=None).bundle().path, recipe.checkpoint()):
+    original_bundle = replace(recipe, quantization=None, opset=QUANTIZED_OPSET).bundle()
+    for original in (original_bundle.path, recipe.checkpoint()):
         report = check(
             recipe.bundle(), targets=targets, max_length=8, reports=tmp_path / "reports", unquantized=original
         )
@@ -225,7 +229,11 @@ ROUNDING = {
 def test_engines_that_round_activations_have_a_floor_of_their_own(
     quantization: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = quantize(Recipe(overrides=(("hidden_size", 64), *WIDE[1:])).bundle(), tmp_path / "bundle", quantization)
+    bundle = quantize(
+        Recipe(overrides=(("hidden_size", 64), *WIDE[1:], *UNTIED), opset=QUANTIZED_OPSET).bundle(),
+        tmp_path / "bundle",
+        quantization,
+    )
     for target, options in ROUNDING.items():
         compile_bundle(bundle, target, name=f"{target}-rounded", options=options)
     report = check(bundle, max_length=8)
