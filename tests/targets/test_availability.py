@@ -1,12 +1,12 @@
 """`doctor` tells the truth, whatever is missing: package, library, driver or GPU."""
 
 import json
-import subprocess
 import sys
 from types import ModuleType
 from typing import Any
 
 import pytest
+from command_line import run
 from exported import Recipe
 from fakes import ComputeCapability
 
@@ -172,9 +172,8 @@ def test_what_the_runtime_prints_about_missing_libraries_stays_off_stdout(
 
 
 def test_doctor_shows_every_target_as_text_and_as_json() -> None:
-    run = [sys.executable, "-m", "funnel_export", "doctor"]
-    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    facts = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True, check=True).stdout)["targets"]
+    text = run("doctor").stdout
+    facts = json.loads(run("doctor", "--json").stdout)["targets"]
     assert list(facts) == target_names()
     for name, fact in facts.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
