@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import run
 from fuzz.watch import listing
 from mounting import namespace
+from soak import LONG
 
 from funnel_export import bench, check, compile_bundle, export, load_bundle
 from funnel_export.errors import BundleError
@@ -100,8 +102,10 @@ state > "$0/after"
 
 @pytest.mark.parametrize(
     ("then", "message"),
-    [("", "not enough space on the disk"), ('mount -o remount,ro "$0/mnt"', "Read-only file system")],
-    ids=["no space", "read-only"],
+    [
+        pytest.param("", "not enough space on the disk", id="no space", marks=LONG),  # as in `test_room.py`
+        pytest.param('mount -o remount,ro "$0/mnt"', "Read-only file system", id="read-only"),
+    ],
 )
 def test_a_file_system_that_takes_no_more(then: str, message: str, folder: Path) -> None:
     (folder / "mnt").mkdir()
@@ -125,7 +129,7 @@ def without_power() -> list[str]:
     return prefix
 
 
-@pytest.mark.parametrize("out", ["closed/out", "closed/new/out"])
+@pytest.mark.parametrize("out", ["closed/out", pytest.param("closed/new/out", marks=LONG)])
 def test_no_permission(out: str, folder: Path) -> None:
     closed = folder / "closed"
     shutil.copytree(folder / "made", closed / "out")
@@ -183,9 +187,9 @@ def test_a_folder_whose_name_is_no_text(ready: None, folder: Path) -> None:
     (folder / "checkpoint").rename(odd)
     made = export(odd, folder / "out", funnel="1:3:2", task="text-generation")
     assert made.manifest.source == f"{folder}/odd \\xff\x1b[31m\nname"
-    shown = subprocess.run(
-        [sys.executable, "-m", "funnel_export", "inspect", folder / "out"], capture_output=True, text=True, check=True
-    ).stdout
+    inspected = run("inspect", folder / "out")
+    assert inspected.returncode == 0
+    shown = inspected.stdout
     assert "odd \\xff\\u001b[31m" in shown
     assert shown.replace("\n", "").isprintable()
     (folder / "out").rename(odd / "out")

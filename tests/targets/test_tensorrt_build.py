@@ -16,6 +16,7 @@ import torch
 from exported import CLASSES, PAST, TAGS, Recipe
 from onnx import TensorProto, helper
 from safetensors.torch import load_file
+from soak import LONG
 from tamper import listing, rewrite_graph, rewrite_json
 
 from funnel_export import Bundle, FunnelSpec, Quantization, compile_bundle, load_bundle
@@ -47,6 +48,12 @@ RECIPES = {
         quantization=Quantization(bits=8, keep=("head",)), overrides=(("tie_word_embeddings", False),)
     ),
 }
+WITH_CACHE = {
+    "8 bits": replace(PAST, quantization=Quantization(bits=8)),
+    "4 bits bfloat16": replace(
+        PAST, quantization=Quantization(bits=4), overrides=BLOCKS, dtype="bfloat16", stored=torch.bfloat16
+    ),
+}
 
 
 @pytest.fixture
@@ -61,14 +68,14 @@ def test_asymmetric_weights_are_refused() -> None:
         compile_bundle(Recipe(quantization=quantization, overrides=BLOCKS).bundle(), "tensorrt-rtx", profiles=[SMALL])
 
 
-def test_graphs_with_a_cache_build_from_quantized_weights(tmp_path: Path) -> None:
-    bfloat16 = {"dtype": "bfloat16", "stored": torch.bfloat16}
-    recipe = replace(PAST, quantization=Quantization(bits=4), overrides=BLOCKS, **bfloat16)
+@pytest.mark.parametrize("name", ["8 bits", pytest.param("4 bits bfloat16", marks=LONG)])
+def test_graphs_with_a_cache_build_from_quantized_weights(name: str, tmp_path: Path) -> None:
+    recipe = WITH_CACHE[name]
     folder = shutil.copytree(recipe.bundle().path, tmp_path / "bundle")
     before = listing(folder)
     for role in ("entry", "middle", "exit"):
         engine = compile_bundle(folder, "tensorrt-rtx", graph=role)
-        assert set(engine.manifest.facts["matrix_products"]) == {"bfloat16"}
+        assert set(engine.manifest.facts["matrix_products"]) == {recipe.dtype}
         assert engine.manifest.graph_sha256 == load_bundle(folder).graphs[role].sha256
     assert {name: content for name, content in listing(folder).items() if "engines" not in name} == before
 
