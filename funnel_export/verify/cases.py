@@ -60,6 +60,8 @@ class Case:
         return {PortKind.TOKENS: np.where(self.real, ids, padding).astype(np.int64), PortKind.MASK: mask}
 
 
+STEADY = 64
+"""Tokens of the longest row of a model without sliding windows: with fewer positions, the noise floor is uncertain."""
 LONG = 4000
 """Tokens of a text that is read in steps, or as many as the model takes: errors in a cache may grow with the length."""
 KEPT = 64
@@ -103,7 +105,8 @@ def plan_cases(
 ) -> CasePlan:
     """Cases where exports tend to fail: lengths around the stride and the sliding window, ragged rows, both paddings.
 
-    Ragged rows begin with BOS, whose hidden states are often far larger than those of other tokens.
+    For a model without windows, some rows have `STEADY` tokens. Ragged rows begin with BOS, whose hidden states are
+    often far larger than those of other tokens.
 
     Args:
         spec: the funnel, None for a dense model.
@@ -117,6 +120,8 @@ def plan_cases(
         wanted |= {window, window + 1, window + stride + 1}
         if spec is not None and spec.slot_positions is SlotPositions.COMPACT:
             wanted |= {window * stride + stride + 1}  # with compact positions, the window counts slots
+    if not windows and (max_length is None or max_length >= STEADY):
+        wanted.add(STEADY)
     wanted.discard(0)
     kept = sorted(length for length in wanted if max_length is None or length <= max_length)
     longest = kept[-1]

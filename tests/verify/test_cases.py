@@ -9,7 +9,7 @@ from funnel_export import FunnelSpec
 from funnel_export.bundle.ports import PortKind
 from funnel_export.families.gemma2 import Gemma2Architecture
 from funnel_export.spec.profile import Profile
-from funnel_export.verify.cases import Case, CasePlan, plan_cases, with_profiles, with_shapes
+from funnel_export.verify.cases import STEADY, Case, CasePlan, plan_cases, with_profiles, with_shapes
 
 TINY = Gemma2Architecture(vocab_size=61, sliding_window=16)
 
@@ -22,6 +22,13 @@ def test_lengths_around_the_stride_and_the_window(stride: int) -> None:
     ragged = [case for case in plan.cases if len(set(case.lengths)) > 1]
     assert {case.padding for case in ragged} == {"left", "right"}
     assert any(len(case.lengths) > 1 and len(set(case.lengths)) == 1 for case in plan.cases)
+
+
+@pytest.mark.parametrize(("max_length", "longest"), [(None, STEADY), (STEADY, STEADY), (STEADY - 1, 5)])
+def test_a_model_without_windows_is_compared_on_longer_rows_too(max_length: int | None, longest: int) -> None:
+    plan = plan_cases(FunnelSpec.parse("1:3:2"), set(), max_length=max_length)
+    assert max(case.shape[1] for case in plan.cases) == longest
+    assert plan.left_out == ()
 
 
 def test_compact_positions_are_checked_where_the_window_counts_slots() -> None:
