@@ -24,9 +24,9 @@ check: $(INSTALLED)
 
 # What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)
-	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system tests/hostile/test_mounts.py tests/hostile/test_places.py tests/commands/test_demo.py tests/commands/test_graphs.py \
-		tests/verify tests/families tests/funnel tests/exporter/test_logits.py tests/runtime \
-		tests/targets/test_tensorrt_build.py
+	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system tests/hostile/test_mounts.py tests/hostile/test_places.py \
+		tests/commands/test_demo.py tests/commands/test_graphs.py tests/verify tests/families tests/funnel \
+		tests/exporter/test_logits.py tests/runtime tests/targets/test_tensorrt_build.py
 
 # Gemma 3 270M with its trained weights: downloads 245 MB into a cache, under the Gemma Terms of Use.
 real: $(INSTALLED)

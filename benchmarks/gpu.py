@@ -6,15 +6,16 @@ Steps, in order of worth. `parity`: small models in three dtypes, dense and with
 is installed and compared with eager PyTorch. `S=2`, `S=4`: prompts with Gemma2-2B's shapes, random weights and a funnel
 over more than half of the layers, beside the dense model: eager PyTorch, torch.compile, and every target on the GPU.
 `decode S=2`, `decode S=4`: the same with a cache, the prompt and the steps after it, without torch.compile. `decode
-S=2, 4 bits`: with quantized weights.
+S=2, 4 bits`: with quantized weights, in float32.
 
 The result file is written after each step; a second run goes on with the steps that are missing or failed. Needs 80 GB
-of the GPU's memory (75 GB were held on an H200), no network. `--prepare` only exports, which needs no GPU. Without a
-GPU: `--shape tiny --device cpu`.
+of the GPU's memory (75 GB were held on an H200), no network. `--prepare` only exports, which needs no GPU; a run with
+`--prepared` times what it exported. Without a GPU: `--shape tiny --device cpu`.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ class Timed(NamedTuple):
 
     stride: int
     task: Task = Task.TEXT_GENERATION
+    dtype: Dtype = Dtype.BFLOAT16
     quantization: Quantization | None = None
 
 
@@ -57,7 +59,7 @@ TIMED = {
     "decode S=2": Timed(2, Task.TEXT_GENERATION_WITH_PAST),
     "S=4": Timed(4),
     "decode S=4": Timed(4, Task.TEXT_GENERATION_WITH_PAST),
-    "decode S=2, 4 bits": Timed(2, Task.TEXT_GENERATION_WITH_PAST, Quantization(bits=4)),
+    "decode S=2, 4 bits": Timed(2, Task.TEXT_GENERATION_WITH_PAST, Dtype.FLOAT32, Quantization(bits=4)),
 }
 PARITY = "parity"
 STEPS = (PARITY, *TIMED)
@@ -80,21 +82,31 @@ def parity(folder: Path) -> dict[str, Any]:
 
 
 def exported(folder: Path, options: argparse.Namespace, step: str) -> Bundle:
-    """The bundle of a step, in a folder; exported if it is not there."""
-    out, timed = folder / step.replace(", ", "-").replace(" ", "-"), TIMED[step]
-    if out.exists():
+    """The bundle of a step, in a folder: exported, or with `--prepared` as it is there."""
+    timed, out = TIMED[step], folder / f"{options.shape} {step}"
+    if options.prepared:
         return load_bundle(out)
-    checkpoint = folder / "checkpoint"
+    checkpoint = folder / f"{options.shape} checkpoint"
     if not checkpoint.exists():
-        checkpoint.mkdir()
+        partial = folder / f"{options.shape} partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         if options.shape == "2B":
-            make_gemma2_2b(checkpoint)
+            make_gemma2_2b(partial)
         else:
-            make_checkpoint(checkpoint, Task.TEXT_GENERATION, Dtype.BFLOAT16)
-    funnel = f"{FUNNELS[options.shape]}:{timed.stride}"
-    logits = Logits.ALL if timed.task.has_past else Logits.LAST  # with a cache, the caller chooses the tokens
-    chosen: dict[str, Any] = {"task": timed.task, "logits": logits, "quantization": timed.quantization}
-    return export(checkpoint, out, funnel=funnel, progress=say, **chosen)
+            make_checkpoint(partial, Task.TEXT_GENERATION, Dtype.BFLOAT16)
+        partial.rename(checkpoint)
+    return export(
+        checkpoint,
+        out,
+        funnel=f"{FUNNELS[options.shape]}:{timed.stride}",
+        task=timed.task,
+        dtype=timed.dtype,
+        logits=Logits.ALL if timed.task.has_past else Logits.LAST,  # with a cache, the caller chooses the tokens
+        quantization=timed.quantization,
+        overwrite=True,
+        progress=say,
+    )
 
 
 def latency(folder: Path, options: argparse.Namespace, step: str) -> dict[str, Any]:
@@ -148,21 +160,27 @@ def say(step: str, *_: object) -> None:
 def main() -> None:
     """Run the steps that the result file lacks, as long as there is time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="result file, written after each step")
+    parser.add_argument("--out", type=Path, help="result file, written after each step")
     parser.add_argument("--folder", type=Path, help="where checkpoint and bundles are written; kept, for a next run")
     parser.add_argument("--shape", choices=FUNNELS, default="2B")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a prompt")
     parser.add_argument("--rounds", type=int, default=15, help="counted calls")
-    parser.add_argument("--prepare", action="store_true", help="export to --folder, for a later run")
+    parser.add_argument("--prepare", action="store_true", help="only export to --folder")
+    parser.add_argument("--prepared", action="store_true", help="take the bundles that --prepare exported")
     parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS, help="what to run, in this order")
     parser.add_argument("--minutes", type=float, default=20, help="no step begins after this time")
     options = parser.parse_args()
+    if (options.prepare or options.prepared) and options.folder is None:
+        parser.error("--prepare and --prepared need --folder")
     if options.prepare:
         options.folder.mkdir(parents=True, exist_ok=True)
-        for name in TIMED.keys() & options.steps:
-            exported(options.folder, options, name)
+        for name in options.steps:
+            if name in TIMED:
+                exported(options.folder, options, name)
         return
+    if options.out is None:
+        parser.error("--out is needed")
     end = time.monotonic() + 60 * options.minutes
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     facts = {**conditions(PACKAGES), **(gpu_facts() if options.device == "cuda" else {})}

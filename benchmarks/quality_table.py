@@ -1,5 +1,6 @@
 """Tables and the picture of what funnels and dropped layers cost a real model: as they are, fitted, and trained."""
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,9 +22,12 @@ STATES = {"delta": "as it is", "linear": "fitted", "adapted": "trained"}
 STRIDED = "strided"
 """State of a trained model that serves several strides."""
 LABELS = STATES | {STRIDED: "trained, S=2 to 4"}
-TRAINED = {"-kl-all": "adapted", "-kl-all-strides": STRIDED} | {f"-kl-all-strides S={s}": STRIDED for s in (3, 4)}
-"""States of the trained models that are compared with fitted ones, by the endings of their names."""
 OTHER_STRIDES = (3, 4)
+"""Strides beside 2 with which trained funnels were measured."""
+TRAINED = {"-kl-all": "adapted", "-kl-all-strides": STRIDED} | {
+    f"-kl-all-strides S={stride}": STRIDED for stride in OTHER_STRIDES
+}
+"""States of the trained models that are compared with fitted ones, by the endings of their names."""
 
 
 class Point(NamedTuple):
@@ -60,7 +64,7 @@ def quality(length: int) -> str:
 def training() -> str:
     """What was trained, on how many tokens, and the losses on texts that were held out of the training's."""
     rows = []
-    for name, report in _runs().items():
+    for name, report in _result("adapt").items():
         losses = report["losses"]
         dense = losses["dense"]
         closed = "–" if dense is None else f"{(losses['before'] - losses['after']) / (losses['before'] - dense):.0%}"
@@ -74,33 +78,33 @@ def training() -> str:
 def trained() -> str:
     """Losses of the trained models above the original dense model's, on texts that nothing was trained on."""
     places = [(corpus, length) for length in (512, 2048) for corpus in CORPORA]
-    rows = [(name, *(_cell(_trained(name, *place)) for place in places)) for name in _runs()]
+    rows = [(name, *(_cell(_trained(name, *place)) for place in places)) for name in _result("adapt")]
     headers = ("run", *(f"{CORPORA[corpus]}, {length}" for corpus, length in places))
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def strides() -> str:
-    """Losses of trained funnels with other strides than their own, in rows of 512 tokens."""
+    """Losses of trained funnels with their own stride and with others, in rows of 512 tokens."""
     rows = [
         (f"{label}, {name}", *(_cell(_trained(name, corpus, 512, stride)) for stride in (None, *OTHER_STRIDES)))
         for corpus, label in CORPORA.items()
-        for name in _runs()
+        for name in _result("adapt")
         if _trained(name, corpus, 512, OTHER_STRIDES[0]) is not None
     ]
     return tabulate(rows, ("", "S=2", *(f"S={s}" for s in OTHER_STRIDES)), tablefmt="github", disable_numparse=True)
 
 
-def _runs() -> dict[str, Any]:
-    """The reports of the training runs by name."""
-    found: dict[str, Any] = json.loads((RESULTS / "adapt.json").read_text())
+@functools.cache
+def _result(name: str) -> dict[str, Any]:
+    """A result file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
 def _trained(name: str, corpus: str, length: int, stride: int | None = None) -> Mapping[str, float] | None:
-    """Loss of a trained model, with another stride than its own, above the dense model's; None if not measured."""
-    result = json.loads((RESULTS / "quality.json").read_text())
+    """Loss of a trained model above the dense model's, None if it was not measured. `stride` is one beside its own."""
     model = name.replace(" ", "-") + ("" if stride is None else f" S={stride}")
-    found = result["measured"].get(f"{model}, adapted, {corpus}, {length}")
+    found = _result("quality")["measured"].get(f"{model}, adapted, {corpus}, {length}")
     return found and found["distance"]["loss"]  # type: ignore[no-any-return]
 
 
@@ -152,12 +156,12 @@ def _draw(points: list[Point], axes: "Axes", palette: Palette) -> None:
 
 def measured(corpus: str, length: int) -> Iterator[Point]:
     """The models that were measured on a corpus, in rows of a length."""
-    result = json.loads((RESULTS / "quality.json").read_text())
+    result = _result("quality")
     for key, found in result["measured"].items():
         name, state, *place = key.split(", ")
         if state == "adapted":
-            state = next((kind for ending, kind in TRAINED.items() if name.endswith(ending)), "")
-        if place == [corpus, str(length)] and state in LABELS:
+            state = next((kind for ending, kind in TRAINED.items() if name.endswith(ending)), None)
+        if place == [corpus, str(length)] and state is not None:
             funnel = str(FunnelSpec.from_dict(found["funnel"]))
             share = result["operations"][f"{funnel}, {length}"]
             yield Point(funnel, state, share, found["distance"]["loss"], found)

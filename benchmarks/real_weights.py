@@ -41,13 +41,13 @@ def real_checkpoint() -> Path:
 
     folder.mkdir(exist_ok=True)
     gguf = _gguf()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    found = tokenizer.tokenize("an economy")  # transformers 5.17 reads no merges, so it splits most words
+    assert found == ["an", "▁economy"], f"the tokenizer is wrong: {found}; install transformers 5.23"
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    found = tokenizer.tokenize("an economy")  # transformers 5.17 reads no merges, so it splits most words
-    assert found == ["an", "▁economy"], f"the tokenizer is wrong: {found}; install transformers 5.23"
     tokenizer.save_pretrained(folder)
     (folder / "NOTICE").write_text(NOTICE)  # last: a folder without it is made again
     return folder

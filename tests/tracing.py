@@ -75,15 +75,15 @@ class _Wanted:
     def path(self, role: str) -> Path:
         config = self.skeleton.model.config.to_json_string(use_diff=False)
         module: Any = self.forwards[role].module  # a partial of a class
-        computed = [_traced_part_of(each) for each in module.args if isinstance(each, ExportSpec | Stage)]
+        computed = [_without_quantization(each) for each in module.args if isinstance(each, ExportSpec | Stage)]
         ports = self.forwards[role].signature
         what = f"{type(self.skeleton.model)} {config} {computed} {ports} {self.opset}"
         key = hashlib.sha256(what.encode()).hexdigest()
         return FOLDER / f"{key}.onnx"
 
 
-def _traced_part_of(spec: ExportSpec | Stage) -> ExportSpec | Stage:
-    """A spec without the quantization: codes take the place of weights after the assembly."""
+def _without_quantization(spec: ExportSpec | Stage) -> ExportSpec | Stage:
+    """What a trace depends on: codes take the place of weights after the assembly."""
     return replace(spec, quantization=None) if isinstance(spec, ExportSpec) else spec
 
 

@@ -96,7 +96,7 @@ def run_demo(out: Path, *, lengths: tuple[int, ...] = LENGTHS, rounds: int = 6, 
     engines = []
     for target in map(get_target, target_names()):
         found = availability_of(target)
-        if found.compiles and (not target.runs_graphs or target.supports(funnel.spec.dtype) is None):
+        if found.compiles and (not target.runs_graphs or target.supports(funnel.spec) is None):
             stage = partial(_in_stage, progress, f"engines: {target.name}")
             engine = compile_bundle(funnel, target.name, progress=stage)
             engines += [engine.name] if found.available else []

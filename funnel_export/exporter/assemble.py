@@ -14,14 +14,14 @@ from funnel_export.spec.choices import Dtype
 from funnel_export.spec.funnel import node_prefix
 
 _PART, _NAMES = "funnel_export.part", "funnel_export.names"
-# torch translates `x * rsqrt(y)` of norms with a reciprocal; ONNX Runtime fuses only norms that divide. Those of models
-# in bfloat16 must not be fused: their weights are in float32, and version 1.31 has no kernel for both dtypes.
+# torch translates `x * rsqrt(y)` of norms with a reciprocal; ONNX Runtime fuses only norms that divide. Norms of graphs
+# in bfloat16 must not be fused: the CUDA provider of version 1.31 has no kernel for them, with weights in float32.
 _DIVIDE = RewriteRule(lambda op, x, y: op.Mul(x, op.Reciprocal(y)), lambda op, x, y: op.Div(x, y))
 RULES = RewriteRuleSet([_DIVIDE], commute=True)
 
 
 def assemble(trace: Trace, dtype: Dtype) -> tuple[ir.Model, list[ir.Value]]:
-    """One flat graph from a trace of a model in a dtype, and its values that are the model's parameters.
+    """One flat graph from a trace of a model that computes in `dtype`, and its values that are the model's parameters.
 
     1. The outline and each distinct part are optimized separately. Weights are inputs, so no optimizer folds them.
     2. Each marker node is replaced by a call of its part with the part's weights; then the calls are inlined.

@@ -81,7 +81,7 @@ def _target_of(bundle: Bundle, target: str | None, engines: Sequence[Engine]) ->
         return engines[0].manifest.target
     for name in target_names():
         candidate = get_target(name)
-        if candidate.runs_graphs and availability_of(candidate).available and not candidate.supports(bundle.spec.dtype):
+        if candidate.runs_graphs and availability_of(candidate).available and not candidate.supports(bundle.spec):
             return name
     raise TargetUnavailableError(
         f"no target on this machine runs {bundle.spec.dtype} graphs", hint="funnel-export doctor"

@@ -13,6 +13,7 @@ from funnel_export.bundle.load import Graph
 from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.profile import Profile
 from funnel_export.system.room import check_room
 from funnel_export.system.worker import SILENCE
@@ -117,8 +118,8 @@ class Target(Protocol):
         """Whether it works here, and with which version and devices."""
         ...
 
-    def supports(self, dtype: Dtype) -> str | None:
-        """None if it can run graphs of this dtype here, else the reason."""
+    def supports(self, spec: ExportSpec) -> str | None:
+        """None if it can run such graphs here, else the reason."""
         ...
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
@@ -190,15 +191,15 @@ def as_float(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def require(target: Target, dtype: Dtype) -> None:
-    """Raise `TargetUnavailableError` unless the target runs graphs of this dtype here."""
+def require(target: Target, spec: ExportSpec) -> None:
+    """Raise `TargetUnavailableError` unless the target runs such graphs here."""
     here = availability_of(target)
     if not here.available:
         raise TargetUnavailableError(f"{target.name} is not available here", got=here.detail, hint=here.hint)
-    reason = target.supports(dtype)
+    reason = target.supports(spec)
     if reason is not None:
         raise TargetUnavailableError(
-            f"{target.name} cannot run a {dtype} graph here",
+            f"{target.name} cannot run a {spec.dtype} graph here",
             got=reason,
             hint="use another --target, or export with --dtype float32, and with --bits 8 for small weights",
         )

@@ -18,6 +18,7 @@ from funnel_export.bundle.load import Graph
 from funnel_export.errors import BundleError, SpecError, TargetRefusedError
 from funnel_export.progress import Progress
 from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
 from funnel_export.system.extras import install_command
 from funnel_export.system.machine import this_platform
 from funnel_export.system.worker import SILENCE
@@ -85,13 +86,13 @@ class OpenVinoTarget:
         detail = f"{name}, {native}"
         return Availability(available=True, compiles=True, version=openvino.__version__, detail=detail)
 
-    def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
+    def supports(self, spec: ExportSpec) -> str | None:  # noqa: ARG002 - a Target's signature
         """See `Target.supports`: the CPU plugin supports all three dtypes."""
         return None
 
     def built_for(self, request: CompileRequest) -> BuiltFor:
         """See `Target.built_for`."""
-        require(self, request.graph.dtype)
+        require(self, request.graph.spec)
         import openvino
 
         core = openvino.Core()
@@ -155,7 +156,7 @@ class OpenVinoTarget:
         timeout: float = SILENCE,  # noqa: ARG002 - it builds nothing
     ) -> "OpenVinoSession":
         """See `Target.load`; intermediate values are those of the bundle's graph."""
-        require(self, graph.dtype)
+        require(self, graph.spec)
         import openvino
 
         core = openvino.Core()

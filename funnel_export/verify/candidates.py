@@ -82,7 +82,6 @@ def candidates(
         TargetUnavailableError: if a requested target cannot run the bundle on this machine.
     """
     validate_path(bundle)
-    dtype = bundle.spec.dtype
     strict = targets is not None or engines is not None
     by_target = _engines_by_target(bundle) if engines is None else _named_engines(bundle, engines)
     names = (
@@ -91,8 +90,8 @@ def candidates(
     named: set[str] = set()
     for target in map(get_target, dict.fromkeys(names)):
         if strict:
-            require(target, dtype)
-        elif not availability_of(target).available or target.supports(dtype) is not None:
+            require(target, bundle.spec)
+        elif not availability_of(target).available or target.supports(bundle.spec) is not None:
             continue
         if target.runs_graphs and (engines is None or target.name in (targets or ())):
             yield Candidate(target, timeout=timeout)

@@ -44,10 +44,9 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path: Path, monkey
     assert (second["S=2"]["report"], second["parity"]["small"]) == ("S=2", True)
 
 
-@pytest.mark.filterwarnings("ignore:.*known to overflow")
 def test_what_was_prepared_is_not_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, place = "decode S=2, 4 bits", ["--folder", str(tmp_path / "folder"), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "", "--shape", "tiny", "--prepare", "--steps", step, *place])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--shape", "tiny", "--prepare", "--steps", step, *place])
     gpu.main()
     monkeypatch.setattr(gpu, "export", None)
     timed: list[ExportSpec] = []
@@ -57,7 +56,7 @@ def test_what_was_prepared_is_not_exported_again(tmp_path: Path, monkeypatch: py
         return Mock(passed=True, model_dump=Mock(return_value={}))
 
     monkeypatch.setattr(gpu, "bench", bench)
-    run(monkeypatch, tmp_path / "gpu.json", "--steps", step, *place)
+    run(monkeypatch, tmp_path / "gpu.json", "--prepared", "--steps", step, *place)
     assert [(each.task, each.quantization) for each in timed] == [
         (Task.TEXT_GENERATION_WITH_PAST, Quantization(bits=4))
     ]

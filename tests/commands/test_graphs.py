@@ -39,18 +39,18 @@ def skip_with_other_tools() -> None:
 
 OTHERS = ("text-generation-s2-bfloat16", "text-generation-with-past-s4-bfloat16")
 """Contracts in 16 bits that every run compares; of the families beside Gemma2 it is the first."""
-LONG = "text-generation-with-past-s2-float32"
+LONGEST = "text-generation-with-past-s2-float32"
 """Its three graphs take longest, and `OTHERS` has such graphs too."""
 
 
 def compared() -> list[Contract]:
-    """The contracts of Gemma2 in float32 but `LONG`, and `OTHERS`, since each takes a trace; all in `make soak`.
+    """The contracts of Gemma2 in float32 but `LONGEST`, and `OTHERS`, since each takes a trace; all in `make soak`.
 
     Of the strides, 4 is among `OTHERS` only.
     """
     plain = [case for case in CONTRACTS if case.family is GEMMA2 and case.dtype is Dtype.FLOAT32]
     plain = [case for case in plain if case.funnel is None or case.funnel.stride == 2]
-    plain = [case for case in plain if case.name != LONG]
+    plain = [case for case in plain if case.name != LONGEST]
     others = [case for case in CONTRACTS if case.name.removeprefix(case.family.contract_prefix) in OTHERS]
     return [*CONTRACTS] if SOAK else [*plain, *others]
 

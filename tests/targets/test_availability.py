@@ -172,8 +172,9 @@ def test_what_the_runtime_prints_about_missing_libraries_stays_off_stdout(
 
 
 def test_doctor_shows_every_target_as_text_and_as_json() -> None:
-    text = run("doctor").stdout
-    facts = json.loads(run("doctor", "--json").stdout)["targets"]
+    shown, in_json = run("doctor"), run("doctor", "--json")
+    assert (shown.returncode, in_json.returncode) == (0, 0)
+    text, facts = shown.stdout, json.loads(in_json.stdout)["targets"]
     assert list(facts) == target_names()
     for name, fact in facts.items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]

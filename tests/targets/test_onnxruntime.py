@@ -36,7 +36,7 @@ def session() -> OnnxRuntimeSession:
 )
 def test_it_takes_bfloat16(array: NDArray[Any]) -> None:
     inputs = {"x": array.astype(ml_dtypes.bfloat16, order="K")}
-    for given in (inputs, {"x": array}):  # hidden states are in float32: the graph before returned them
+    for given in (inputs, {"x": array}):  # the graph before returns hidden states in float32
         found = session().run(given)["y"]
         assert found.shape == array.shape
         assert (found == array).all()

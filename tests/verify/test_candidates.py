@@ -6,11 +6,27 @@ from pathlib import Path
 import pytest
 from breaks import own
 from command_line import run
+from exported import Recipe
 from tamper import rewrite_json
 
-from funnel_export import Bundle, bench, check, compile_bundle
-from funnel_export.errors import BundleError, SpecError
+from funnel_export import Bundle, Quantization, bench, check, compile_bundle
+from funnel_export.errors import BundleError, SpecError, TargetUnavailableError
+from funnel_export.targets.onnxruntime import CUDA, OnnxRuntimeTarget
 from funnel_export.verify.candidates import candidates
+
+
+@pytest.mark.parametrize(
+    ("quantization", "names"), [(None, ["onnxruntime", "openvino"]), (Quantization(bits=4), ["openvino"])]
+)
+def test_a_gpu_does_not_run_quantized_weights_in_bfloat16(
+    quantization: Quantization | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeTarget, "provider", lambda _: CUDA)
+    bundle = Recipe(dtype="bfloat16", quantization=quantization).bundle()
+    assert [candidate.name for candidate in candidates(bundle, None, None)] == names
+    if quantization is not None:
+        with pytest.raises(TargetUnavailableError, match="no kernel that dequantizes to bfloat16"):
+            list(candidates(bundle, ["onnxruntime"], None))
 
 
 @pytest.fixture(scope="module")

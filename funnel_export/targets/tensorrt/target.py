@@ -11,7 +11,7 @@ from funnel_export.bundle.load import Graph
 from funnel_export.checkpoint.quantized import ROW_CODES
 from funnel_export.errors import SpecError, TargetRefusedError, TargetUnavailableError
 from funnel_export.progress import Progress, no_progress
-from funnel_export.spec.choices import Dtype
+from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.quantization import Quantization
 from funnel_export.system.atomic import write_bytes
 from funnel_export.system.machine import this_platform
@@ -76,7 +76,7 @@ class _Base:
         detail = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}{lacking}"
         return Availability(available=True, compiles=builder, version=version, detail=detail)
 
-    def supports(self, dtype: Dtype) -> str | None:  # noqa: ARG002 - a Target's signature
+    def supports(self, spec: ExportSpec) -> str | None:  # noqa: ARG002 - a Target's signature
         """See `Target.supports`: all three dtypes; the builder refuses those that a GPU lacks."""
         return None
 
