@@ -252,6 +252,7 @@ def test_more_requests_than_wait(server: Server) -> None:
         status, answer = server.ask_for_status("models/graphs/generate", PROMPT)
         assert status == 400, "of every error in Triton 2.51"
         assert "too many requests are waiting" in answer["error"]
+    wait(lambda: server.ask_for_status("models/graphs/generate", PROMPT)[0] == 200)  # it sees that they are gone
     assert ask(server, **WILD) == alone
 
 
