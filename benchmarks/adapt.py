@@ -35,6 +35,7 @@ class Run(NamedTuple):
 
 
 BEGINNING = 3_400_000
+"""Tokens of the runs on the next tokens, held-out ones included."""
 RUNS = {
     "6-10-2 kl all": Run("6:10:2", "kl", "all"),
     "8-10-drop kl all": Run("8:10:drop", "kl", "all"),

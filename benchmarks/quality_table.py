@@ -96,7 +96,7 @@ def strides() -> str:
 
 @functools.cache
 def _result(name: str) -> dict[str, Any]:
-    """A result file."""
+    """The content of a result file, which several tables read."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 

@@ -61,7 +61,7 @@ class Case:
 
 
 STEADY = 64
-"""Tokens of the longest row of a model without sliding windows: with fewer positions, the noise floor is uncertain."""
+"""Tokens of some rows of a model without sliding windows: with fewer positions, the noise floor is uncertain."""
 LONG = 4000
 """Tokens of a text that is read in steps, or as many as the model takes: errors in a cache may grow with the length."""
 KEPT = 64
