@@ -7,20 +7,22 @@ OTHERS := .venv-interop
 BUNDLES := build/interop
 LOWEST := .venv-lowest
 TRITON := .venv-triton
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check soak real interop lowest triton fuzz format clean
 
 demo: $(INSTALLED)
 	$(BIN)/funnel-export demo demo-out
 
+# Without the tests that are marked slow, which `make check` has too.
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(PARALLEL)
 
 # What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)

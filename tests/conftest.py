@@ -1,4 +1,4 @@
-"""Settings for every test: shapes checked by jaxtyping, hypothesis profiles, one thread."""
+"""Settings for every test: hypothesis profiles, one thread, what tests share."""
 
 import gc
 import os
@@ -9,13 +9,18 @@ import no_telemetry  # noqa: F401 - before anything imports OpenVINO
 import pytest
 import torch
 from hypothesis import Phase, settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
+
+# Few collections, from the first import on: tiny models leave many objects of few bytes.
+gc.set_threshold(100_000)
 
 # They have environments of their own: `make interop`, `make lowest`.
 collect_ignore = ["interop", "lowest"]
 
-# Before any test imports the package: the hook sees only modules loaded after it.
+# Before any test imports the package: the hook sees only modules loaded after it. Checks of shapes are off until a test
+# in `SHAPED` runs: they take as long as what they check.
 install_import_hook(["funnel_export.funnel"], "beartype.beartype")
+config.update("jaxtyping_disable", True)
 
 from drawings import draw_anew, share_drawings  # noqa: E402 - after the hook
 from exported import added_to_shared_bundles  # noqa: E402
@@ -45,10 +50,12 @@ share_references()
 share_imports()
 share_drawings()
 
-# What the libraries hold stays to the end: no collection, and many are asked for, needs to look at it.
+# What the libraries hold stays to the end: no collection needs to look at it.
 gc.collect()
 gc.freeze()
 
+SHAPED = ("funnel", "families")
+"""Folders whose tests run every function of the funnel, with the shapes of its annotations checked by jaxtyping."""
 
 FIRST = (
     "test_exports.py",
@@ -97,6 +104,14 @@ def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     for marker, stop_sharing in ANEW.items():
         if request.node.get_closest_marker(marker):
             stop_sharing(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def _shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Check the shapes that functions of the funnel take and return, in the folders `SHAPED`."""
+    config.update("jaxtyping_disable", request.path.parent.name not in SHAPED)
+    yield
+    config.update("jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)

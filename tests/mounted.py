@@ -13,7 +13,7 @@ from typing import Any
 from crash import FILES, prepare
 from killing import forked
 from mounting import mount
-from soak import SOAK
+from tiers import SOAK
 
 from funnel_export import compile_bundle, export, load_bundle, package
 from funnel_export.commands.demo import run_demo

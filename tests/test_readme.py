@@ -5,7 +5,7 @@ import runpy
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -15,6 +15,7 @@ from command_line import call
 from models import save_tiny_checkpoint
 from optimum.commands import optimum_cli
 from safetensors.torch import load_file, save_file
+from tiers import slow_but
 
 from funnel_export import cli
 from funnel_export.commands.demo import make_tokenizer
@@ -35,9 +36,9 @@ PROGRAMS: dict[str, Callable[[], None]] = {"funnel-export": cli.main, "optimum-c
 """The programs that the README may run, and the main function of each."""
 
 
-def blocks(kind: str) -> list[str]:
+def blocks(kind: str, pages: Sequence[Path] = PAGES) -> list[str]:
     """The pages' code blocks of one language."""
-    text = "\n".join(page.read_text() for page in PAGES)
+    text = "\n".join(page.read_text() for page in pages)
     return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -59,23 +60,53 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) >= 5
+@pytest.fixture(scope="module")
+def done() -> list[Path]:
+    """The pages whose commands have run in `folder`."""
+    return []
+
+
+def run_commands(pages: Sequence[Path], folder: Path, done: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the commands of pages, but of those that are done."""
     monkeypatch.chdir(folder)
-    for command in commands:
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        done = call(PROGRAMS[sys.argv[0]])
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for page in pages:
+        if page in done:
+            continue
+        done.append(page)
+        for command in (line.removeprefix("$ ") for block in blocks("console", [page]) for line in block.splitlines()):
+            monkeypatch.setattr(sys, "argv", shlex.split(command))
+            ended = call(PROGRAMS[sys.argv[0]])
+            assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
 
 
-def test_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "\n".join(blocks("python"))
-    assert "apply_funnel" in code
+def test_pages_have_commands() -> None:
+    assert len("".join(blocks("console", PAGES[:1])).splitlines()) >= 5
+    assert [page.stem for page in PAGES if not blocks("console", [page])] == ["funnel"]
+
+
+@pytest.mark.parametrize("page", slow_but(PAGES[:1], PAGES), ids=lambda page: page.name)
+def test_commands(page: Path, folder: Path, done: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a page, after those of the pages before, whose results they use."""
+    run_commands(PAGES[: PAGES.index(page) + 1], folder, done, monkeypatch)
+
+
+def run_python(pages: Sequence[Path], folder: Path) -> str:
+    """Run the Python blocks of pages as one program; what it prints."""
+    code = "\n".join(blocks("python", pages))
+    assert "funnel_export" in code
     (folder / "session.py").write_text(code)
-    monkeypatch.chdir(folder)
-    done = call(lambda: runpy.run_path("session.py", run_name="__main__"))
-    assert done.stdout.startswith("True ")
+    return call(lambda: runpy.run_path("session.py", run_name="__main__")).stdout
+
+
+def test_python(folder: Path, done: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands(PAGES[:1], folder, done, monkeypatch)
+    assert run_python(PAGES[:1], folder).startswith("True ")
+
+
+@pytest.mark.slow
+def test_python_of_the_docs(folder: Path, done: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands(PAGES, folder, done, monkeypatch)
+    assert run_python(PAGES[1:], folder).startswith("<bos>The with statement")
 
 
 @pytest.mark.parametrize("file", ["README.md", "docs/choosing.md", "docs/quality.md", "benchmarks/README.md"])

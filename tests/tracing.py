@@ -1,7 +1,8 @@
 """Traces that tests share: most exports of a session are of the same few models, and tracing is nearly all they take.
 
-A trace depends on the model's class, its configuration and what is exported, not on the weights. What tests of tracing
-itself need traced anew, they ask for by the marker `traces`.
+A trace depends on the model's class, its configuration and what is exported, not on the weights. Within it, a layer
+depends on neither the funnel nor the task, and pooling on the funnel only, so further traces take these from earlier
+ones. What tests of tracing itself need traced anew, they ask for by the marker `traces`.
 """
 
 import copy
@@ -9,22 +10,27 @@ import functools
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from funnel_export.exporter import build
+from funnel_export.exporter import trace as tracing
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.trace import Forward
+from funnel_export.exporter.translate import Piece
+from funnel_export.funnel.parts import LayerPart
 from funnel_export.spec.choices import Dtype
 from funnel_export.spec.export import ExportSpec
 from funnel_export.spec.stages import Stage
 
-_trace, _assemble = build.trace, build.assemble
+_trace, _assemble, _translate = build.trace, build.assemble, tracing.translate
 _load_operators = ONNXRegistry.from_torchlib
 _VARIABLE = "FUNNEL_EXPORT_TEST_TRACES"
 if _VARIABLE not in os.environ:  # the first process of a run makes the folder, and removes it at its end
@@ -37,12 +43,14 @@ def share_traces() -> None:
     """Trace and assemble each model once, and load torch's translations of operators once."""
     ONNXRegistry.from_torchlib = staticmethod(_copy_operators)  # type: ignore[assignment]
     build.trace, build.assemble = _keep, _assemble_once  # type: ignore[assignment]
+    tracing.translate = _translate_once
 
 
 def trace_anew(monkeypatch: Any) -> None:
     """Trace every model, for one test."""
     monkeypatch.setattr(build, "trace", _trace)
     monkeypatch.setattr(build, "assemble", _assemble)
+    monkeypatch.setattr(tracing, "translate", _translate)
     monkeypatch.setattr(ONNXRegistry, "from_torchlib", _load_operators)
 
 
@@ -100,3 +108,35 @@ def _assemble_once(wanted: _Wanted, dtype: Dtype) -> tuple[ir.Model, list[ir.Val
     names = [name for name in model.metadata_props.pop("parameters").split("\n") if name]
     inputs = {value.name: value for value in model.graph.inputs}
     return model, [inputs[name] for name in names]
+
+
+_PARTS: dict[object, ir.Model] = {}
+"""Translated layers and poolings of this process, by what they depend on."""
+OUTSIDE = {
+    *("architectures", "final_logit_softcapping", "funnel", "id2label", "label2id", "layer_types", "num_hidden_layers"),
+    *("num_labels", "pad_token_id", "tie_word_embeddings", "vocab_size"),
+}
+"""Keys of a model's config that no layer reads."""
+
+
+def _translate_once(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list[ir.Model]:
+    keys = [_key(piece, opset) for piece in pieces]
+    new = [index for index, key in enumerate(keys) if key is None or key not in _PARTS]
+    translated = dict(zip(new, _translate([pieces[index] for index in new], opset, mode), strict=True))
+    _PARTS.update({keys[index]: model.clone() for index, model in translated.items() if keys[index] is not None})
+    return [translated.get(index) or _PARTS[key].clone() for index, key in enumerate(keys)]
+
+
+def _key(piece: Piece, opset: int) -> object:
+    """What the translation of a layer or a pooling depends on, apart from weights; None for anything else."""
+    call = getattr(piece.module, "call", None)
+    part: Any = getattr(call, "part", None)
+    if isinstance(part, LayerPart):
+        config = part.module.self_attn.config.to_dict()
+        read = sorted((name, str(value)) for name, value in config.items() if name not in OUTSIDE)
+        types = [(name, type(module)) for name, module in part.module.named_modules()]
+        return repr((opset, call.signature(), part.kwargs, read, types))
+    if isinstance(part, functools.partial):
+        spec = replace(part.keywords["spec"], pool_layer=0, recover_layer=1)
+        return repr((opset, part.func.__qualname__, spec, call.operands, call.results))
+    return None

@@ -44,6 +44,7 @@ def test_a_second_run_goes_on_where_the_first_one_stopped(tmp_path: Path, monkey
     assert (second["S=2"]["report"], second["parity"]["small"]) == ("S=2", True)
 
 
+@pytest.mark.slow
 def test_what_was_prepared_is_not_exported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, place = "decode S=2, 4 bits", ["--folder", str(tmp_path / "folder"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--shape", "tiny", "--prepare", "--steps", step, *place])

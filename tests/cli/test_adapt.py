@@ -85,6 +85,7 @@ def test_help(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"[default: ({rates})]" in shown
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(model: Path, data: Path, tmp_path: Path) -> None:
     """They print one result: that of one process which reads twice the rows in each step."""
     out = tmp_path / "out"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from breaks import another_softcap, changed
-from command_line import call, run, run_alone
+from command_line import call, run
 from exported import Recipe
 
 from funnel_export import cli, load_bundle
@@ -20,7 +20,7 @@ from funnel_export.errors import FunnelExportWarning
 def test_export_inspect_check(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max", "--recovery", "add")
-    made = run_alone("export", Recipe().checkpoint(), out, *options)
+    made = run("export", Recipe().checkpoint(), out, *options)
     assert (made.returncode, made.stderr) == (0, "")
     assert load_bundle(out).spec.funnel.to_dict() | {"pooling": "max", "recovery": "add"} == (
         load_bundle(out).spec.funnel.to_dict()

@@ -39,6 +39,7 @@ def test_quiet_prints_results_and_errors_only(before: bool, tmp_path: Path) -> N
     assert "warning: " in usual.stderr, "--quiet must not affect the next command"
 
 
+@pytest.mark.slow
 def test_verbose_prints_steps_logs_and_tracebacks(tmp_path: Path) -> None:
     options = ("--funnel", "1:3:2", "--task", "text-generation")
     done = run_alone("export", Recipe().checkpoint(), tmp_path / "out", *options, "-v")

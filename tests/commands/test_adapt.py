@@ -18,6 +18,7 @@ from corpora import save_lines, text_of
 from killing import digest
 from models import save_tiny_checkpoint
 from safetensors.torch import load_file
+from tiers import slow_but
 from tokenizers_of_words import save_tokenizer
 from transformers import (
     Gemma2ForCausalLM,
@@ -218,6 +219,7 @@ def test_a_run_of_adapters_goes_on_too(run: Run, tmp_path: Path) -> None:
     assert weights_of(tmp_path / "out") == weights_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_process(checkpoint: Path, texts: Path, run: Run, tmp_path: Path) -> None:
     settings = WHOLE | {"steps": 30}
     options = {"--data": texts, "--funnel": FUNNEL, "--recovery": "linear", "--train": "all", "--length": 24}
@@ -325,7 +327,7 @@ def test_a_folder_with_other_files_is_kept(
 # Who takes the result
 
 
-@pytest.mark.parametrize("task", ["text-generation", "text-generation-with-past"])
+@pytest.mark.parametrize("task", slow_but(("text-generation",), ("text-generation", "text-generation-with-past")))
 def test_it_is_exported_with_its_funnel(task: str, adapted: Path, texts: Path, tmp_path: Path) -> None:
     bundle = export(adapted, tmp_path / "bundle", task=task)
     assert bundle.spec.funnel == LINEAR

@@ -261,7 +261,10 @@ def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> N
         bench(Recipe().bundle(), **options)
 
 
-@pytest.mark.parametrize(("task", "longest"), [(Task.TEXT_GENERATION, 512), (Task.TEXT_GENERATION_WITH_PAST, 504)])
+@pytest.mark.parametrize(
+    ("task", "longest"),
+    [(Task.TEXT_GENERATION, 512), pytest.param(Task.TEXT_GENERATION_WITH_PAST, 504, marks=pytest.mark.slow)],
+)
 def test_default_lengths_fit_the_model(task: Task, longest: int) -> None:
     """With a cache, there is room for the steps after the prompt."""
     shapes = benching.shapes_to_time(Recipe(task=task, funnel=None).bundle(), None, (1,), 6, None)
@@ -434,7 +437,7 @@ def test_only_the_files_of_a_dense_bundle_are_copied(shards: str | None, tmp_pat
         (Recipe(), "the baseline has a funnel"),
         (Recipe(funnel=None, dtype="bfloat16"), "dtype: bfloat16"),
         (Recipe(funnel=None, logits="last"), "logits: last"),
-        (Recipe(funnel=None, opset=18), "opset: 18"),
+        pytest.param(Recipe(funnel=None, opset=18), "opset: 18", marks=pytest.mark.slow),
         (Recipe(funnel=None, task=Task.FEATURE_EXTRACTION), "task: feature-extraction"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

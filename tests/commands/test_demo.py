@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from exported import Recipe
 from latencies import make_demo, make_latency, make_parity
-from soak import SOAK
+from tiers import SOAK
 from typer.testing import CliRunner
 
 from funnel_export import load_bundle

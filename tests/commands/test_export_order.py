@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoint.spoiled import WEIGHTS, configured, copied, renamed
 from exported import Recipe
+from tiers import slow_but
 
 HEAVY = {"torch", "transformers", "onnx_ir"}
 CODE = """
@@ -92,7 +93,11 @@ COMMANDS: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+FIRST = {command.split()[0]: command for command in reversed(COMMANDS)}.values()
+"""One of each command."""
+
+
+@pytest.mark.parametrize("command", slow_but(FIRST, COMMANDS))
 def test_a_missing_path_is_refused_without_torch(command: str, tmp_path: Path) -> None:
     places = {
         "CHECKPOINT": lambda: copied(tmp_path),

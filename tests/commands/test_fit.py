@@ -9,6 +9,7 @@ import torch
 from models import VOCAB, random_rows, save_tiny_checkpoint
 from properties import alone, assert_close, forward_of
 from safetensors.torch import load_file
+from tiers import slow_but
 from tokenizers_of_words import save_tokenizer
 from transformers import Gemma2ForCausalLM
 
@@ -62,7 +63,7 @@ def test_hugging_face_loads_it_as_the_dense_model(checkpoint: Path, fitted: Path
     assert (alone(forward_of(mapped))(row) - alone(forward_of(delta))(row)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("task", ["text-generation", "text-generation-with-past"])
+@pytest.mark.parametrize("task", slow_but(("text-generation",), ("text-generation", "text-generation-with-past")))
 def test_it_is_exported_with_its_funnel(fitted: Path, task: str, tmp_path: Path) -> None:
     bundle = export(fitted, tmp_path / "bundle", task=task)
     assert bundle.spec.funnel == SPEC

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from soak import SOAK
+from tiers import SOAK
 from typer.testing import CliRunner
 
 from funnel_export.cli import app
@@ -43,6 +43,14 @@ LONGEST = "text-generation-with-past-s2-float32"
 """Its three graphs take longest, and `OTHERS` has such graphs too."""
 
 
+QUICK = (
+    *("text-generation-dense-float32", "text-generation-s2-float32", "text-generation-s2-bfloat16"),
+    *("text-generation-s2-linear-float32", "text-generation-with-past-dense-float32"),
+    "gemma3-text-generation-s2-bfloat16",
+)
+"""Those whose comparison is not slow."""
+
+
 def compared() -> list[Contract]:
     """The contracts of Gemma2 in float32 but `LONGEST`, and `OTHERS`, since each takes a trace; all in `make soak`.
 
@@ -55,7 +63,12 @@ def compared() -> list[Contract]:
     return [*CONTRACTS] if SOAK else [*plain, *others]
 
 
-@pytest.mark.parametrize("case", compared(), ids=lambda case: case.name)
+@pytest.mark.traces
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case.name in QUICK else [pytest.mark.slow]) for case in compared()],
+    ids=lambda case: case.name,
+)
 def test_a_fresh_export_is_as_accepted(case: Contract) -> None:
     skip_with_other_tools()
     assert contract_of(case) == (GRAPHS / "contracts" / f"{case.name}.txt").read_text()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import onnx
+import pytest
 from measure import measured
 from sparse import make_sparse_checkpoint
 
@@ -14,6 +15,7 @@ print(json.dumps({"peak_gb": peak_gb()}))
 """
 
 
+@pytest.mark.slow
 def test_weights_of_2b_shapes_are_not_loaded(tmp_path: Path) -> None:
     size = make_sparse_checkpoint(tmp_path / "checkpoint", "2B")
     done = measured(EXPORT, str(tmp_path / "checkpoint"), str(tmp_path / "out"))

@@ -12,7 +12,7 @@ from breaks import another_softcap, broken, shifted_column
 from exported import Recipe
 from models import tiny_config
 from numpy.typing import NDArray
-from soak import LONG
+from tiers import LONG, slow_but
 
 from funnel_export import FunnelSpec, bench, export
 from funnel_export.bundle.load import Graph
@@ -31,9 +31,10 @@ FUNNELS = {"dense": None, "S=2": FunnelSpec.parse("1:3:2"), "S=3 to the end": Fu
 CASES = [Case((1,)), Case((17,)), Case((1, 4, 17), "left"), Case((17, 4, 1), "right")]
 
 
-@pytest.mark.parametrize("funnel", FUNNELS.values(), ids=FUNNELS)
+@pytest.mark.parametrize("name", slow_but(("dense", "S=2"), FUNNELS))
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-def test_logits_are_those_of_the_last_real_token(funnel: FunnelSpec | None, target: str) -> None:
+def test_logits_are_those_of_the_last_real_token(name: str, target: str) -> None:
+    funnel = FUNNELS[name]
     every, last = Recipe(funnel=funnel).bundle(), Recipe(funnel=funnel, logits="last").bundle()
     assert last.manifest.logits is Logits.LAST
     assert last.model.output.shape == ["batch_size", 1, every.architecture.vocab_size]
@@ -99,7 +100,11 @@ def test_the_audit_refuses_logits_of_other_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("funnel", "layer", "end"), [("1:3:2", "layers.3", "layers.3"), ("2:4:drop", "layers.1", "funnel.recovered")]
+    ("funnel", "layer", "end"),
+    [
+        pytest.param("1:3:2", "layers.3", "layers.3", marks=pytest.mark.slow),
+        ("2:4:drop", "layers.1", "funnel.recovered"),
+    ],
 )
 def test_parity_at_the_trimmed_layer(funnel: str, layer: str, end: str, tmp_path: Path) -> None:
     """From its boundary on there is one position of each row; a layer one column off is seen there."""

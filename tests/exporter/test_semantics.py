@@ -18,6 +18,7 @@ from properties import (
     lengths_around,
     oracle_of,
 )
+from tiers import slow_but
 from torch import Tensor
 
 from funnel_export import FunnelSpec
@@ -39,6 +40,8 @@ RECIPES = {
     "tagging S=3 mean lookahead": TAGS,
     "classes S=2 max lookahead": CLASSES,
 }
+QUICK = [name for name in RECIPES if name not in ("S=1 replace, all layers", "S=4 first average", "drop")]
+"""Of those that are not slow, the other tests of exports share most."""
 
 
 EXTREMES = {
@@ -72,7 +75,7 @@ def forward_of_recipe(name: str, target: str = "onnxruntime") -> Forward:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_but(QUICK, RECIPES))
 def test_equals_the_oracle(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_recipe(name, target)
@@ -81,7 +84,7 @@ def test_equals_the_oracle(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_but(QUICK, RECIPES))
 def test_padding_and_other_rows_change_nothing(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run = forward_of_recipe(name, target)
@@ -94,7 +97,7 @@ def test_causal(name: str) -> None:
     check_causal(forward_of_recipe(name), random_rows([13], seed=2)[0])
 
 
-@pytest.mark.parametrize("name", ["dense", "S=1 delta", "S=1 replace, all layers"])
+@pytest.mark.parametrize("name", slow_but(QUICK, ("dense", "S=1 delta", "S=1 replace, all layers")))
 def test_dense_and_stride_one_equal_hugging_face(name: str) -> None:
     recipe = RECIPES[name]
     run, model = forward_of_recipe(name), recipe.model(torch.float32)
@@ -103,7 +106,7 @@ def test_dense_and_stride_one_equal_hugging_face(name: str) -> None:
         check_rows(run, lambda row: main_output(model(torch.tensor([row])))[0], rows, float32_limit(run, rows))
 
 
-@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("name", slow_but(("all layers", "no entry", "stride 1"), EXTREMES))
 def test_extremes_equal_eager_and_the_oracle(name: str) -> None:
     recipe = EXTREMES[name]
     run, eager = (

@@ -9,7 +9,7 @@ from breaks import broken, loaded, replace_constant, run_audit, set_constants
 from exported import Recipe, float32_limit, forward_of_bundle
 from models import random_rows
 from properties import check_causal, check_padding, check_rows, lengths_around, oracle_of
-from soak import LONG
+from tiers import LONG, slow_but
 
 from funnel_export import FunnelSpec
 from funnel_export.commands.check import compare
@@ -41,10 +41,18 @@ RECIPES = {
 
 MORE = ("gemma classes", "gemma tags", "gemma features", "vaultgemma features")
 """Heads that other recipes have, and Gemma 3 or Gemma 2 as well: in `make soak`."""
+QUICK = ("gemma funnel", "vaultgemma funnel", "gemma3 funnel", "gemma3 both sides, funnel")
+"""One of each family, and of attention to both sides."""
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("name", [name if name not in MORE else pytest.param(name, marks=LONG) for name in RECIPES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *slow_but(QUICK, (name for name in RECIPES if name not in MORE)),
+        *(pytest.param(name, marks=LONG) for name in MORE),
+    ],
+)
 def test_equals_the_oracle_however_it_is_padded(name: str, target: str) -> None:
     recipe = RECIPES[name]
     run, rows = forward_of_bundle(recipe.bundle(), target), random_rows(lengths_around(3))
@@ -52,7 +60,9 @@ def test_equals_the_oracle_however_it_is_padded(name: str, target: str) -> None:
     check_padding(run, rows[-3:], float32_limit(run, rows))
 
 
-@pytest.mark.parametrize("name", ["gemma funnel", "vaultgemma funnel", "gemma3 funnel", "gemma3 dense"])
+@pytest.mark.parametrize(
+    "name", slow_but(QUICK, ("gemma funnel", "vaultgemma funnel", "gemma3 funnel", "gemma3 dense"))
+)
 def test_causal(name: str) -> None:
     check_causal(forward_of_bundle(RECIPES[name].bundle()), random_rows([13], seed=2)[0])
 
@@ -61,8 +71,8 @@ def test_causal(name: str) -> None:
     ("family", "dtype"),
     [
         ("gemma", "float16"),
-        ("vaultgemma", "bfloat16"),
         ("gemma3_text", "bfloat16"),
+        pytest.param("vaultgemma", "bfloat16", marks=pytest.mark.slow),
         pytest.param("gemma", "bfloat16", marks=LONG),
         pytest.param("vaultgemma", "float16", marks=LONG),
         pytest.param("gemma3_text", "float16", marks=LONG),

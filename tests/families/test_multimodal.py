@@ -9,7 +9,7 @@ import torch
 from exported import forward_of_bundle
 from models import TINY, VOCAB, random_rows
 from safetensors.torch import load_file, save_file
-from soak import LONG
+from tiers import LONG, slow_but
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -77,7 +77,7 @@ def test_bare_names_do_not_depend_on_the_version(tmp_path: Path) -> None:
     assert family.bare_name("language_model.lm_head.weight") == family.bare_name("lm_head.weight") == "lm_head.weight"
 
 
-@pytest.mark.parametrize("nested_anew", [False, True])
+@pytest.mark.parametrize("nested_anew", slow_but((False,), (False, True)))
 def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     whole = save(folder, Gemma3ForConditionalGeneration)
@@ -96,7 +96,11 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [pytest.param(Gemma3ForConditionalGeneration, marks=LONG), Gemma3ForSequenceClassification]
+    "cls",
+    [
+        pytest.param(Gemma3ForConditionalGeneration, marks=LONG),
+        pytest.param(Gemma3ForSequenceClassification, marks=pytest.mark.slow),
+    ],
 )
 def test_with_a_funnel(cls: type[PreTrainedModel], tmp_path: Path) -> None:
     save(tmp_path / "checkpoint", cls)

@@ -25,7 +25,7 @@ from properties import (
     oracle_of,
     specs,
 )
-from soak import LONG
+from tiers import LONG, slow_but
 from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model, PreTrainedModel
 
 from funnel_export import FunnelSpec
@@ -40,6 +40,8 @@ FUNNELS = [(0, LAYERS), (0, 2), (1, 3), (2, LAYERS)]
 WAYS = list(itertools.product(Pooling, Recovery, SlotPositions))
 FEW = list(zip(Pooling, Recovery, itertools.cycle(SlotPositions), strict=False))
 """Each of them at least once."""
+SOME_SLOW = [pytest.param(*way, marks=[] if way in (*FEW, *WAYS[::5]) else [pytest.mark.slow]) for way in WAYS]
+"""All of them, most of them slow."""
 PER_TOKEN = [cls for cls in ALL_CLASSES if cls is not Gemma2ForSequenceClassification]
 CLASSES_AND_LOOKAHEAD = [(cls, False) for cls in ALL_CLASSES] + [
     (cls, True) for cls in ALL_CLASSES if cls is not Gemma2ForCausalLM
@@ -57,7 +59,7 @@ def test_oracle_without_funnel_is_hugging_face(cls: type[PreTrainedModel], tied:
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
-@pytest.mark.parametrize(("pooling", "recovery", "positions"), WAYS)
+@pytest.mark.parametrize(("pooling", "recovery", "positions"), SOME_SLOW)
 def test_equals_oracle(pooling: Pooling, recovery: Recovery, positions: SlotPositions, lookahead: bool) -> None:
     ways = {"pooling": pooling, "recovery": recovery, "slot_positions": positions, "lookahead": lookahead}
     spec = FunnelSpec(pool_layer=1, recover_layer=3, stride=3, **ways)
@@ -113,7 +115,7 @@ def test_stride_one_is_dense(
         check_rows(forward_of(model), lambda row: outputs[len(row)], rows)
 
 
-@pytest.mark.parametrize("cls", PER_TOKEN)
+@pytest.mark.parametrize("cls", slow_but((Gemma2Model,), PER_TOKEN))
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 def test_causal(cls: type[PreTrainedModel], stride: int) -> None:
     for pooling, (pool_layer, recover_layer) in zip(Pooling, FUNNELS, strict=True):
@@ -126,7 +128,7 @@ def test_any_causal_funnel_is_causal(spec: FunnelSpec, length: int, seed: int) -
     check_causal(forward_of(funnelled(Gemma2Model, spec, seed)), random_rows([length], seed)[0])
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("stride", slow_but((1, 3), (1, 2, 3, 4)))
 @pytest.mark.parametrize(("recovery", "positions"), list(itertools.product(Recovery, SlotPositions)))
 def test_lookahead_sees_the_rest_of_its_window(stride: int, recovery: Recovery, positions: SlotPositions) -> None:
     spec = FunnelSpec(
@@ -195,7 +197,7 @@ def test_steps_and_chunks_equal_one_forward(cls: type[PreTrainedModel], stride: 
         check_chunks(model, rows[-1:], range(chunk, 20, chunk))
 
 
-@pytest.mark.parametrize(("pooling", "recovery", "positions"), WAYS)
+@pytest.mark.parametrize(("pooling", "recovery", "positions"), SOME_SLOW)
 def test_every_way_in_chunks(pooling: Pooling, recovery: Recovery, positions: SlotPositions) -> None:
     ways = {"pooling": pooling, "recovery": recovery, "slot_positions": positions}
     model = funnelled(Gemma2Model, FunnelSpec(pool_layer=1, recover_layer=3, stride=3, **ways))

@@ -9,6 +9,7 @@ import torch
 from models import Side, make_batch, random_rows, tiny_model, with_random_maps
 from numpy.typing import NDArray
 from stepping import eager_stepper, texts, whole
+from tiers import slow_but
 from torch import Tensor
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 
@@ -87,7 +88,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("columns", COLUMNS.values(), ids=COLUMNS)
 @pytest.mark.parametrize("funnel", FUNNELS.values(), ids=FUNNELS)
-@pytest.mark.parametrize("layers", [4, 5], ids=["full attention", "sliding window"])
+@pytest.mark.parametrize("layers", slow_but((5,), (4, 5)), ids=["full attention", "sliding window"])
 def test_a_step_for_chosen_columns(columns: list[list[int]], funnel: FunnelSpec | None, layers: int) -> None:
     found, wanted = chosen_logits(Gemma2ForCausalLM, funnel, np.array(columns), num_hidden_layers=layers)
     assert float(np.abs(found - wanted).max()) < EXACT

@@ -110,6 +110,7 @@ def test_config(place: Place) -> None:
     assert whole.outcomes.total() >= min(WHOLE_EXPORTS, len(different))
 
 
+@pytest.mark.slow
 def test_every_value_everywhere(place: Place) -> None:
     """What chance finds too rarely: each wrong value under each key that counts; in a long run under RoPE's too."""
     tally = Tally("config.json, every value")

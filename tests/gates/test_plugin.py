@@ -97,6 +97,7 @@ def test_one_engine_with_reports_in_another_folder(pytester: pytest.Pytester) ->
     assert not (bundle.path / "reports").exists()
 
 
+@pytest.mark.slow
 def test_a_slower_funnel_fails_with_its_place(tmp_path: Path) -> None:
     """In a separate process, as in CI, because torch's logging depends on who imported it first."""
     bundle = changed(tmp_path, slower)

@@ -8,6 +8,8 @@ import pytest
 from mounted import POINTS
 from mounting import run_mounted
 
+pytestmark = pytest.mark.slow  # `test_room.py` mounts in every run
+
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from command_line import run
 from fuzz.watch import listing
 from mounting import namespace
-from soak import LONG
+from tiers import LONG
 
 from funnel_export import bench, check, compile_bundle, export, load_bundle
 from funnel_export.errors import BundleError
@@ -129,6 +129,7 @@ def without_power() -> list[str]:
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["closed/out", pytest.param("closed/new/out", marks=LONG)])
 def test_no_permission(out: str, folder: Path) -> None:
     closed = folder / "closed"
@@ -147,6 +148,7 @@ def test_no_permission(out: str, folder: Path) -> None:
     assert listing(closed) == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_in_a_closed_one_is_filled(folder: Path) -> None:
     """As /srv/out, which an administrator made for a user."""
     (folder / "closed" / "out").mkdir(parents=True)

@@ -124,6 +124,7 @@ def test_bytes_of_a_step_are_those_of_the_weights_and_caches() -> None:
     assert step_bytes(bundle.family, bundle.architecture, bundle.spec, past, rows) == wanted
 
 
+@pytest.mark.slow
 def test_a_funnel_reads_its_middle_in_one_of_s_steps() -> None:
     """Two of four equal layers at S = 3: a third of their weights, and a ninth of their caches.
 

@@ -16,6 +16,7 @@ import pytest
 from exported import Recipe
 from serving import BF16, FP32, INT64, PLAN, add_engine, config, read, tensor
 from tamper import listing, rewrite_json
+from tiers import slow_but
 from tokenizers_of_words import speaking
 
 from funnel_export import Bundle, Quantization, export, load_bundle
@@ -289,7 +290,7 @@ def test_a_failed_write_leaves_the_earlier_model(tmp_path: Path, monkeypatch: py
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("task", [Task.TEXT_GENERATION, PAST])
+@pytest.mark.parametrize("task", slow_but((Task.TEXT_GENERATION,), (Task.TEXT_GENERATION, PAST)))
 def test_a_killed_packaging_harms_nothing(task: Task, tmp_path: Path) -> None:
     bundle = speaking(Recipe(task=task).bundle().path, tmp_path / "bundle")
     command = [sys.executable, str(Path(__file__).parents[1] / "package_crash.py"), str(bundle)]

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import command_line
 import pytest
 from command_line import Done, call
 from exported import Recipe
 from optimum.commands import optimum_cli
+from tracing import trace_anew
 
 from funnel_export import cli
 
@@ -63,10 +65,12 @@ def digests_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle that `funnel-export export` makes, in a process whose traces no check of shapes takes part in."""
+    """The bundle that `funnel-export export` makes when it traces the model anew."""
     out = tmp_path_factory.mktemp("ours") / "bundle"
     options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max")
-    made = run(OURS, "export", Recipe().checkpoint(), out, *options)
+    with pytest.MonkeyPatch.context() as patch:
+        trace_anew(patch)
+        made = command_line.run("export", Recipe().checkpoint(), out, *options)
     assert made.returncode == 0, made.stderr
     return out
 
@@ -155,6 +159,7 @@ def test_a_mistake_of_ours_exits_with_70() -> None:
     assert "TypeError" in done.stderr
 
 
+@pytest.mark.slow
 def test_warnings_are_one_line(both: Both, tmp_path: Path) -> None:
     done, _ = both(Recipe().checkpoint(), tmp_path / "out", "--funnel", "none", "--dtype", "float16")
     assert done.returncode == 0

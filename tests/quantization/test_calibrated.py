@@ -14,6 +14,7 @@ import torch
 from command_line import run
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import Recipe
+from tiers import slow_but
 from torch import Tensor
 
 from funnel_export import CheckpointError, DataError, FunnelSpec, Quantization, SpecError, export, load_bundle, quantize
@@ -68,12 +69,19 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Nearest]]:
 @pytest.mark.parametrize(
     "recipe",
     [
-        replace(SMALL, funnel=None),
         SMALL,
-        replace(UNTIED, funnel=FunnelSpec.parse("1:3:2", recovery="linear"), task=Task.TEXT_GENERATION_WITH_PAST),
         replace(UNTIED, funnel=FunnelSpec.parse("1:3:drop", recovery="linear")),
-        Recipe(task=Task.FEATURE_EXTRACTION),
-        Recipe(task=Task.TEXT_CLASSIFICATION, family="gemma3_text"),
+        *slow_but(
+            (),
+            (
+                replace(SMALL, funnel=None),
+                replace(
+                    UNTIED, funnel=FunnelSpec.parse("1:3:2", recovery="linear"), task=Task.TEXT_GENERATION_WITH_PAST
+                ),
+                Recipe(task=Task.FEATURE_EXTRACTION),
+                Recipe(task=Task.TEXT_CLASSIFICATION, family="gemma3_text"),
+            ),
+        ),
     ],
 )
 def test_parts_see_what_the_rounded_parts_before_make_of_the_texts(

@@ -149,8 +149,13 @@ def test_codes_are_stored_as_they_were(form: Form, tmp_path: Path) -> None:
     [
         (GPTQ, Recipe(overrides=WIDE, family="gemma3_text")),
         (AWQ, Recipe(overrides=WIDE, task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))),
-        (replace(PACKED, symmetric=False), Recipe(overrides=WIDE, family="vaultgemma", stored=torch.bfloat16)),
-        (BYTES, Recipe(overrides=WIDE, family="gemma", task=Task.TEXT_CLASSIFICATION)),
+        pytest.param(
+            *(replace(PACKED, symmetric=False), Recipe(overrides=WIDE, family="vaultgemma", stored=torch.bfloat16)),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            BYTES, Recipe(overrides=WIDE, family="gemma", task=Task.TEXT_CLASSIFICATION), marks=pytest.mark.slow
+        ),
     ],
     ids=["gptq", "awq", "packed", "bytes"],
 )

@@ -10,6 +10,7 @@ import torch
 from command_line import run_alone
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import Recipe
+from tiers import slow_but
 from torch import nn
 
 from funnel_export import CheckpointError, FunnelSpec, Quantization, check, export, quantize
@@ -110,7 +111,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
         made.round(layer.weight)
 
 
-@pytest.mark.parametrize("funnel", [None, FunnelSpec.parse("1:3:2", recovery="linear")])
+@pytest.mark.parametrize("funnel", slow_but((None,), (None, FunnelSpec.parse("1:3:2", recovery="linear"))))
 def test_models_are_nearer_and_pass_the_gates(funnel: FunnelSpec | None, tmp_path: Path) -> None:
     untied = (*SMALL.overrides, ("tie_word_embeddings", False))
     recipe = replace(SMALL, funnel=funnel, overrides=untied, opset=QUANTIZED_OPSET)  # traced once for all weights
@@ -146,6 +147,7 @@ def test_wrong_codes_are_refused(symmetric: bool, tmp_path: Path, monkeypatch: p
     assert report.quantization.faults
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     bundle, texts = bundle_of(SMALL, tmp_path / "bundle"), corpus(tmp_path, ids_of((100, 50)))
     first = quantize(bundle, tmp_path / "one", GPTQ, data=texts)

@@ -65,6 +65,7 @@ def test_only_files_that_are_there_are_said_to_be_left(bundle: Bundle, monkeypat
     assert "files of an earlier run could not be removed: report.html; try" in str(told[0].message)
 
 
+@pytest.mark.slow
 def test_reports_of_a_read_only_bundle_in_another_folder(read_only: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     done = run_as_user("report", read_only.path, "--reports", out)

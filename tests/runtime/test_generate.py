@@ -10,8 +10,8 @@ import pytest
 import torch
 from exported import Recipe
 from models import PAD
-from soak import LONG
 from stepping import texts
+from tiers import LONG
 from tokenizers_of_words import save_tokenizer
 from transformers import GenerationConfig, pipeline
 from transformers.generation import StoppingCriteria

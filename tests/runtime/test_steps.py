@@ -19,6 +19,7 @@ from stepping import (
     texts,
     whole,
 )
+from tiers import slow_but
 from transformers import Gemma2ForCausalLM, Gemma3ForCausalLM, GemmaForCausalLM, VaultGemmaForCausalLM
 
 from funnel_export import FunnelSpec, SpecError
@@ -36,7 +37,7 @@ def funnel(stride: int = 3, **options: Any) -> FunnelSpec:
 
 
 @pytest.mark.parametrize("spec", FUNNELS, ids=lambda spec: "dense" if spec is None else f"S={spec.stride}")
-@pytest.mark.parametrize("chunk", [None, 1, 4], ids=["whole prompts", "tokens", "chunks of 4"])
+@pytest.mark.parametrize("chunk", slow_but((None, 4), (None, 1, 4)), ids=["whole prompts", "tokens", "chunks of 4"])
 def test_a_ragged_batch_at_every_phase(spec: FunnelSpec | None, chunk: int | None) -> None:
     """Prompts of 1 to 3S+1 tokens in one batch, each followed by 40 tokens: rows close their windows at all phases."""
     prompts = range(1, 3 * (1 if spec is None else spec.stride) + 2)
@@ -79,7 +80,7 @@ def test_every_family(cls: Any, spec: FunnelSpec | None) -> None:
 
 
 @pytest.mark.parametrize("spec", [None, funnel(), funnel(2, slot_positions="compact")], ids=["dense", "S=3", "compact"])
-@pytest.mark.parametrize("window", [1, 2, 3, 100, 128, 300])
+@pytest.mark.parametrize("window", slow_but((1, 3, 128), (1, 2, 3, 100, 128, 300)))
 def test_windows_shorter_and_longer_than_the_cache(window: int, spec: FunnelSpec | None) -> None:
     """Of 512 positions, windows of up to 128 are gathered: also where a cache has fewer entries, or not one to see."""
     rows = texts([140, 12])

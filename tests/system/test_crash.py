@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak import SOAK
+from tiers import SOAK
 
 POINTS, ROUNDS = (50, 20) if SOAK else (8, 2)
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 from breaks import scaled, set_constants, shifted_column
 from exported import Recipe
-from soak import LONG
 from stepping import forgets_the_open_window, reads_one_early, stale_change
 from tamper import agree_with_graph
+from tiers import LONG
 
 from funnel_export import Bundle, BundleError, FunnelSpec, SpecError, check, compile_bundle, load_bundle
 from funnel_export.commands.check import compare

@@ -23,7 +23,7 @@ from near_twins import (
     softcap,
     zigzag,
 )
-from soak import LONG
+from tiers import LONG, slow_but
 
 from funnel_export import Bundle
 from funnel_export.commands.check import compare
@@ -69,7 +69,11 @@ def excesses(report: ParityReport) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LONG if name == "epsilon float32" else ()) for name in TWINS]
+    "name",
+    [
+        pytest.param("epsilon float32", marks=LONG),
+        *slow_but(("softcap float32", "epsilon bfloat16"), (name for name in TWINS if name != "epsilon float32")),
+    ],
 )
 def test_small_errors_are_refused(name: str, tmp_path: Path) -> None:
     """In bfloat16 they exceed only half the limit of their boundary, which is named all the same."""
@@ -97,6 +101,7 @@ ONLY: list[tuple[str, str, Callable[[float], Change], float]] = [
     ("bfloat16", "kl", zigzag, 0.8),
 ]
 """Dtype, the only limit that must be exceeded, change, and its size as a multiple of eager PyTorch's largest error."""
+SLOW = [("float32", "kl"), ("bfloat16", "max_rel"), ("bfloat16", "rms_rel")]
 
 
 @functools.cache
@@ -106,7 +111,9 @@ def sound_report(dtype: str) -> ParityReport:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "limit", "make", "size"), ONLY, ids=[f"{dtype} {limit}" for dtype, limit, *_ in ONLY]
+    ("dtype", "limit", "make", "size"),
+    [pytest.param(*one, marks=[pytest.mark.slow] if one[:2] in SLOW else []) for one in ONLY],
+    ids=[f"{dtype} {limit}" for dtype, limit, *_ in ONLY],
 )
 def test_each_limit_refuses_on_its_own(
     dtype: str, limit: str, make: Callable[[float], Change], size: float, tmp_path: Path

@@ -12,6 +12,7 @@ import torch
 from command_line import run
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import PAST, Recipe, with_weights
+from tiers import slow_but
 
 from funnel_export import (
     Bundle,
@@ -55,10 +56,15 @@ def checked(bundle: Bundle, original: Path, tmp_path: Path, **options: Any) -> Q
     "recipe",
     [
         replace(SMALL, quantization=FOUR),
-        replace(SMALL, quantization=ZEROS, dtype="bfloat16", stored=torch.bfloat16, overrides=(*WIDE, *UNTIED)),
-        replace(PAST, quantization=EIGHT, overrides=UNTIED),
         Recipe(task=Task.TEXT_CLASSIFICATION, quantization=replace(EIGHT, keep=("embedding",))),
-        Recipe(task=Task.FEATURE_EXTRACTION, quantization=replace(FOUR, block_size=32)),
+        *slow_but(
+            (),
+            (
+                replace(SMALL, quantization=ZEROS, dtype="bfloat16", stored=torch.bfloat16, overrides=(*WIDE, *UNTIED)),
+                replace(PAST, quantization=EIGHT, overrides=UNTIED),
+                Recipe(task=Task.FEATURE_EXTRACTION, quantization=replace(FOUR, block_size=32)),
+            ),
+        ),
     ],
 )
 def test_sound_weights_pass_against_bundle_and_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
@@ -225,7 +231,7 @@ ROUNDING = {
 """Options with which products with quantized weights round their activations to 8 bits."""
 
 
-@pytest.mark.parametrize("quantization", [Quantization(bits=4), EIGHT])
+@pytest.mark.parametrize("quantization", slow_but((EIGHT,), (Quantization(bits=4), EIGHT)))
 def test_engines_that_round_activations_have_a_floor_of_their_own(
     quantization: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

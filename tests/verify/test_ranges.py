@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported import CLASSES, FEATURES, TAGS, Recipe, with_weights
-from soak import LONG
+from tiers import LONG
 from torch import Tensor
 
 from funnel_export import Bundle
@@ -92,7 +92,11 @@ def test_values_at_the_boundaries_of_a_funnel() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "places"),
-    [(FEATURES, ["norm"]), (CLASSES, ["norm", "score"]), (TAGS, ["norm", "score"])],
+    [
+        (TAGS, ["norm", "score"]),
+        pytest.param(FEATURES, ["norm"], marks=pytest.mark.slow),
+        pytest.param(CLASSES, ["norm", "score"], marks=pytest.mark.slow),
+    ],
     ids=lambda value: str(value.task) if isinstance(value, Recipe) else "",
 )
 def test_every_task_has_its_head(recipe: Recipe, places: list[str]) -> None:

@@ -92,7 +92,7 @@ def test_a_model_that_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
-        (Task.TEXT_GENERATION, (("pad_token_id", -1),)),
+        pytest.param(Task.TEXT_GENERATION, (("pad_token_id", -1),), marks=pytest.mark.slow),
         (Task.TEXT_CLASSIFICATION, (("id2label", {"0": 0, "1": 1.5, "2": "two"}),)),
     ],
     ids=["no padding token", "numbers as labels"],
