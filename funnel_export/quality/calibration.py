@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from funnel_export.checkpoint.checkpoint import Checkpoint
-from funnel_export.funnel import patch_forward
+from funnel_export.funnel import patch_forward, unpatch_forward
 from funnel_export.funnel.parts import Part, Shape, call_part
 from funnel_export.progress import Progress
 from funnel_export.quality.gptq import Product, library
@@ -87,9 +87,12 @@ class Calibration:
         dtype = torch.float32 if self.spec.dtype is Dtype.FLOAT16 else getattr(torch, self.spec.dtype)
         model, runner = load_checkpoint(self.source, self.spec, dtype), _Runner()
         patch_forward(model, self.spec.funnel, runner)
-        texts = [_Text(row.tokens.tolist()) for row in self.rows.rows]
-        for step, names in _steps(model, runner, _linears(model, plans), texts[0]).items():
-            yield from self._solve_step(model, runner, step, [each for each in plans if each.name in names], texts)
+        try:
+            texts = [_Text(row.tokens.tolist()) for row in self.rows.rows]
+            for step, names in _steps(model, runner, _linears(model, plans), texts[0]).items():
+                yield from self._solve_step(model, runner, step, [each for each in plans if each.name in names], texts)
+        finally:
+            unpatch_forward(model)  # it refers to the model, which would stay in memory while the graphs are traced
 
     def _solve_step(
         self, model: Any, runner: _Runner, step: str, plans: Sequence[Plan], texts: Sequence[_Text]

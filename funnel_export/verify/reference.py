@@ -1,7 +1,6 @@
 """The reference for every target: eager PyTorch on the bundle's own weights."""
 
 import contextlib
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -179,9 +178,10 @@ class Eager:
             ) from err
 
     def close(self) -> None:
-        """Free the memory of the weights."""
+        """Free the memory of the weights, without a garbage collection: the patched forward refers to its module."""
+        if not self.dense:
+            unpatch_forward(self.model)
         del self.model
-        gc.collect()
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

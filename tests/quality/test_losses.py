@@ -12,6 +12,7 @@ import pytest
 import torch
 from corpora import BOS, LENGTHS, bundle_of, checkpoint_of, corpus, ids_of, text_of
 from exported import Recipe
+from freed import uncollected, watch_weights
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ from funnel_export.quality.quality_report import Measure, QualityReport
 from funnel_export.quality.source import Source
 from funnel_export.spec.choices import Task
 from funnel_export.targets.registry import get_target
+from funnel_export.verify import reference
 from funnel_export.verify.candidates import Candidate
 
 FUNNEL = "1:3:3"
@@ -263,6 +265,13 @@ def test_progress(checkpoint: Path, data: Path) -> None:
         ("evaluating", 50 / 73),
         ("intervals", None),
     ]
+
+
+def test_the_models_are_freed_at_once(checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = watch_weights(monkeypatch, reference)
+    with uncollected():
+        evaluate(checkpoint, [data], funnel="1:3:2")
+        assert {weight() for weight in weights} == {None}
 
 
 def test_the_dense_model_is_untouched_by_the_funnel(checkpoint: Path) -> None:

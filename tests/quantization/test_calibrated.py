@@ -14,11 +14,13 @@ import torch
 from command_line import run
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import Recipe
+from freed import uncollected, watch_weights
 from tiers import slow_but
 from torch import Tensor
 
 from funnel_export import CheckpointError, DataError, FunnelSpec, Quantization, SpecError, export, load_bundle, quantize
 from funnel_export.checkpoint.quantized import QUANTIZED
+from funnel_export.exporter import build
 from funnel_export.funnel import patch_forward
 from funnel_export.quality import calibration, gptq
 from funnel_export.quantization.rounding import Rounded, round_to_nearest
@@ -110,6 +112,25 @@ def test_rounding_to_nearest_this_way_gives_the_same_weights(seen: dict[str, Nea
     calibrated = quantize(bundle, tmp_path / "calibrated", GPTQ, data=texts)
     plain = quantize(bundle, tmp_path / "plain", replace(GPTQ, method="rtn"))
     assert (calibrated.path / QUANTIZED).read_bytes() == (plain.path / QUANTIZED).read_bytes()
+
+
+def test_the_model_is_freed_before_the_graphs_are_traced(
+    seen: dict[str, Nearest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, left = watch_weights(monkeypatch, calibration), []
+    build_graphs = build.build_graphs
+
+    def look(*given: Any) -> Any:
+        left.extend(weight for weight in weights if weight() is not None)
+        return build_graphs(*given)
+
+    monkeypatch.setattr(build, "build_graphs", look)
+    bundle = bundle_of(SMALL, tmp_path / "bundle")
+    weights.clear()
+    with uncollected():
+        quantize(bundle, tmp_path / "made", GPTQ, data=corpus(tmp_path, TEXTS))
+    assert weights
+    assert left == []
 
 
 def test_the_recipe_says_which_texts_and_which_library(seen: dict[str, Nearest], tmp_path: Path) -> None:

@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 from exported import Recipe
+from freed import uncollected, watch_weights
 from models import true_float64
 from numpy.typing import NDArray
 from tamper import rewrite_json
 
-from funnel_export import export
+from funnel_export import Quantization, export
 from funnel_export.bundle.ports import PortKind
 from funnel_export.commands.check import compare
 from funnel_export.errors import BundleError, CheckpointError
 from funnel_export.families.gemma2 import Gemma2
 from funnel_export.spec.choices import Task
+from funnel_export.spec.funnel import layer_name
 from funnel_export.verify import reference
 from funnel_export.verify.cases import Case
+from funnel_export.verify.probe import RangeProbe
 from funnel_export.verify.reference import Eager
 
 pytestmark = pytest.mark.references
@@ -42,6 +45,21 @@ def test_a_dense_reference_equals_hugging_face() -> None:
         wanted = recipe.model(torch.float64)(input_ids=ids, use_cache=False).logits[0].numpy()
     assert np.abs(wanted).max() > 1
     np.testing.assert_allclose(logits(recipe), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "group"),
+    [(Recipe(), None), (Recipe(funnel=None), None), (Recipe(quantization=Quantization(bits=8)), 16)],
+    ids=["funnel", "dense", "8 bits, rounded activations"],
+)
+def test_closing_frees_the_weights_at_once(recipe: Recipe, group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = recipe.bundle()
+    weights = watch_weights(monkeypatch, reference)
+    with uncollected():
+        model = Eager(bundle, torch.float64, RangeProbe(), group=group)
+        model.run(Case((5,)).tokens(bundle.architecture, seed=0), [layer_name(0)])
+        model.close()
+        assert {weight() for weight in weights} == {None}
 
 
 @contextlib.contextmanager
