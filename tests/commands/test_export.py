@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from exported import ALL_LAYERS, Recipe, forward_of_bundle
+from tiers import slow_but
 from tracing import trace_anew
 
 from funnel_export import Bundle, export
@@ -40,7 +41,9 @@ def test_the_collector_is_as_it_was_after_an_error(
     assert (during, after) == ([False], enabled)
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(funnel=None, stored=torch.bfloat16, dtype="bfloat16")], ids=str)
+@pytest.mark.parametrize(
+    "recipe", slow_but([Recipe()], (Recipe(), Recipe(funnel=None, stored=torch.bfloat16, dtype="bfloat16"))), ids=str
+)
 def test_an_export_that_traces_anew_computes_the_same(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,17 +38,14 @@ def skip_with_other_tools() -> None:
 
 
 OTHERS = ("text-generation-s2-bfloat16", "text-generation-with-past-s4-bfloat16")
-"""Contracts in 16 bits that every run compares; of the families beside Gemma2 it is the first."""
+"""Contracts in 16 bits that `make check` compares; of the families beside Gemma2 it is the first."""
 LONGEST = "text-generation-with-past-s2-float32"
 """Its three graphs take longest, and `OTHERS` has such graphs too."""
-
-
 QUICK = (
     *("text-generation-dense-float32", "text-generation-s2-float32", "text-generation-s2-bfloat16"),
-    *("text-generation-s2-linear-float32", "text-generation-with-past-dense-float32"),
-    "gemma3-text-generation-s2-bfloat16",
+    "text-generation-with-past-dense-float32",
 )
-"""Those whose comparison is not slow."""
+"""Those that `make test` compares too."""
 
 
 def compared() -> list[Contract]:

@@ -57,6 +57,7 @@ def test_a_lost_axis_is_seen_and_refused() -> None:
         run_audit(model, Recipe())
 
 
+@pytest.mark.slow
 @pytest.mark.traces
 def test_another_stride_is_seen_and_fails_parity(tmp_path: Path) -> None:
     one, other = (

@@ -131,6 +131,7 @@ def test_a_report_that_cannot_be_written_fails_no_gate(pytester: pytest.Pytester
     assert "warning: the report could not be kept in the bundle" in out
 
 
+@pytest.mark.slow
 def test_a_projects_own_tests_can_use_the_fixtures(pytester: pytest.Pytester) -> None:
     """In a worker of pytest-xdist, parity runs and latency is refused; a warning there fails nothing either."""
     bundle = own(pytester.path)

@@ -170,6 +170,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """Runs a script; its export says when all but the manifest is there, and goes no further."""
 
 
+@pytest.mark.slow
 def test_an_export_that_is_asked_to_end(folder: Path) -> None:
     before = listing(folder)
     python, *arguments = command(folder, str(folder / "made"))

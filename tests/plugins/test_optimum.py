@@ -75,6 +75,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_bundle_is_the_same(ours: Path, tmp_path: Path) -> None:
     """With options first, unlike ours."""
     out = tmp_path / "bundle"

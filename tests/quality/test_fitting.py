@@ -63,7 +63,11 @@ def rows_of_a_class(spec: FunnelSpec, name: str, texts: Sequence[Sequence[int]])
                 yield np.concatenate(inputs) / length, (after[token] - base) / length
 
 
-@pytest.mark.parametrize(("spec", "name"), [(SLOTS, "closed"), (SLOTS, "stale"), (DROPPED, "rest")], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [(SLOTS, "stale"), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((SLOTS, "closed"), (DROPPED, "rest")))],
+    ids=str,
+)
 def test_a_map_is_the_ridge_regression_of_its_class(spec: FunnelSpec, name: str) -> None:
     maps, found = fit_maps(tiny_model(), spec, TEXTS, HELD_OUT)
     inputs, targets = map(np.stack, zip(*rows_of_a_class(spec, name, TEXTS), strict=True))

@@ -148,6 +148,7 @@ def test_the_recipe_says_which_texts_and_which_library(seen: dict[str, Nearest],
     assert recipes[0]["data_sha256"] != recipes[1]["data_sha256"]
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_texts(seen: dict[str, Nearest], tmp_path: Path) -> None:
     texts, options = corpus(tmp_path, TEXTS), ("--bits", 4, "--block", 16, "--method", "gptq", "--tokens", 30)
     checkpoint, bundle = checkpoint_of(SMALL, tmp_path / "checkpoint"), bundle_of(SMALL, tmp_path / "bundle")

@@ -148,7 +148,10 @@ def test_codes_are_stored_as_they_were(form: Form, tmp_path: Path) -> None:
     ("form", "recipe"),
     [
         (GPTQ, Recipe(overrides=WIDE, family="gemma3_text")),
-        (AWQ, Recipe(overrides=WIDE, task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))),
+        pytest.param(
+            *(AWQ, Recipe(overrides=WIDE, task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(replace(PACKED, symmetric=False), Recipe(overrides=WIDE, family="vaultgemma", stored=torch.bfloat16)),
             marks=pytest.mark.slow,

@@ -41,6 +41,7 @@ def read_only(bundle: Bundle) -> object:
         folder.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_a_read_only_bundle_warns_once_with_a_hint(read_only: Bundle) -> None:
     done = run_as_user("check", read_only.path, *QUICK)
     assert done.returncode == 0
