@@ -1,5 +1,6 @@
 """`fit`: a checkpoint whose recovery is fitted to a funnel, or to dropped layers."""
 
+import contextlib
 import json
 import os
 from dataclasses import replace
@@ -163,7 +164,7 @@ def _losses(
         copy = with_same_weights(model)
         if with_funnel:
             patch_forward(copy, spec, maps=each)
-        scorer = InPyTorch(copy, torch.device("cpu"))
-        found = score(rows, scorer, None, architecture=source.architecture, progress=no_progress)
+        with contextlib.closing(InPyTorch(copy, torch.device("cpu"))) as scorer:
+            found = score(rows, scorer, None, architecture=source.architecture, progress=no_progress)
         means.append(float(found.model.nats.mean()))
     return Losses(dense=means[0], before=means[1], fitted=means[2])

@@ -92,7 +92,8 @@ class Calibration:
             for step, names in _steps(model, runner, _linears(model, plans), texts[0]).items():
                 yield from self._solve_step(model, runner, step, [each for each in plans if each.name in names], texts)
         finally:
-            unpatch_forward(model)  # it refers to the model, which would stay in memory while the graphs are traced
+            # The patched forward refers to the model, which would stay in memory while the graphs are traced.
+            unpatch_forward(model)
 
     def _solve_step(
         self, model: Any, runner: _Runner, step: str, plans: Sequence[Plan], texts: Sequence[_Text]

@@ -98,11 +98,12 @@ class Product:
     def _quantizer(self) -> Any:
         """The library's choice of scales; they are rounded to their dtype before the codes are chosen."""
         quantizer, find = self._module.Quantizer(), self._module.Quantizer.find_params
+        symmetric, dtype = self._symmetric, self._dtype  # a reference to self would keep the weights and sums in memory
 
         def find_params(x: Tensor, weight: bool = False) -> None:
             # With positive weights only, the library would choose half the scale of a symmetric block.
-            find(quantizer, torch.cat([x, -x], dim=1) if self._symmetric else x, weight=weight)
-            stored = as_stored(quantizer.scale.numpy(), self._dtype)
+            find(quantizer, torch.cat([x, -x], dim=1) if symmetric else x, weight=weight)
+            stored = as_stored(quantizer.scale.numpy(), dtype)
             quantizer.scale = torch.from_numpy(stored.astype(np.float32))
 
         quantizer.configure(

@@ -70,7 +70,7 @@ def _run(model: Any, spec: FunnelSpec | None, ids: Sequence[int], last: str) -> 
         with torch.no_grad():
             model(input_ids=torch.tensor([ids]), use_cache=False)
     except _Watch:
-        return watch
+        return watch.with_traceback(None)  # its frames refer to the model
     finally:
         unpatch_forward(model)
     raise AssertionError(f"the forward did not reach {last}")

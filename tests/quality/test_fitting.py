@@ -1,5 +1,6 @@
 """The closed-form fit of recovery `linear`, compared with least squares on states that the oracle computes."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from freed import uncollected
 from models import base_of, random_rows, tiny_model
 from numpy.typing import NDArray
 from properties import base_weights
@@ -48,6 +50,16 @@ def test_states_are_those_of_the_oracle(spec: FunnelSpec) -> None:
     assert (found.change is None) == spec.drop
     if found.change is not None:
         np.testing.assert_allclose(found.change, change, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SLOTS, DROPPED], ids=str)
+def test_models_and_states_are_freed_at_once(spec: FunnelSpec) -> None:
+    model = tiny_model()
+    with uncollected():
+        found = read_states(model, spec, TEXTS[0])
+        kept = [weakref.ref(each) for each in (*model.parameters(), found.before, found.after)]
+        del model, found
+        assert {each() for each in kept} == {None}
 
 
 def rows_of_a_class(spec: FunnelSpec, name: str, texts: Sequence[Sequence[int]]) -> Iterator[tuple[Array, Array]]:

@@ -1,5 +1,6 @@
 """Method `gptq` with its library: outputs are nearer to the original ones, and the stored layout loses nothing."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from command_line import run_alone
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import Recipe
+from freed import uncollected
 from tiers import slow_but
 from torch import nn
 
@@ -99,6 +101,16 @@ def test_weights_of_unseen_inputs_and_positive_blocks_are_kept() -> None:
     assert values[0].abs().max() == 0
     largest = layer.weight[1:, 16:32].max(dim=1).values
     assert (values[1:, 16:32].max(dim=1).values > 0.8 * largest).all()
+
+
+def test_the_weights_and_sums_are_freed_at_once() -> None:
+    layer, seen = linear(), correlated()
+    made = product(layer, seen)
+    with uncollected():
+        made.round(layer.weight)
+        kept = [weakref.ref(made), weakref.ref(layer.weight), weakref.ref(made._sums)]
+        del made, layer
+        assert [each() for each in kept] == [None] * 3
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

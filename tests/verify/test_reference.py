@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported import Recipe
+from exported import CLASSES, FEATURES, TAGS, Recipe
 from freed import uncollected, watch_weights
 from models import true_float64
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from funnel_export.verify.probe import RangeProbe
 from funnel_export.verify.reference import Eager
 
 pytestmark = pytest.mark.references
+
+OTHERS = [Recipe(family=family) for family in ("gemma", "gemma3_text", "vaultgemma")]
 
 
 def logits(recipe: Recipe) -> NDArray[Any]:
@@ -49,8 +51,13 @@ def test_a_dense_reference_equals_hugging_face() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "group"),
-    [(Recipe(), None), (Recipe(funnel=None), None), (Recipe(quantization=Quantization(bits=8)), 16)],
-    ids=["funnel", "dense", "8 bits, rounded activations"],
+    [
+        (Recipe(), None),
+        (Recipe(funnel=None), None),
+        (Recipe(quantization=Quantization(bits=8)), 16),
+        *(pytest.param(recipe, None, marks=pytest.mark.slow) for recipe in (CLASSES, TAGS, FEATURES, *OTHERS)),
+    ],
+    ids=lambda value: "" if isinstance(value, Recipe) else "rounded activations" if value else "",
 )
 def test_closing_frees_the_weights_at_once(recipe: Recipe, group: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = recipe.bundle()
