@@ -24,7 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest $(PARALLEL)
 
-# What takes long: the demo, and more of what `make test` tries a few times, exports that are killed and exports at once.
+# What takes long: the demo, and more of what `make check` tries a few times, exports that are killed and exports at once.
 soak: $(INSTALLED)
 	FUNNEL_EXPORT_SOAK=1 $(BIN)/pytest tests/system tests/hostile/test_mounts.py tests/hostile/test_places.py \
 		tests/commands/test_demo.py tests/commands/test_graphs.py tests/verify tests/families tests/funnel \

@@ -11,7 +11,7 @@ import torch
 from hypothesis import Phase, settings
 from jaxtyping import config, install_import_hook
 
-# Few collections, from the first import on: tiny models leave many objects of few bytes.
+# Collect rarely, from the first import on: tiny models leave many small objects.
 gc.set_threshold(100_000)
 
 # They have environments of their own: `make interop`, `make lowest`.
@@ -27,6 +27,7 @@ from exported import added_to_shared_bundles  # noqa: E402
 from forked import import_anew, share_imports  # noqa: E402
 from models import true_float64  # noqa: E402
 from references import compute_anew, share_references  # noqa: E402
+from tiers import SOAK  # noqa: E402
 from tracing import share_traces, trace_anew  # noqa: E402
 
 from funnel_export.latency import trials  # noqa: E402
@@ -55,7 +56,7 @@ gc.collect()
 gc.freeze()
 
 SHAPED = ("funnel", "families")
-"""Folders whose tests run every function of the funnel, with the shapes of its annotations checked by jaxtyping."""
+"""Folders whose tests check the shapes in the annotations of the funnel by jaxtyping; in `make soak` all tests do."""
 
 FIRST = (
     "test_exports.py",
@@ -108,8 +109,8 @@ def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(autouse=True)
 def _shapes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check the shapes that functions of the funnel take and return, in the folders `SHAPED`."""
-    config.update("jaxtyping_disable", request.path.parent.name not in SHAPED)
+    """Check the shapes that functions of the funnel take and return; see `SHAPED`."""
+    config.update("jaxtyping_disable", not SOAK and request.path.parent.name not in SHAPED)
     yield
     config.update("jaxtyping_disable", True)
 

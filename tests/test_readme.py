@@ -67,7 +67,7 @@ def done() -> list[Path]:
 
 
 def run_commands(pages: Sequence[Path], folder: Path, done: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the commands of pages, but of those that are done."""
+    """Run the commands of pages, except those in `done`."""
     monkeypatch.chdir(folder)
     for page in pages:
         if page in done:

@@ -1,6 +1,6 @@
 """Which tests a run has: `make check` all but the long ones, `make test` no slow ones either, `make soak` long ones.
 
-They take seconds, and find faults that are rare, or that other tests find.
+Slow and long tests find faults that are rare, or that other tests find.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Traces that tests share: most exports of a session are of the same few models, and tracing is nearly all they take.
 
-A trace depends on the model's class, its configuration and what is exported, not on the weights. Within it, a layer
-depends on neither the funnel nor the task, and pooling on the funnel only, so further traces take these from earlier
-ones. What tests of tracing itself need traced anew, they ask for by the marker `traces`.
+A trace depends on the model's class, its configuration and what is exported, not on the weights. Its parts
+(layers, pooling, recovery) depend on less, so further traces take equal parts from earlier ones. Tests of tracing
+itself have the marker `traces`, and trace all anew.
 """
 
 import copy
@@ -111,12 +111,12 @@ def _assemble_once(wanted: _Wanted, dtype: Dtype) -> tuple[ir.Model, list[ir.Val
 
 
 _PARTS: dict[object, ir.Model] = {}
-"""Translated layers and poolings of this process, by what they depend on."""
+"""Translated parts of this process, by what they depend on."""
 OUTSIDE = {
     *("architectures", "final_logit_softcapping", "funnel", "id2label", "label2id", "layer_types", "num_hidden_layers"),
     *("num_labels", "pad_token_id", "tie_word_embeddings", "vocab_size"),
 }
-"""Keys of a model's config that no layer reads."""
+"""Keys of a model's config that the computation of a layer does not depend on; its type of attention is in the call."""
 
 
 def _translate_once(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -> list[ir.Model]:
@@ -128,14 +128,14 @@ def _translate_once(pieces: Sequence[Piece], opset: int, mode: FakeTensorMode) -
 
 
 def _key(piece: Piece, opset: int) -> object:
-    """What the translation of a layer or a pooling depends on, apart from weights; None for anything else."""
+    """What the translation of a part depends on, apart from weights; None for an outline and for parts with maps."""
     call = getattr(piece.module, "call", None)
     part: Any = getattr(call, "part", None)
     if isinstance(part, LayerPart):
-        config = part.module.self_attn.config.to_dict()
-        read = sorted((name, str(value)) for name, value in config.items() if name not in OUTSIDE)
+        config = part.module.self_attn.config
+        read = sorted((name, str(value)) for name, value in config.to_dict().items() if name not in OUTSIDE)
         types = [(name, type(module)) for name, module in part.module.named_modules()]
-        return repr((opset, call.signature(), part.kwargs, read, types))
+        return repr((opset, call.signature(), part.kwargs, read, config._attn_implementation, types))
     if isinstance(part, functools.partial):
         spec = replace(part.keywords["spec"], pool_layer=0, recover_layer=1)
         return repr((opset, part.func.__qualname__, spec, call.operands, call.results))

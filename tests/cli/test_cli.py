@@ -5,22 +5,26 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from breaks import another_softcap, changed
-from command_line import call, run
+from command_line import Done, call, run, run_alone
 from exported import Recipe
 
 from funnel_export import cli, load_bundle
 from funnel_export.errors import FunnelExportWarning
 
 
-def test_export_inspect_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "start", [run, pytest.param(run_alone, marks=pytest.mark.slow)], ids=["in this process", "in its own"]
+)
+def test_export_inspect_check(start: Callable[..., Done], tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max", "--recovery", "add")
-    made = run("export", Recipe().checkpoint(), out, *options)
+    made = start("export", Recipe().checkpoint(), out, *options)
     assert (made.returncode, made.stderr) == (0, "")
     assert load_bundle(out).spec.funnel.to_dict() | {"pooling": "max", "recovery": "add"} == (
         load_bundle(out).spec.funnel.to_dict()

@@ -41,7 +41,7 @@ RECIPES = {
     "classes S=2 max lookahead": CLASSES,
 }
 QUICK = [name for name in RECIPES if name not in ("S=1 replace, all layers", "S=4 first average", "drop")]
-"""Of those that are not slow, the other tests of exports share most."""
+"""Other tests of exports share most of them."""
 
 
 EXTREMES = {
