@@ -77,7 +77,7 @@ FEATURES = Recipe(
 TAGS = Recipe(task=Task.TOKEN_CLASSIFICATION, funnel=FunnelSpec.parse("1:3:3", lookahead=True))
 CLASSES = Recipe(task=Task.TEXT_CLASSIFICATION, funnel=FunnelSpec.parse("1:4:2", pooling="max", lookahead=True))
 PAST = Recipe(task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))
-"""Beside `Recipe()`, what tests of another bundle use: every further recipe costs a trace of four seconds."""
+"""Beside `Recipe()`, what tests of another bundle use: every further recipe costs a trace."""
 
 
 @functools.cache

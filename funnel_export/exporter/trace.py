@@ -15,7 +15,7 @@ from funnel_export.exporter.outline import Call, Outline, Survey, compare_survey
 from funnel_export.exporter.skeleton import Skeleton
 from funnel_export.exporter.translate import Operand, Piece, translate
 from funnel_export.families.registry import family_of
-from funnel_export.funnel import patch_forward, unpatch_forward
+from funnel_export.funnel import is_patched, patch_forward, unpatch_forward
 from funnel_export.funnel.maps import maps_of
 from funnel_export.funnel.parts import ModulePart, PartRunner
 from funnel_export.funnel.stages import StageModule
@@ -168,7 +168,7 @@ class _Outputs(nn.Module):
     def __init__(self, wrapped: Any, spec: ExportSpec, output: str, run: PartRunner) -> None:
         super().__init__()
         self.wrapped, self.output = wrapped, output
-        if "forward" in family_of(wrapped)[0].base_of(wrapped).__dict__:
+        if is_patched(family_of(wrapped)[0].base_of(wrapped)):
             unpatch_forward(wrapped)
         patch_forward(wrapped, spec.funnel, run, last_only=spec.logits is Logits.LAST)
 

@@ -3,7 +3,7 @@
 import copy
 from dataclasses import replace
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers.modeling_utils import PreTrainedModel
 
@@ -74,7 +74,7 @@ def remove_funnel(model: M) -> M:
     """
     family, _ = family_of(model)
     base = family.base_of(model)
-    own = base.funnel_plan.config if "funnel_plan" in base.__dict__ else None
+    own = base.funnel_plan.config if is_patched(base) else None
     unpatch_forward(model)
     detach_maps(base)
     if own is not None:
@@ -103,7 +103,7 @@ def patch_forward(
     """
     family, task = family_of(model)
     base = family.base_of(model)
-    if "funnel_plan" in base.__dict__:
+    if is_patched(base):
         raise SpecError(
             "the model already has a funnel",
             got=f"{base.funnel_plan.spec}",
@@ -167,10 +167,15 @@ def _check_bidirectional(family: Family, task: Task, spec: FunnelSpec | None) ->
         )
 
 
+def is_patched(base: Any) -> bool:
+    """Whether `patch_forward` has replaced the forward of a model's base."""
+    return "funnel_plan" in base.__dict__
+
+
 def unpatch_forward(model: PreTrainedModel) -> None:
     """Restore the model's original forward; raise `SpecError` if it is not replaced."""
     base = family_of(model)[0].base_of(model)
-    if "funnel_plan" not in base.__dict__:
+    if not is_patched(base):
         raise SpecError("the model has no funnel", got=type(model).__name__, wanted="a model after apply_funnel")
     del base.funnel_plan
     del base.forward

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from funnel_export.bundle.load import Bundle
 from funnel_export.bundle.ports import PortKind, feed
 from funnel_export.families.registry import family_of
-from funnel_export.funnel import unpatch_forward
+from funnel_export.funnel import is_patched, unpatch_forward
 from funnel_export.quality.rows import Batch
 from funnel_export.runtime.stepper import Stepper
 from funnel_export.targets.base import Session
@@ -65,7 +65,7 @@ class InPyTorch:
 
     def close(self) -> None:
         """See `Scorer.close`. A funnel is removed, since its forward refers to the model."""
-        if "funnel_plan" in self._base.__dict__:
+        if is_patched(self._base):
             unpatch_forward(self.model)
         del self.model, self._base, self._head
 

@@ -13,14 +13,13 @@ import pytest
 from breaks import another_softcap, changed
 from command_line import Done, call, run, run_alone
 from exported import Recipe
+from tiers import slow
 
 from funnel_export import cli, load_bundle
 from funnel_export.errors import FunnelExportWarning
 
 
-@pytest.mark.parametrize(
-    "start", [run, pytest.param(run_alone, marks=pytest.mark.slow)], ids=["in this process", "in its own"]
-)
+@pytest.mark.parametrize("start", [run, slow(run_alone)], ids=["in this process", "in its own"])
 def test_export_inspect_check(start: Callable[..., Done], tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     options = ("--funnel", "1:3:2", "--task", "text-generation", "--pooling", "max", "--recovery", "add")

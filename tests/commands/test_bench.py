@@ -29,6 +29,7 @@ from embedder import save_modules
 from exported import Recipe
 from latencies import make_latency
 from tamper import agree_with_graph
+from tiers import slow
 
 from funnel_export import Bundle, bench, check, compile_bundle, export, load_bundle
 from funnel_export.bundle.engine import Engine
@@ -263,7 +264,7 @@ def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> N
 
 @pytest.mark.parametrize(
     ("task", "longest"),
-    [(Task.TEXT_GENERATION, 512), pytest.param(Task.TEXT_GENERATION_WITH_PAST, 504, marks=pytest.mark.slow)],
+    [(Task.TEXT_GENERATION, 512), slow(Task.TEXT_GENERATION_WITH_PAST, 504)],
 )
 def test_default_lengths_fit_the_model(task: Task, longest: int) -> None:
     """With a cache, there is room for the steps after the prompt."""
@@ -437,7 +438,7 @@ def test_only_the_files_of_a_dense_bundle_are_copied(shards: str | None, tmp_pat
         (Recipe(), "the baseline has a funnel"),
         (Recipe(funnel=None, dtype="bfloat16"), "dtype: bfloat16"),
         (Recipe(funnel=None, logits="last"), "logits: last"),
-        pytest.param(Recipe(funnel=None, opset=18), "opset: 18", marks=pytest.mark.slow),
+        slow(Recipe(funnel=None, opset=18), "opset: 18"),
         (Recipe(funnel=None, task=Task.FEATURE_EXTRACTION), "task: feature-extraction"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -80,7 +80,8 @@ def computations(graph: Path) -> Counter[str]:
     known = {value: str(value.name) for value in model.graph.inputs}
     for value in model.graph.initializers.values():
         stored = value.const_value
-        known[value] = str(value.name) if isinstance(stored, ir.ExternalTensor) else f"{stored.dtype}{stored.numpy()}"
+        by_name = isinstance(stored, ir.ExternalTensor)
+        known[value] = str(value.name) if by_name else f"{stored.dtype} {stored.shape} {stored.tobytes()!r}"
     found: Counter[str] = Counter()
     for node in model.graph:
         given = ["" if value is None else known[value] for value in node.inputs]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tiers import SOAK
+from tiers import SOAK, slow
 from typer.testing import CliRunner
 
 from funnel_export.cli import app
@@ -63,7 +63,7 @@ def compared() -> list[Contract]:
 @pytest.mark.traces
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case.name in QUICK else [pytest.mark.slow]) for case in compared()],
+    [case if case.name in QUICK else slow(case) for case in compared()],
     ids=lambda case: case.name,
 )
 def test_a_fresh_export_is_as_accepted(case: Contract) -> None:

@@ -12,7 +12,7 @@ from breaks import another_softcap, broken, shifted_column
 from exported import Recipe
 from models import tiny_config
 from numpy.typing import NDArray
-from tiers import LONG, slow_but
+from tiers import LONG, slow, slow_but
 
 from funnel_export import FunnelSpec, bench, export
 from funnel_export.bundle.load import Graph
@@ -102,7 +102,7 @@ def test_the_audit_refuses_logits_of_other_tokens() -> None:
 @pytest.mark.parametrize(
     ("funnel", "layer", "end"),
     [
-        pytest.param("1:3:2", "layers.3", "layers.3", marks=pytest.mark.slow),
+        slow("1:3:2", "layers.3", "layers.3"),
         ("2:4:drop", "layers.1", "funnel.recovered"),
     ],
 )

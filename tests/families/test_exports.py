@@ -9,7 +9,7 @@ from breaks import broken, loaded, replace_constant, run_audit, set_constants
 from exported import Recipe, float32_limit, forward_of_bundle
 from models import random_rows
 from properties import check_causal, check_padding, check_rows, lengths_around, oracle_of
-from tiers import LONG, slow_but
+from tiers import LONG, slow, slow_but
 
 from funnel_export import FunnelSpec
 from funnel_export.commands.check import compare
@@ -72,7 +72,7 @@ def test_causal(name: str) -> None:
     [
         ("gemma", "float16"),
         ("gemma3_text", "bfloat16"),
-        pytest.param("vaultgemma", "bfloat16", marks=pytest.mark.slow),
+        slow("vaultgemma", "bfloat16"),
         pytest.param("gemma", "bfloat16", marks=LONG),
         pytest.param("vaultgemma", "float16", marks=LONG),
         pytest.param("gemma3_text", "float16", marks=LONG),

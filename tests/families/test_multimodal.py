@@ -9,7 +9,7 @@ import torch
 from exported import forward_of_bundle
 from models import TINY, VOCAB, random_rows
 from safetensors.torch import load_file, save_file
-from tiers import LONG, slow_but
+from tiers import LONG, slow, slow_but
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -99,7 +99,7 @@ def test_language_model(nested_anew: bool, tmp_path: Path) -> None:
     "cls",
     [
         pytest.param(Gemma3ForConditionalGeneration, marks=LONG),
-        pytest.param(Gemma3ForSequenceClassification, marks=pytest.mark.slow),
+        slow(Gemma3ForSequenceClassification),
     ],
 )
 def test_with_a_funnel(cls: type[PreTrainedModel], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families.plain import PLAIN, Plain, PlainArchitecture
 from models import main_output, make_batch, random_rows, tiny_config
-from tiers import LONG
+from tiers import LONG, slow
 from torch import nn
 
 from funnel_export import CheckpointError, FunnelSpec, apply_funnel, export, remove_funnel
@@ -52,7 +52,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ("checkpoint", "funnel"),
     [
         (Task.TEXT_GENERATION, "1:3:2"),
-        pytest.param(Task.FEATURE_EXTRACTION, None, marks=pytest.mark.slow),
+        slow(Task.FEATURE_EXTRACTION, None),
         pytest.param(Task.TEXT_GENERATION, None, marks=LONG),
         pytest.param(Task.FEATURE_EXTRACTION, "1:3:2", marks=LONG),
     ],

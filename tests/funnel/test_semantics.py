@@ -25,7 +25,7 @@ from properties import (
     oracle_of,
     specs,
 )
-from tiers import LONG, slow_but
+from tiers import LONG, slow, slow_but
 from transformers import Gemma2ForCausalLM, Gemma2ForSequenceClassification, Gemma2Model, PreTrainedModel
 
 from funnel_export import FunnelSpec
@@ -40,7 +40,7 @@ FUNNELS = [(0, LAYERS), (0, 2), (1, 3), (2, LAYERS)]
 WAYS = list(itertools.product(Pooling, Recovery, SlotPositions))
 FEW = list(zip(Pooling, Recovery, itertools.cycle(SlotPositions), strict=False))
 """Each of them at least once."""
-SOME_SLOW = [pytest.param(*way, marks=[] if way in (*FEW, *WAYS[::5]) else [pytest.mark.slow]) for way in WAYS]
+SOME_SLOW = [way if way in (*FEW, *WAYS[::5]) else slow(*way) for way in WAYS]
 """All of them, most of them slow."""
 PER_TOKEN = [cls for cls in ALL_CLASSES if cls is not Gemma2ForSequenceClassification]
 CLASSES_AND_LOOKAHEAD = [(cls, False) for cls in ALL_CLASSES] + [

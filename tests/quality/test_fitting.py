@@ -12,6 +12,7 @@ from freed import uncollected
 from models import base_of, random_rows, tiny_model
 from numpy.typing import NDArray
 from properties import base_weights
+from tiers import slow
 from transformers import Gemma2ForCausalLM
 
 from funnel_export import FunnelSpec, apply_funnel
@@ -77,7 +78,7 @@ def rows_of_a_class(spec: FunnelSpec, name: str, texts: Sequence[Sequence[int]])
 
 @pytest.mark.parametrize(
     ("spec", "name"),
-    [(SLOTS, "stale"), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((SLOTS, "closed"), (DROPPED, "rest")))],
+    [(SLOTS, "stale"), *(slow(*one) for one in ((SLOTS, "closed"), (DROPPED, "rest")))],
     ids=str,
 )
 def test_a_map_is_the_ridge_regression_of_its_class(spec: FunnelSpec, name: str) -> None:

@@ -17,7 +17,7 @@ from rounded_by_loops import dequantized
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tamper import listing, rewrite_json
-from tiers import slow_but
+from tiers import slow
 
 from funnel_export import (
     Bundle,
@@ -82,8 +82,8 @@ def test_outputs_are_those_of_the_rounded_weights() -> None:
             task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3", recovery="linear"), quantization=EIGHT
         ),
         Recipe(task=Task.TEXT_CLASSIFICATION, quantization=EIGHT),
-        *slow_but(
-            (),
+        *map(
+            slow,
             (
                 Recipe(
                     task=Task.TEXT_GENERATION_WITH_PAST,

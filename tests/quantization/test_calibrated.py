@@ -15,7 +15,7 @@ from command_line import run
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import Recipe
 from freed import uncollected, watch_weights
-from tiers import slow_but
+from tiers import slow
 from torch import Tensor
 
 from funnel_export import CheckpointError, DataError, FunnelSpec, Quantization, SpecError, export, load_bundle, quantize
@@ -73,8 +73,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Nearest]]:
     [
         SMALL,
         replace(UNTIED, funnel=FunnelSpec.parse("1:3:drop", recovery="linear")),
-        *slow_but(
-            (),
+        *map(
+            slow,
             (
                 replace(SMALL, funnel=None),
                 replace(

@@ -15,6 +15,7 @@ from exported import Recipe, forward_of_bundle
 from packed_by_others import AWQ, BYTES, GPTQ, PACKED, Form, Packed, is_product, pack, packed_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiers import slow
 from torch import Tensor
 
 from funnel_export import CheckpointError, FunnelSpec, Quantization, SpecError, check, export, load_bundle, quantize
@@ -148,17 +149,9 @@ def test_codes_are_stored_as_they_were(form: Form, tmp_path: Path) -> None:
     ("form", "recipe"),
     [
         (GPTQ, Recipe(overrides=WIDE, family="gemma3_text")),
-        pytest.param(
-            *(AWQ, Recipe(overrides=WIDE, task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *(replace(PACKED, symmetric=False), Recipe(overrides=WIDE, family="vaultgemma", stored=torch.bfloat16)),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            BYTES, Recipe(overrides=WIDE, family="gemma", task=Task.TEXT_CLASSIFICATION), marks=pytest.mark.slow
-        ),
+        slow(AWQ, Recipe(overrides=WIDE, task=Task.TEXT_GENERATION_WITH_PAST, funnel=FunnelSpec.parse("1:3:3"))),
+        slow(replace(PACKED, symmetric=False), Recipe(overrides=WIDE, family="vaultgemma", stored=torch.bfloat16)),
+        slow(BYTES, Recipe(overrides=WIDE, family="gemma", task=Task.TEXT_CLASSIFICATION)),
     ],
     ids=["gptq", "awq", "packed", "bytes"],
 )

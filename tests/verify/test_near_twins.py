@@ -23,7 +23,7 @@ from near_twins import (
     softcap,
     zigzag,
 )
-from tiers import LONG, slow_but
+from tiers import LONG, slow, slow_but
 
 from funnel_export import Bundle
 from funnel_export.commands.check import compare
@@ -112,7 +112,7 @@ def sound_report(dtype: str) -> ParityReport:
 
 @pytest.mark.parametrize(
     ("dtype", "limit", "make", "size"),
-    [pytest.param(*one, marks=[pytest.mark.slow] if one[:2] in SLOW else []) for one in ONLY],
+    [slow(*one) if one[:2] in SLOW else one for one in ONLY],
     ids=[f"{dtype} {limit}" for dtype, limit, *_ in ONLY],
 )
 def test_each_limit_refuses_on_its_own(

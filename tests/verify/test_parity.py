@@ -25,7 +25,7 @@ from breaks import (
     unknown_op,
 )
 from exported import COMPACT, Recipe, with_weights
-from tiers import LONG
+from tiers import LONG, slow
 
 from funnel_export import Bundle, FunnelSpec, check
 from funnel_export.commands.check import compare
@@ -68,7 +68,7 @@ def test_refuses_a_broken_graph_and_names_the_place(
         Recipe(funnel=None),
         Recipe(dtype="bfloat16"),
         pytest.param(Recipe(dtype="bfloat16", funnel=FunnelSpec.parse("1:3:2", pooling="max")), marks=LONG),
-        pytest.param(COMPACT, marks=pytest.mark.slow),
+        slow(COMPACT),
     ],
     ids=["funnel", "dense", "bfloat16", "bfloat16 max", "compact"],
 )

@@ -12,7 +12,7 @@ import torch
 from command_line import run
 from corpora import bundle_of, checkpoint_of, corpus, ids_of
 from exported import PAST, Recipe, with_weights
-from tiers import slow_but
+from tiers import slow, slow_but
 
 from funnel_export import (
     Bundle,
@@ -57,8 +57,8 @@ def checked(bundle: Bundle, original: Path, tmp_path: Path, **options: Any) -> Q
     [
         replace(SMALL, quantization=FOUR),
         Recipe(task=Task.TEXT_CLASSIFICATION, quantization=replace(EIGHT, keep=("embedding",))),
-        *slow_but(
-            (),
+        *map(
+            slow,
             (
                 replace(SMALL, quantization=ZEROS, dtype="bfloat16", stored=torch.bfloat16, overrides=(*WIDE, *UNTIED)),
                 replace(PAST, quantization=EIGHT, overrides=UNTIED),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported import CLASSES, FEATURES, TAGS, Recipe, with_weights
-from tiers import LONG
+from tiers import LONG, slow
 from torch import Tensor
 
 from funnel_export import Bundle
@@ -94,8 +94,8 @@ def test_values_at_the_boundaries_of_a_funnel() -> None:
     ("recipe", "places"),
     [
         (TAGS, ["norm", "score"]),
-        pytest.param(FEATURES, ["norm"], marks=pytest.mark.slow),
-        pytest.param(CLASSES, ["norm", "score"], marks=pytest.mark.slow),
+        slow(FEATURES, ["norm"]),
+        slow(CLASSES, ["norm", "score"]),
     ],
     ids=lambda value: str(value.task) if isinstance(value, Recipe) else "",
 )

@@ -14,6 +14,7 @@ from freed import uncollected, watch_weights
 from models import true_float64
 from numpy.typing import NDArray
 from tamper import rewrite_json
+from tiers import slow
 
 from funnel_export import Quantization, export
 from funnel_export.bundle.ports import PortKind
@@ -55,7 +56,7 @@ def test_a_dense_reference_equals_hugging_face() -> None:
         (Recipe(), None),
         (Recipe(funnel=None), None),
         (Recipe(quantization=Quantization(bits=8)), 16),
-        *(pytest.param(recipe, None, marks=pytest.mark.slow) for recipe in (CLASSES, TAGS, FEATURES, *OTHERS)),
+        *(slow(recipe, None) for recipe in (CLASSES, TAGS, FEATURES, *OTHERS)),
     ],
     ids=lambda value: "" if isinstance(value, Recipe) else "rounded activations" if value else "",
 )
@@ -117,7 +118,7 @@ def test_a_model_that_hugging_face_cannot_run_is_an_error(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("task", "overrides"),
     [
-        pytest.param(Task.TEXT_GENERATION, (("pad_token_id", -1),), marks=pytest.mark.slow),
+        slow(Task.TEXT_GENERATION, (("pad_token_id", -1),)),
         (Task.TEXT_CLASSIFICATION, (("id2label", {"0": 0, "1": 1.5, "2": "two"}),)),
     ],
     ids=["no padding token", "numbers as labels"],
